@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from jaxburst.convolution import convolve, prepare
+from jaxburst.data import Split
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -18,7 +21,6 @@ from jaxburst.layers import (
     Relu,
     Residual,
     Subsample,
-    has_parameters,
     named,
     validate,
 )
@@ -27,18 +29,17 @@ from jaxburst.pooling import area, max_pool, subsample, sum_pool
 EPSILON = 1e-5
 """Added to the variance in every batch normalisation, as in PyTorch."""
 
-Record = dict[str, Any]
+Record = dict[str, jax.Array]
 
 
 class Network(nn.Module):
     """A network as a Flax module.
 
     `Network(layers).apply(variables, images)` returns `(logits, record)`: the logits
-    `[B, classes]` and a tree with the output `[B, ...]` of every Relu under the
-    layer's path. What is not used of the record is not computed under `jit`.
-
-    Parameters nest under the same paths, a batch normalisation under `norm`:
-    `variables['params']['residual0']['body']['conv1']['norm']['scale']`.
+    `[B, classes]`, and the output `[B, ...]` of every Relu under its path,
+    `record['residual0/body/relu0']`. What is not used of the record is not computed
+    under `jit`. Parameters nest under the same paths, a batch normalisation under
+    `norm`: `variables['params']['residual0']['body']['conv1']['norm']['scale']`.
 
     Attributes:
       layers: the network.
@@ -47,20 +48,25 @@ class Network(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False):
-        """Applies the network to `images`, `[B, H, W, C]`, already normalised."""
+    def __call__(
+        self, images: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, Record]:
+        """Applies the network to normalised images, `[B, H, W, C]`."""
         validate(self.layers, images.shape[1:])
-        return _forward(self.layers, images, train)
+        record: Record = {}
+        return _forward(self.layers, images, train, "", record), record
 
 
-def _forward(layers: Layers, x: jax.Array, train: bool) -> tuple[jax.Array, Record]:
-    record: Record = {}
+def _forward(
+    layers: Layers, x: jax.Array, train: bool, scope: str, record: Record
+) -> jax.Array:
     for name, layer in named(layers):
+        path = f"{scope}{name}"
         match layer:
             case Conv() | Dense():
                 x = _Affine(layer, name=name)(x, train)
             case Relu():
-                x = record[name] = nn.relu(x)
+                x = record[path] = nn.relu(x)
             case MaxPool():
                 x = max_pool(x, layer)
             case AvgPool():
@@ -70,34 +76,36 @@ def _forward(layers: Layers, x: jax.Array, train: bool) -> tuple[jax.Array, Reco
             case Subsample():
                 x = subsample(x, layer)
             case Residual():
-                x, inside = _Residual(layer, name=name)(x, train)
-                record |= {name: inside} if inside else {}
-    return x, record
-
-
-class _Scope(nn.Module):
-    """The inside of a residual: `body` or `shortcut`."""
-
-    layers: Layers
-
-    @nn.compact
-    def __call__(self, x, train):
-        return _forward(self.layers, x, train)
+                x, inside = _Residual(layer, path, name=name)(x, train)
+                record |= inside
+    return x
 
 
 class _Residual(nn.Module):
+    """A scope of its own, with the scopes `body` and `shortcut` in it."""
+
     layer: Residual
+    place: str
 
     @nn.compact
     def __call__(self, x, train):
-        body, record = _Scope(self.layer.body, name="body")(x, train)
-        record = {"body": record} if record else {}
-        if has_parameters(self.layer.shortcut):
-            shortcut, inside = _Scope(self.layer.shortcut, name="shortcut")(x, train)
-        else:
-            shortcut, inside = _forward(self.layer.shortcut, x, train)
-        record |= {"shortcut": inside} if inside else {}
-        return body + shortcut, record
+        body, record = _Scope(self.layer.body, f"{self.place}/body/", name="body")(
+            x, train
+        )
+        shortcut, inside = _Scope(
+            self.layer.shortcut, f"{self.place}/shortcut/", name="shortcut"
+        )(x, train)
+        return body + shortcut, record | inside
+
+
+class _Scope(nn.Module):
+    layers: Layers
+    scope: str
+
+    @nn.compact
+    def __call__(self, x, train):
+        record: Record = {}
+        return _forward(self.layers, x, train, self.scope, record), record
 
 
 class _Affine(nn.Module):
@@ -121,3 +129,43 @@ class _Affine(nn.Module):
         if layer.norm:
             x = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, name="norm")(x)
         return x
+
+
+@partial(jax.jit, static_argnames="layers")
+def apply(
+    layers: Layers, variables: dict, images: jax.Array
+) -> tuple[jax.Array, Record]:
+    """`Network(layers).apply(variables, images)` under `jit`: `(logits, record)`."""
+    return Network(layers).apply(variables, images)
+
+
+def apply_in_batches(
+    layers: Layers, variables: dict, images: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yields `(logits, record)` of successive batches; one compilation serves all.
+
+    Args:
+      layers: the network.
+      variables: its trained `{'params', 'batch_stats'}`.
+      images: `[N, H, W, C]`, normalised. The last batch may be smaller.
+      batch_size: number of images at a time.
+    """
+    batch_size = min(batch_size, len(images))
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        missing = batch_size - len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
+        outputs = apply(layers, variables, padded)
+        yield jax.tree.map(lambda x, n=len(batch): np.asarray(x)[:n], outputs)
+
+
+def accuracy(
+    layers: Layers, variables: dict, split: Split, batch_size: int = 250
+) -> float:
+    """Share of the images of `split` that the trained network classifies correctly."""
+    correct = 0
+    for start in range(0, len(split), batch_size):
+        part = split[start : start + batch_size]
+        for logits, _ in apply_in_batches(layers, variables, part.inputs, batch_size):
+            correct += int((logits.argmax(-1) == part.labels).sum())
+    return correct / len(split)

@@ -144,11 +144,6 @@ def walk(layers: Layers, scope: str = "") -> Iterator[tuple[str, Layer]]:
             yield from walk(layer.shortcut, f"{path}/shortcut/")
 
 
-def has_parameters(layers: Layers) -> bool:
-    """Whether anything in `layers` owns weights (an identity shortcut does not)."""
-    return any(isinstance(layer, Conv | Dense) for _, layer in walk(layers))
-
-
 class Row(NamedTuple):
     """What `trace_shapes` knows of one layer.
 

@@ -1,0 +1,225 @@
+"""The equations of the paper: burst neurons and lateral-inhibition pooling.
+
+Li and Zeng, "Efficient and Accurate Conversion of Spiking Neural Network with Burst
+Spikes", IJCAI 2022 (arXiv 2204.13271).
+
+What travels between layers is whole numbers of spikes. A layer that receives `n` spikes
+of a neuron with threshold `θ` receives the charge `θ n`; potentials, currents and
+thresholds are all in the unit of the trained network's activations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst.layers import MaxPool
+from jaxburst.pooling import max_pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Burst:
+    """The kind of neuron; `fire` gives its equations.
+
+    Attributes:
+      gamma: largest number of spikes per step. 1 is the integrate-and-fire neuron,
+        `None` sets no limit.
+      signed: whether a neuron may take back spikes it has sent, by sending negative
+        ones.
+      reset: `'subtract'` the charge of the spikes, or set the potential to `'zero'`
+        after a spike (the hard-reset baseline).
+    """
+
+    gamma: int | None = 5
+    signed: bool = False
+    reset: str = "subtract"
+
+    def __post_init__(self):
+        whole = isinstance(self.gamma, int) and not isinstance(self.gamma, bool)
+        if self.gamma is not None and not (whole and self.gamma >= 1):
+            raise ValueError(
+                "Burst: gamma, the largest number of spikes per step, must be a whole "
+                f"number of at least 1, or None for no limit; found {self.gamma!r}"
+            )
+        if self.reset not in ("subtract", "zero"):
+            raise ValueError(
+                f"Burst: reset must be 'subtract' or 'zero', found {self.reset!r}"
+            )
+        if self.signed and self.reset == "zero":
+            raise ValueError(
+                "Burst: a signed neuron takes back charge it keeps count of, so it "
+                "resets by subtraction; use reset='subtract'"
+            )
+
+
+class Threshold(NamedTuple):
+    """What belongs to one layer of neurons: data, not configuration.
+
+    Each array is a scalar or has one value per channel, `[C]`; `initial` and `bias` may
+    also have one per neuron.
+
+    Attributes:
+      theta: the threshold `θ > 0`, the charge carried by one spike.
+      initial: the initial potential over the threshold, `v_0 / θ`. 0 in the paper;
+        ½ centres the error of the rate (Bu et al., AAAI 2022).
+      bias: a correction added to the current at every step.
+    """
+
+    theta: jax.Array
+    initial: jax.Array
+    bias: jax.Array
+
+
+class Membrane(NamedTuple):
+    """What a layer of neurons carries from step to step.
+
+    Attributes:
+      potential: `v`, `[B, ...]`, in units of activation.
+      sent: spikes sent so far, whole numbers `[B, ...]`; `None` unless `signed`.
+    """
+
+    potential: jax.Array
+    sent: jax.Array | None
+
+
+def fire(
+    neuron: Burst, threshold: Threshold, membrane: Membrane, current: jax.Array
+) -> tuple[Membrane, jax.Array]:
+    r"""Advances a layer of burst integrate-and-fire neurons by one time step.
+
+    .. math::
+        u_t = v_{t-1} + I_t, \qquad
+        n_t = \mathrm{clip}(\lfloor u_t / \theta \rfloor, \mathrm{low}, \gamma), \qquad
+        v_t = u_t - \theta\, n_t
+
+    with low = 0 or, for signed neurons, :math:`\max(-\gamma, -N_{t-1})`, where
+    :math:`N` counts the spikes sent so far. Charge is conserved:
+    :math:`v_T + \theta \sum_t n_t = v_0 + \sum_t I_t`. With `reset='zero'` the
+    potential is 0 after a spike instead.
+
+    Args:
+      neuron: gamma, signed and reset.
+      threshold: `θ`, and the bias that is part of the current. `initial` is not read.
+      membrane: the state after the previous step, `[B, ...]`.
+      current: the input `I_t`, `[B, ...]`, in units of activation.
+
+    Returns:
+      `(membrane, spikes)`: the state after this step, and `n_t`, whole numbers
+      `[B, ...]` in the type of the potential.
+
+    References:
+      Li and Zeng, IJCAI 2022, "burst spikes"; signed neurons with memory as in Wang et
+      al., "Signed Neuron with Memory", IJCAI 2022.
+    """
+    theta = over_channels(threshold.theta, current)
+    bias = over_channels(threshold.bias, current)
+    charged = membrane.potential + (current + bias)
+    spikes = jnp.floor(charged / theta)
+    low: jax.Array | float = 0.0
+    if neuron.signed:
+        low = -membrane.sent.astype(spikes.dtype)
+        if neuron.gamma is not None:
+            low = jnp.maximum(low, float(-neuron.gamma))
+    spikes = jnp.maximum(spikes, low)
+    if neuron.gamma is not None:
+        spikes = jnp.minimum(spikes, float(neuron.gamma))
+    if neuron.reset == "zero":
+        potential = jnp.where(spikes > 0, jnp.zeros_like(charged), charged)
+    else:
+        potential = charged - theta * spikes
+    sent = None
+    if neuron.signed:
+        sent = membrane.sent + spikes.astype(membrane.sent.dtype)
+    return Membrane(potential, sent), spikes
+
+
+def over_channels(value: jax.Array, x: jax.Array) -> jax.Array:
+    """Gives a scalar, per-channel or per-neuron value the rank of `x`, `[B, ...]`."""
+    return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+
+
+class Pool(NamedTuple):
+    """What a pooling layer carries from step to step: whole numbers.
+
+    Attributes:
+      total: running sum `S` of the input, `[B, H, W, C]`.
+      sent: `pool(S)`, what has been passed on so far, `[B, H_out, W_out, C]`.
+    """
+
+    total: jax.Array
+    sent: jax.Array
+
+
+def lateral_pool(
+    layer: MaxPool, pool: Pool, spikes: jax.Array
+) -> tuple[Pool, jax.Array]:
+    r"""Max pooling by lateral inhibition, one time step.
+
+    .. math::
+        S_t = S_{t-1} + n_t, \qquad \mathrm{out}_t = \max S_t - \max S_{t-1}
+
+    with the maximum over each window. Whoever leads inhibits the others by what has
+    been passed on, so the outputs up to `t` add up to the pool of the summed inputs,
+    for any window, stride and padding.
+
+    Args:
+      layer: window, stride and padding.
+      pool: the state after the previous step.
+      spikes: whole numbers `[B, H, W, C]`.
+
+    Returns:
+      `(pool, out)`: the state after this step and the spikes passed on,
+      `[B, H_out, W_out, C]`.
+
+    References:
+      Li and Zeng, IJCAI 2022, "lateral inhibition pooling".
+    """
+    total = pool.total + spikes
+    best = max_pool(total, layer)
+    return Pool(total, best), best - pool.sent
+
+
+def gated_pool(
+    layer: MaxPool, pool: Pool, spikes: jax.Array
+) -> tuple[Pool, jax.Array]:
+    """Max pooling by gating, one time step: the baseline of earlier work.
+
+    Among the inputs of a window whose count up to now is the largest, the largest
+    current output passes. The winner changes over time, so more can pass than any one
+    input sent: the pooling error that `lateral_pool` removes.
+
+    Args and Returns: as `lateral_pool`.
+
+    References:
+      Rueckauer et al., Frontiers in Neuroscience 2017, section 2.2.6.
+    """
+    total = pool.total + spikes
+    totals = _candidates(total, layer, -np.inf)
+    current = _candidates(spikes, layer, -np.inf)
+    leads = totals == totals.max(0, keepdims=True)
+    out = jnp.where(leads, current, jnp.full_like(current, -np.inf)).max(0)
+    return Pool(total, pool.sent + out), out
+
+
+def _candidates(x: jax.Array, layer: MaxPool, fill: float) -> jax.Array:
+    """The members of each window, `[window * window, B, H_out, W_out, C]`."""
+    edge, stride = layer.padding, layer.stride or layer.window
+    x = jnp.pad(
+        x, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=fill
+    )
+    height, width = ((side - layer.window) // stride + 1 for side in x.shape[1:3])
+    return jnp.stack(
+        [
+            x[
+                :,
+                row : row + (height - 1) * stride + 1 : stride,
+                column : column + (width - 1) * stride + 1 : stride,
+            ]
+            for row in range(layer.window)
+            for column in range(layer.window)
+        ]
+    )

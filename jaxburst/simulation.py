@@ -1,0 +1,500 @@
+"""The spiking reading of a network: burst neurons unrolled over time.
+
+    state = rest(model, spiking, images.shape)
+    state, info = step(model, circuit, drive, state)        # one time step, all layers
+
+Spikes cross all layers within one step. The image and the biases are presented at
+every step; what is affine in the image up to the first Relu is computed once, outside
+the loop. The last Dense integrates and does not spike: the logits at step `t` are the
+mean of its currents up to `t`, in the trained network's unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+
+from jaxburst.conversion import Affine, Spiking
+from jaxburst.convolution import convolve, prepare
+from jaxburst.data import Split
+from jaxburst.layers import (
+    AvgPool,
+    Conv,
+    Dense,
+    Flatten,
+    Layers,
+    MaxPool,
+    Relu,
+    Residual,
+    Subsample,
+    named,
+    trace_shapes,
+    validate,
+    walk,
+)
+from jaxburst.neuron import (
+    Burst,
+    Membrane,
+    Pool,
+    fire,
+    gated_pool,
+    lateral_pool,
+    over_channels,
+)
+from jaxburst.pooling import area, subsample, sum_pool
+
+_POOLS = {"lateral": lateral_pool, "gated": gated_pool}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Everything about a simulation that is not an array: hashable, static under jit.
+
+    Attributes:
+      layers: the network.
+      neuron: the kind of neuron that stands for every Relu.
+      pool: max pooling by `'lateral'` inhibition, or `'gated'`, the baseline.
+    """
+
+    layers: Layers
+    neuron: Burst = Burst()
+    pool: str = "lateral"
+
+    def __post_init__(self):
+        validate(self.layers)
+        if not isinstance(self.neuron, Burst):
+            raise TypeError(f"Model: neuron must be a Burst, found {self.neuron!r}")
+        if self.pool not in _POOLS:
+            raise ValueError(
+                f"Model: pool must be one of {list(_POOLS)}, found {self.pool!r}"
+            )
+
+
+State = dict[str, Any]
+
+
+class Info(NamedTuple):
+    """What one step shows; nothing of it needs to be carried to the next.
+
+    Attributes:
+      spikes: `{path: n_t}` of every Relu, whole numbers `[B, ...]`.
+      events: `{path: [B]}`, spikes of this step per image, a burst of k as k and a
+        negative spike as one. Of a Relu: those sent; of a Conv or Dense: those that
+        enter it, after max pooling and before average pooling (which merges into it).
+    """
+
+    spikes: dict[str, jax.Array]
+    events: dict[str, jax.Array]
+
+
+class Trace(NamedTuple):
+    """What `simulate` records.
+
+    Attributes:
+      logits: `[T, B, classes]`, the readout after each step, in the network's unit.
+      events: `{path: [T, B]}`, as in `Info`, for each step by itself.
+      spikes: `{path: [T, B, ...]}` of the layers asked for.
+      potentials: `{path: [T, B, ...]}` of the layers asked for, after each step.
+    """
+
+    logits: jax.Array
+    events: dict[str, jax.Array]
+    spikes: dict[str, jax.Array]
+    potentials: dict[str, jax.Array]
+
+
+class _Signal(NamedTuple):
+    """A value on its way through the network: `value * unit`, in activation units.
+
+    The unit is `None` for currents. For spikes the value is whole numbers, and their
+    `events` are counted where they were sent.
+    """
+
+    value: jax.Array
+    unit: jax.Array | None = None
+    events: jax.Array | None = None
+
+    @property
+    def charge(self) -> jax.Array:
+        if self.unit is None:
+            return self.value
+        return self.value * over_channels(self.unit, self.value)
+
+
+def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
+    """The state before the first step.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      shape: `(B, H, W, C)` of the images.
+
+    Returns:
+      `{path: Membrane}` for every Relu, `{path: Pool}` for every MaxPool, and the
+      charge that the last Dense has integrated.
+    """
+    state: State = {}
+    batch, dtype = shape[0], spiking[_readout(model)].bias.dtype
+    for row in trace_shapes(model.layers, shape[1:]):
+        input_shape, output_shape = (batch, *row.input), (batch, *row.output)
+        if isinstance(row.layer, Relu):
+            theta, initial, _ = spiking[row.path]
+            potential = jnp.broadcast_to(theta * initial, input_shape).astype(dtype)
+            counts = jnp.zeros(input_shape, jnp.int32) if model.neuron.signed else None
+            state[row.path] = Membrane(potential, counts)
+        elif isinstance(row.layer, MaxPool):
+            empty = (jnp.zeros(side, dtype) for side in (input_shape, output_shape))
+            state[row.path] = Pool(*empty)
+    state[_readout(model)] = jnp.zeros((batch, model.layers[-1].features), dtype)
+    return state
+
+
+def _readout(model: Model) -> str:
+    return named(model.layers)[-1][0]
+
+
+def _stem(layers: Layers) -> int:
+    """How many layers come before the first that changes over time."""
+    kinds = [isinstance(layer, Relu | Residual) for layer in layers]
+    return kinds.index(True)
+
+
+def build(
+    model: Model, spiking: Spiking, image_shape: tuple[int, ...]
+) -> Spiking:
+    """Does the work that depends on the weights only, once for all images and steps.
+
+    The threshold of whoever sends spikes moves into the kernels that receive them, so
+    that kernels act on whole numbers; convolutions take the form that is fast for
+    their shape.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      image_shape: `(H, W, C)`.
+
+    Returns:
+      The circuit: `spiking` with other kernels, for `step`.
+    """
+    rows = {row.path: row for row in trace_shapes(model.layers, image_shape)}
+    circuit = dict(spiking)
+    _build(model.layers, spiking, None, "", rows, circuit)
+    return circuit
+
+
+def _build(layers, spiking, unit, scope, rows, circuit):
+    for name, layer in named(layers):
+        path = f"{scope}{name}"
+        match layer:
+            case Conv() | Dense():
+                kernel, bias = spiking[path]
+                if unit is not None:
+                    kernel = kernel * unit.reshape((-1, 1) if unit.ndim else ())
+                if isinstance(layer, Conv):
+                    kernel = prepare(kernel, layer, rows[path].input)
+                circuit[path] = Affine(kernel, bias)
+                unit = None
+            case Residual(body, shortcut):
+                _build(body, spiking, unit, f"{path}/body/", rows, circuit)
+                _build(shortcut, spiking, unit, f"{path}/shortcut/", rows, circuit)
+                unit = None
+            case Relu():
+                unit = spiking[path].theta
+            case _:
+                unit = _unit_after(layer, unit, (1, *rows[path].input))
+    return unit
+
+
+def _unit_after(
+    layer, unit: jax.Array | None, shape: tuple[int, ...]
+) -> jax.Array | None:
+    """The unit of spikes after a layer that passes them on; `shape` is its input's."""
+    match layer:
+        case _ if unit is None:
+            return None
+        case AvgPool():
+            return unit / area(layer, shape)
+        case Flatten() if unit.ndim:
+            return jnp.tile(unit, np.prod(shape[1:3]))
+        case Subsample():
+            return None
+        case _:
+            return unit
+
+
+def drive(model: Model, circuit: Spiking, images: jax.Array) -> jax.Array:
+    """The constant current of the image: all layers before the first Relu.
+
+    Args:
+      model: the network, neuron and pooling.
+      circuit: from `build`.
+      images: `[B, H, W, C]`, normalised.
+
+    Returns:
+      What the first Relu (or Residual) receives at every step.
+    """
+    pairs = named(model.layers)[: _stem(model.layers)]
+    return _advance(model, pairs, circuit, {}, _Signal(images), "", None).charge
+
+
+def step(
+    model: Model, circuit: Spiking, current: jax.Array, state: State
+) -> tuple[State, Info]:
+    """Advances the whole network by one time step.
+
+    Args:
+      model: the network, neuron and pooling.
+      circuit: from `build`.
+      current: the constant input, from `drive`.
+      state: the state after the previous step, at first `rest`.
+
+    Returns:
+      `(state, info)`: the state after this step, and what the step shows.
+    """
+    state, info = dict(state), Info({}, {})
+    pairs = named(model.layers)[_stem(model.layers) :]
+    output = _advance(model, pairs, circuit, state, _Signal(current), "", info)
+    state[_readout(model)] = state[_readout(model)] + output.charge
+    return state, info
+
+
+def _advance(model, pairs, circuit, state, signal, scope, info) -> _Signal:
+    """Sends a signal through the named layers; updates `state` and `info` in place."""
+    for name, layer in pairs:
+        path = f"{scope}{name}"
+        match layer:
+            case Conv() | Dense():
+                kernel, bias = circuit[path]
+                if isinstance(layer, Conv):
+                    current = convolve(signal.value, kernel, layer)
+                else:
+                    current = signal.value @ kernel
+                if signal.events is not None:
+                    info.events[path] = signal.events
+                signal = _Signal(current + over_channels(bias, current))
+            case Relu():
+                state[path], spikes = fire(
+                    model.neuron, circuit[path], state[path], signal.charge
+                )
+                info.spikes[path] = spikes
+                info.events[path] = _count(spikes)
+                signal = _Signal(spikes, circuit[path].theta, info.events[path])
+            case MaxPool():
+                pool = _POOLS[model.pool]
+                state[path], spikes = pool(layer, state[path], signal.value)
+                signal = _Signal(spikes, signal.unit, _count(spikes))
+            case AvgPool():
+                total = sum_pool(signal.value, layer)
+                if signal.unit is None:
+                    total = total / area(layer, signal.value.shape)
+                unit = _unit_after(layer, signal.unit, signal.value.shape)
+                signal = _Signal(total, unit, signal.events)
+            case Flatten():
+                flat = signal.value.reshape(signal.value.shape[0], -1)
+                unit = _unit_after(layer, signal.unit, signal.value.shape)
+                signal = _Signal(flat, unit, signal.events)
+            case Subsample():
+                signal = _Signal(subsample(signal.charge, layer))
+            case Residual(body, shortcut):
+                inside, around = (
+                    _advance(
+                        model, named(part), circuit, state, signal, within, info
+                    ).charge
+                    for part, within in (
+                        (body, f"{path}/body/"),
+                        (shortcut, f"{path}/shortcut/"),
+                    )
+                )
+                scale = over_channels(circuit[path].scale, around)
+                signal = _Signal(inside + scale * around)
+    return signal
+
+
+def _count(spikes: jax.Array) -> jax.Array:
+    """Events per image: `Σ|n|`, `[B]`."""
+    return jnp.abs(spikes).sum(tuple(range(1, spikes.ndim)), dtype=jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("model", "steps", "record"))
+def simulate(
+    model: Model,
+    spiking: Spiking,
+    images: jax.Array,
+    steps: int,
+    *,
+    record: tuple[str, ...] = (),
+) -> Trace:
+    """Presents images for a number of time steps and records what is asked for.
+
+    Memory does not grow with `steps` but for what is recorded.
+
+    Args:
+      model: the network, neuron and pooling; static.
+      spiking: its converted weights.
+      images: `[B, H, W, C]`, normalised.
+      steps: number of time steps `T`; static.
+      record: paths of Relus whose spikes and potentials are wanted; static.
+
+    Returns:
+      The `Trace`: logits and events of every step.
+
+    Raises:
+      ValueError: for images, weights or paths that do not fit the network.
+    """
+    _check(model, spiking, images.shape, steps)
+    unknown = sorted(set(record) - set(_relus(model)))
+    if unknown:
+        raise ValueError(
+            f"simulate: cannot record {unknown}; the Relus are {_relus(model)}"
+        )
+    circuit = build(model, spiking, images.shape[1:])
+    return _unroll(model, circuit, images, steps, record)
+
+
+def _unroll(model, circuit, images, steps, record=()) -> Trace:
+    current = drive(model, circuit, images)
+
+    def advance(state: State, t: jax.Array) -> tuple[State, Trace]:
+        state, info = step(model, circuit, current, state)
+        shown = Trace(
+            logits=state[_readout(model)] / t,
+            events=info.events,
+            spikes={path: info.spikes[path] for path in record},
+            potentials={path: state[path].potential for path in record},
+        )
+        return state, shown
+
+    state = rest(model, circuit, images.shape)
+    times = jnp.arange(1, steps + 1, dtype=state[_readout(model)].dtype)
+    return jax.lax.scan(advance, state, times)[1]
+
+
+@partial(jax.jit, static_argnames=("model", "steps"))
+def infer(
+    model: Model, spiking: Spiking, images: jax.Array, steps: int
+) -> jax.Array:
+    """The logits `[B, classes]` after `steps` time steps, and nothing else.
+
+    Args and errors: as `simulate`.
+    """
+    _check(model, spiking, images.shape, steps)
+    circuit = build(model, spiking, images.shape[1:])
+    current = drive(model, circuit, images)
+    state = jax.lax.fori_loop(
+        0,
+        steps,
+        lambda _, state: step(model, circuit, current, state)[0],
+        rest(model, circuit, images.shape),
+    )
+    return state[_readout(model)] / steps
+
+
+class Curves(NamedTuple):
+    """Means over a data set, for every time step.
+
+    Attributes:
+      accuracy: `[T]`, share of the images that are right when read out after `t` steps.
+      events: `{path: [T]}`, mean events per image at step `t` by itself, as in `Info`.
+      images: number of images.
+    """
+
+    accuracy: np.ndarray
+    events: dict[str, np.ndarray]
+    images: int
+
+
+def evaluate(
+    model: Model,
+    spiking: Spiking,
+    split: Split,
+    steps: int,
+    *,
+    batch_size: int = 100,
+    progress: bool = True,
+) -> Curves:
+    """Simulates a whole data set; one compilation serves all batches.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      split: images and labels.
+      steps: number of time steps `T`.
+      batch_size: number of images at a time; a last partial batch is padded, and what
+        was padded is not counted.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The `Curves`.
+
+    Raises:
+      ValueError: for an empty split, or images or weights that do not fit the network.
+    """
+    if len(split) == 0:
+        raise ValueError("evaluate: there are no images in this split")
+    batch_size = min(batch_size, len(split))
+    shape = (batch_size, *split.images.shape[1:])
+    _check(model, spiking, shape, steps)
+    circuit = jax.jit(build, static_argnums=(0, 2))(model, spiking, shape[1:])
+    correct = np.zeros(steps, np.int64)
+    events: dict[str, np.ndarray] = {}
+    starts: Iterable[int] = range(0, len(split), batch_size)
+    if progress:
+        starts = track(starts, f"simulating {steps} steps", transient=True)
+    for start in starts:
+        part = split[start : start + batch_size]
+        missing = batch_size - len(part)
+        inputs = np.concatenate([part.inputs, np.zeros((missing, *shape[1:]), "f4")])
+        labels = np.concatenate([part.labels, np.full(missing, -1, np.int32)])
+        hits, counts = jax.device_get(_score(model, circuit, inputs, labels, steps))
+        correct += hits
+        for path, count in counts.items():
+            total = count[:, : len(part)].sum(1, dtype=np.int64)
+            events[path] = events.get(path, 0) + total
+    means = {path: total / len(split) for path, total in events.items()}
+    return Curves(correct / len(split), means, len(split))
+
+
+@partial(jax.jit, static_argnames=("model", "steps"))
+def _score(model, circuit, images, labels, steps):
+    """Right answers per step `[T]`, and events per step and image `{path: [T, B]}`."""
+    trace = _unroll(model, circuit, images, steps)
+    hits = trace.logits.argmax(-1).astype(labels.dtype) == labels.reshape(1, -1)
+    return hits.sum(1, dtype=jnp.int32), trace.events
+
+
+def _relus(model: Model) -> list[str]:
+    return [path for path, layer in walk(model.layers) if isinstance(layer, Relu)]
+
+
+def _check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:
+    """Refuses what does not fit, before anything is computed."""
+    if len(shape) != 4:
+        raise ValueError(f"images must be [B, H, W, C], found the shape {shape}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, found {steps!r}")
+    validate(model.layers, shape[1:])
+    for row in trace_shapes(model.layers, shape[1:]):
+        if not isinstance(row.layer, Conv | Dense | Relu | Residual):
+            continue
+        if row.path not in spiking:
+            raise ValueError(
+                f"{row.path}: the converted network has no weights for it; convert "
+                "with the layers that are simulated"
+            )
+        if isinstance(row.layer, Conv | Dense):
+            found = spiking[row.path].kernel.shape
+            expected = (row.input[-1], row.layer.features)
+            if isinstance(row.layer, Conv):
+                expected = (row.layer.kernel,) * 2 + expected
+            if found != expected:
+                raise ValueError(
+                    f"{row.path}: for images of {shape[1:]} the kernel must be "
+                    f"{expected}, found {found}"
+                )
