@@ -100,12 +100,12 @@ class _Residual(nn.Module):
 
 class _Scope(nn.Module):
     layers: Layers
-    scope: str
+    prefix: str
 
     @nn.compact
     def __call__(self, x, train):
         record: Record = {}
-        return _forward(self.layers, x, train, self.scope, record), record
+        return _forward(self.layers, x, train, self.prefix, record), record
 
 
 class _Affine(nn.Module):

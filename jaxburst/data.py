@@ -1,0 +1,578 @@
+"""Images and labels in memory: scikit-learn's digits, and CIFAR through TFDS.
+
+    cifar = data.load("cifar100", "data")       # downloads and prepares at first
+    rows = data.batch_indices(seed, step, 128, len(cifar.train))
+    batch = cifar.train[rows]
+    images = data.crop_and_flip(key, batch.images)
+    inputs = data.normalise(images, batch.mean, batch.std)
+
+TensorFlow is never needed: tensorflow-datasets reads its array_record files without it,
+and `prepare` writes them without it. `N` counts images, `B` those of a batch; images
+are uint8 `[N, H, W, C]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_DIGITS_SEED = 0
+_DIGITS_TEST = 360
+_ANEW = "delete that folder and run again: it will be prepared anew"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images, and the constants that normalise them.
+
+    Attributes:
+      images: pixels 0..255. uint8 `[N, H, W, C]`.
+      labels: classes. int32 `[N]`.
+      mean: mean of each channel, in units of pixel/255.
+      std: standard deviation of each channel, in the same unit.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> Split:
+        """The images that a slice, an array of indices or a mask `[N]` selects."""
+        if not isinstance(index, slice) and np.ndim(index) != 1:
+            raise TypeError(
+                f"Split: expected a slice or a 1-d array of indices, found {index!r}; "
+                "one image is split[i : i + 1]"
+            )
+        return dataclasses.replace(
+            self, images=self.images[index], labels=self.labels[index]
+        )
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """What the network is given: float32 `[N, H, W, C]`, 4 × `images.nbytes`."""
+        return normalise(self.images, self.mean, self.std)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits.
+
+    Attributes:
+      name: `digits`, `cifar10` or `cifar100`.
+      train: images to train on.
+      validation: images held out of the training set, to choose by. May be empty.
+      test: images to report on.
+      classes: number of classes; labels are 0 .. classes - 1.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+
+    def with_normalisation(self, mean, std) -> Dataset:
+        """The same images with the constants of, say, a network trained elsewhere.
+
+        Args:
+          mean: mean of each channel, in units of pixel/255.
+          std: standard deviation of each channel, in the same unit.
+        """
+        constants = {"mean": _floats(mean), "std": _floats(std)}
+        splits = {
+            name: dataclasses.replace(getattr(self, name), **constants)
+            for name in ("train", "validation", "test")
+        }
+        return dataclasses.replace(self, **splits)
+
+
+def normalise(images, mean, std):
+    """Rescales pixels: `(images / 255 - mean) / std`.
+
+    Args:
+      images: pixels 0..255, NumPy or JAX. uint8 `[..., C]`.
+      mean: one number per channel, in units of pixel/255.
+      std: one positive number per channel, in the same unit.
+
+    Returns:
+      float32 `[..., C]`, NumPy from NumPy and JAX from JAX.
+
+    Raises:
+      TypeError: the images are not uint8.
+      ValueError: there is not one `mean` and one positive `std` per channel.
+    """
+    if images.dtype != np.uint8:
+        raise TypeError(
+            f"normalise: expected uint8 pixels 0..255, found {images.dtype}; "
+            "images that are normalised already must not be normalised again"
+        )
+    mean = np.asarray(mean, np.float32)
+    std = np.asarray(std, np.float32)
+    channels = images.shape[-1]
+    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+        raise ValueError(
+            f"normalise: images {images.shape} have {channels} channel(s), each needs "
+            f"a mean and a positive std; found mean {mean.tolist()}, std {std.tolist()}"
+        )
+    along_channels = (1,) * (images.ndim - 1) + (channels,)
+    pixels = images.astype(np.float32) / np.float32(255)
+    return (pixels - mean.reshape(along_channels)) / std.reshape(along_channels)
+
+
+def load(
+    name: str, data_dir="data", *, validation: int | None = None, download: bool = True
+) -> Dataset:
+    """Loads a dataset by name: `digits`, `cifar10` or `cifar100`.
+
+    Args:
+      name: which dataset.
+      data_dir: folder of the prepared datasets. Not used by `digits`.
+      validation: images held out of the training set; None for the usual number.
+      download: whether a missing dataset may be downloaded. Not used by `digits`.
+
+    Raises:
+      ValueError: the name is unknown. See `digits`, `cifar10`, `cifar100` for others.
+    """
+    held_out = {} if validation is None else {"validation": validation}
+    if name == "digits":
+        return digits(**held_out)
+    if name in _CIFAR:
+        return _cifar(name, data_dir, download=download, **held_out)
+    known = ", ".join(["digits", *_CIFAR])
+    raise ValueError(f"unknown dataset {name!r}: expected one of {known}")
+
+
+def digits(*, validation: int = 180) -> Dataset:
+    """Loads scikit-learn's 1,797 handwritten digits, 8×8 pixels; needs no download.
+
+    The 360 test images are always the same, and so is the order in which images are
+    held out: a smaller validation split is the beginning of a larger one. Every split
+    holds the ten classes in proportion. Grey levels 0..16 are stretched to 0..255.
+
+    Args:
+      validation: images held out of the 1,437 for training.
+
+    Raises:
+      ImportError: scikit-learn is missing.
+      ValueError: `validation` leaves nothing to train on.
+    """
+    _require("sklearn")
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    images = np.rint(source.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = source.target.astype(np.int32)
+    order = _stratified_order(labels)
+    test, rest = order[:_DIGITS_TEST], order[_DIGITS_TEST:]
+    _check_validation("digits", validation, len(rest))
+    held_out, kept = rest[:validation], rest[validation:]
+    pixels = images[kept] / 255
+    constants = _floats([pixels.mean()]), _floats([pixels.std()])
+    train, held_out, test = (
+        Split(images[rows], labels[rows], *constants) for rows in (kept, held_out, test)
+    )
+    return Dataset("digits", train, held_out, test, classes=10)
+
+
+def cifar10(
+    data_dir="data", *, validation: int = 5000, download: bool = True
+) -> Dataset:
+    """Loads CIFAR-10: 50,000 training and 10,000 test images, 32×32×3, 10 classes.
+
+    Images come in an order that is random but fixed by their pixels, hence the same
+    whoever prepared the files; the first `validation` training images are held out.
+    All are read into memory, 184 MB, in some ten seconds.
+
+    Args:
+      data_dir: folder of the prepared datasets, as TFDS lays them out.
+      validation: images held out of the 50,000; 0 trains on all of them.
+      download: whether to `prepare` the dataset when it is not there.
+
+    Raises:
+      ConnectionError: the download failed; says where to put the archive by hand.
+      FileNotFoundError: nothing (whole) is prepared there, and nothing was downloaded.
+      ImportError: a package of `jaxburst[data]` is missing.
+      ValueError: what is there cannot be used, or `validation` leaves no training set.
+    """
+    return _cifar("cifar10", data_dir, validation=validation, download=download)
+
+
+def cifar100(
+    data_dir="data", *, validation: int = 5000, download: bool = True
+) -> Dataset:
+    """Loads CIFAR-100, the 100 fine classes. Everything else is as in `cifar10`."""
+    return _cifar("cifar100", data_dir, validation=validation, download=download)
+
+
+def prepare(name: str, data_dir) -> Path:
+    """Downloads CIFAR and writes it as TFDS would, without TensorFlow.
+
+    An archive put at `<data_dir>/downloads/manual/` by hand is used instead of
+    downloading. Either is checked against the SHA-256 that TFDS publishes. What is
+    prepared already is left alone.
+
+    Args:
+      name: `cifar10` or `cifar100`.
+      data_dir: folder of the prepared datasets.
+
+    Returns:
+      The folder of this dataset, `<data_dir>/<name>/<version>`.
+
+    Raises:
+      As `cifar10`.
+    """
+    if name not in _CIFAR:
+        raise ValueError(
+            f"prepare: expected one of {', '.join(_CIFAR)}, found {name!r}"
+        )
+    directory = _directory(name, data_dir)
+    if not directory.exists():
+        _write(name, directory.parents[1])
+    _open(name, data_dir)
+    return directory
+
+
+def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
+    """Shifts each image at random, and mirrors half of them.
+
+    Each image gets a border of `padding` black pixels, is cropped at a random place
+    to its old size, then flipped left to right with probability 1/2.
+
+    Args:
+      key: JAX random key.
+      images: pixels, before `normalise` (so that the border is black). `[B, H, W, C]`.
+      padding: width of the border, in pixels; static under `jit`.
+
+    Returns:
+      As `images`, same dtype.
+    """
+    return _crop_and_flip(images, *_draw(key, len(images), padding), padding)
+
+
+def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
+    """Which images make the batch of a training step: a pure function, hence resumable.
+
+    Every epoch of `size // batch_size` steps goes through a new permutation of the
+    images; the remainder that fills no batch is dropped.
+
+    Args:
+      seed: chooses the sequence of permutations.
+      step: number of the step since training began, from 0.
+      batch_size: images per batch.
+      size: images in the training set.
+
+    Returns:
+      int32 `[batch_size]`, distinct, in `0 .. size - 1`.
+
+    Raises:
+      ValueError: the step is negative, or no batch can be filled.
+    """
+    if not 1 <= batch_size <= size:
+        raise ValueError(
+            f"batch_indices: batch_size must be in 1 .. {size}, the number of images; "
+            f"found {batch_size}"
+        )
+    if step < 0:
+        raise ValueError(f"batch_indices: steps count from 0, found step {step}")
+    epoch, position = divmod(int(step), size // batch_size)
+    start = position * batch_size
+    order = _permutation(seed, epoch, size)
+    return order[start : start + batch_size].astype(np.int32)
+
+
+# Random choices.
+
+
+def _permutation(seed: int, stream: int, size: int) -> np.ndarray:
+    # NumPy promises that raw Philox streams never change; `permutation` may.
+    raw = np.random.Philox(key=[int(seed), int(stream)]).random_raw(size)
+    return np.argsort(raw)
+
+
+def _stratified_order(labels: np.ndarray) -> np.ndarray:
+    """A fixed order in which every beginning holds the classes in proportion."""
+    order = _permutation(_DIGITS_SEED, 0, len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.argsort(place, kind="stable")
+
+
+def _check_validation(name: str, validation: int, size: int) -> None:
+    if not 0 <= validation < size:
+        raise ValueError(
+            f"{name}: validation must be in 0 .. {size - 1}, to leave some of the "
+            f"{size} images to train on; found {validation}"
+        )
+
+
+def _draw(key, batch: int, padding: int):
+    """Random corners `[B, 2]` (row, column) and flips `[B]`."""
+    corner_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(
+        corner_key, (batch, 2), 0, 2 * padding + 1, dtype=jnp.int32
+    )
+    return corners, jax.random.bernoulli(flip_key, shape=(batch,))
+
+
+def _crop_and_flip(images, corners, flips, padding: int):
+    batch, height, width, _ = images.shape
+    border = (padding, padding)
+    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
+    row = np.arange(height, dtype=np.int32)[None, :]
+    column = np.arange(width, dtype=np.int32)[None, :]
+    rows = corners[:, :1] + row
+    columns = corners[:, 1:] + jnp.where(flips[:, None], width - 1 - column, column)
+    image = np.arange(batch, dtype=np.int32)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]]
+
+
+# CIFAR on disk.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cifar:
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: int = 50_000
+    test: int = 10_000
+
+
+_CIFAR = {
+    "cifar10": _Cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Cifar(100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+def _cifar(name: str, data_dir, *, validation: int = 5000, download: bool) -> Dataset:
+    facts = _CIFAR[name]
+    _check_validation(name, validation, facts.train)
+    if download:
+        prepare(name, data_dir)
+    builder = _open(name, data_dir)
+    try:
+        train, test = (
+            Split(*_read(builder, split), facts.mean, facts.std)
+            for split in ("train", "test")
+        )
+    except RuntimeError as error:  # what array_record raises for a damaged file
+        raise RuntimeError(
+            f"{name}: cannot read {builder.data_path} ({error}); {_ANEW}"
+        ) from error
+    return Dataset(name, train[validation:], train[:validation], test, facts.classes)
+
+
+def _open(name: str, data_dir):
+    """The TFDS reader of a prepared dataset, or an error that says what is wrong."""
+    directory = _directory(name, data_dir)
+    if not directory.exists():
+        raise FileNotFoundError(
+            f"{name}: expected a prepared dataset in {directory}, found nothing; "
+            "pass the data_dir (--data-dir) that holds it, or allow the download"
+        )
+    for file in ("dataset_info.json", "features.json"):
+        if not (directory / file).exists():
+            raise FileNotFoundError(
+                f"{name}: {directory} is incomplete, it has no {file}; {_ANEW}"
+            )
+    builder = _tfds().builder_from_directory(directory)
+    found = builder.info.file_format.value
+    if found != "array_record":
+        raise ValueError(
+            f"{name}: expected array_record files in {directory}, found {found}, which "
+            "cannot be read without TensorFlow; pass another data_dir (--data-dir)"
+        )
+    rows = {split: info.num_examples for split, info in builder.info.splits.items()}
+    expected = {"train": _CIFAR[name].train, "test": _CIFAR[name].test}
+    if rows != expected:
+        raise ValueError(
+            f"{name}: expected images {expected} in {directory}, found {rows}; {_ANEW}"
+        )
+    return builder
+
+
+def _read(builder, split: str):
+    """All images and labels of a split, in the order of their content."""
+    from PIL import Image
+
+    # TFDS would decode with OpenCV if that is installed, else warn about Pillow.
+    raw = {"image": _tfds().decode.SkipDecoding()}
+    formats = ("PNG", "WEBP")
+    source = builder.as_data_source(split=split, decoders=raw)
+    size = len(source)
+    images = np.empty((size, 32, 32, 3), np.uint8)
+    labels = np.empty(size, np.int32)
+    chunks = range(0, size, 1000)
+    for start in _track(chunks, f"Reading {builder.name} {split}", len(chunks)):
+        stop = min(start + 1000, size)
+        records = source.__getitems__(range(start, stop))
+        for i, record in enumerate(records, start):
+            # Naming the formats spares Pillow the search among all it knows.
+            with Image.open(io.BytesIO(record["image"]), formats=formats) as image:
+                images[i] = np.asarray(image)
+            labels[i] = record["label"]
+    order = _content_order(images, labels)
+    return images[order], labels[order]
+
+
+def _content_order(images, labels) -> np.ndarray:
+    # As good as a seeded permutation, and the same for every copy of the dataset: no
+    # image that a network was trained on can turn up in the validation split of another
+    # copy. Rows and names of the files do differ between copies.
+    digests = (hashlib.blake2b(image.tobytes(), digest_size=8) for image in images)
+    keys = np.array([int.from_bytes(d.digest(), "big") for d in digests], np.uint64)
+    return np.lexsort((labels, keys))
+
+
+def _write(name: str, data_dir: Path) -> None:
+    """Makes the dataset from its archive, fetched if it is not there."""
+    tfds = _tfds()
+    from tensorflow_datasets.core.download.download_manager import (
+        NonMatchingChecksumError,
+    )
+
+    manual = data_dir / "downloads" / "manual"
+    builder = _tensorflow_free_builder(name)(
+        data_dir=data_dir, file_format="array_record"
+    )
+    url = builder._cifar_info.url
+    archive = manual / url.rpartition("/")[2]
+    if not archive.exists():
+        _fetch(name, url, archive)
+    # TFDS uses, and checks, what it finds in manual_dir; so it never downloads itself
+    # (offline, it would try for minutes).
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual, force_checksums_validation=True
+    )
+    try:
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    except NonMatchingChecksumError as error:
+        raise ValueError(
+            f"{name}: {archive} is damaged, or is not the archive that {url} names; "
+            f"delete it and try again.\n{error}"
+        ) from error
+
+
+def _fetch(name: str, url: str, archive: Path, timeout: float = 10) -> None:
+    """Downloads a file, which appears only when it is complete."""
+    import requests
+
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_name(f"{archive.name}.{os.getpid()}.part")
+    block = 1 << 20
+    try:
+        with requests.get(url, stream=True, timeout=timeout) as response:
+            response.raise_for_status()
+            size = int(response.headers.get("Content-Length", 0))
+            blocks = response.iter_content(block)
+            with part.open("wb") as file:
+                for content in _track(blocks, f"Downloading {name}", size / block):
+                    file.write(content)
+        os.replace(part, archive)
+    except requests.RequestException as error:
+        raise ConnectionError(
+            f"{name}: could not download {url} ({error}). Without a network, fetch it "
+            f"elsewhere and put it at {archive.resolve()}, or pass the data_dir "
+            "(--data-dir) that holds the prepared dataset"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _tensorflow_free_builder(name: str):
+    """TFDS's own CIFAR builder, where it unpacks and encodes without TensorFlow."""
+    from PIL import Image
+
+    stock = _stock_builder(name)
+
+    class Builder(stock, skip_registration=True):
+        name = stock.name
+        pkg_dir_path = None
+
+        def _split_generators(self, downloads):
+            info = self._cifar_info
+            with tarfile.open(downloads.download(info.url)) as tar:
+                files = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+            for key, file in zip(info.label_keys, info.label_files, strict=True):
+                names = files[info.prefix + file].decode().split()
+                self.info.features[key].names = names
+            train, test = (
+                b"".join(files[info.prefix + file] for file in group)
+                for group in (info.train_files, info.test_files)
+            )
+            return {
+                "train": self._generate_examples("train_", train),
+                "test": self._generate_examples("test_", test),
+            }
+
+        def _generate_examples(self, prefix, content):
+            keys = self._cifar_info.label_keys
+            rows = np.frombuffer(content, np.uint8).reshape(-1, len(keys) + 3072)
+            for i, row in enumerate(rows):
+                labels = dict(zip(keys, row, strict=False))
+                pixels = row[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0)
+                # As a Pillow image, because TFDS encodes arrays with TensorFlow.
+                image = Image.fromarray(pixels)
+                yield i, {**labels, "id": f"{prefix}{i:05d}", "image": image}
+
+    return Builder
+
+
+def _stock_builder(name: str):
+    return getattr(_tfds().image_classification, name.capitalize())
+
+
+def _directory(name: str, data_dir) -> Path:
+    """Where TFDS puts this dataset."""
+    return Path(data_dir).expanduser() / name / str(_stock_builder(name).VERSION)
+
+
+def _tfds():
+    # TFDS names none of the others when it misses them.
+    _require("tensorflow_datasets", "array_record", "importlib_resources", "PIL")
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'jaxburst.data needs {", ".join(missing)}: pip install "jaxburst[data]"'
+        )
+
+
+def _track(items, description: str, total: float):
+    """A progress bar on standard error, where there is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(
+        items,
+        description,
+        total or None,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _floats(values) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
