@@ -1,1 +1,76 @@
+"""Convert trained ReLU networks into burst-spiking networks, and simulate them in JAX.
+
+The ten-line program:
+
+    import jaxburst as jb
+
+    data = jb.data.digits()
+    layers = jb.zoo.vgg_tiny(classes=10)
+    variables, history = jb.fit(layers, data.train, jb.Recipe(epochs=30))
+    neuron = jb.Burst(gamma=5)
+    thresholds = jb.calibrate(layers, variables, data.train.inputs[:500], neuron)
+    spiking = jb.convert(layers, variables, thresholds)
+    model = jb.Model(layers, neuron)
+    curves = jb.evaluate(model, spiking, data.test, steps=32)
+    print(curves.accuracy)  # after 1, 2, ... 32 time steps
+    print(jb.energy.relative(layers, (8, 8, 1), curves.events))  # over the ANN's
+"""
+
+from jaxburst import (
+    analysis,
+    ann,
+    calibration,
+    checkpoint,
+    conversion,
+    data,
+    energy,
+    layers,
+    neuron,
+    simulation,
+    training,
+    zoo,
+)
+from jaxburst.ann import Network, accuracy
+from jaxburst.calibration import calibrate
+from jaxburst.checkpoint import load, save
+from jaxburst.conversion import convert, normalise, verify
+from jaxburst.layers import summary, validate
+from jaxburst.neuron import Burst
+from jaxburst.pytorch import load_pytorch
+from jaxburst.simulation import Model, evaluate, infer, simulate
+from jaxburst.training import Recipe, fit
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Burst",
+    "Model",
+    "Network",
+    "Recipe",
+    "accuracy",
+    "analysis",
+    "ann",
+    "calibrate",
+    "calibration",
+    "checkpoint",
+    "conversion",
+    "convert",
+    "data",
+    "energy",
+    "evaluate",
+    "fit",
+    "infer",
+    "layers",
+    "load",
+    "load_pytorch",
+    "neuron",
+    "normalise",
+    "save",
+    "simulate",
+    "simulation",
+    "summary",
+    "training",
+    "validate",
+    "verify",
+    "zoo",
+]

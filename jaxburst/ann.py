@@ -155,8 +155,9 @@ def apply_in_batches(
         batch = np.asarray(images[start : start + batch_size])
         missing = batch_size - len(batch)
         padded = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
-        outputs = apply(layers, variables, padded)
-        yield jax.tree.map(lambda x, n=len(batch): np.asarray(x)[:n], outputs)
+        logits, record = jax.device_get(apply(layers, variables, padded))
+        count = len(batch)
+        yield logits[:count], {path: x[:count] for path, x in record.items()}
 
 
 def accuracy(

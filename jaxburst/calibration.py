@@ -55,10 +55,7 @@ def calibrate(
       Percentile: Rueckauer et al., 2017. Division by γ: the normalisation of Li and
       Zeng, IJCAI 2022, in activation units.
     """
-    if not 0 <= percentile <= 100:
-        raise ValueError(
-            f"calibrate: percentile must lie between 0 and 100, found {percentile}"
-        )
+    check_percentile(percentile)
     if per not in ("layer", "channel"):
         raise ValueError(f"calibrate: per must be 'layer' or 'channel', found {per!r}")
     if neuron.gamma is None:
@@ -87,6 +84,19 @@ def calibrate(
         path: _threshold(path, peak.value(), percentile, neuron.gamma, per)
         for path, peak in peaks.items()
     }
+
+
+def check_percentile(percentile: float) -> None:
+    """Refuses what is not between 0 and 100.
+
+    Raises:
+      ValueError: saying what was found.
+    """
+    if not 0 <= percentile <= 100:
+        raise ValueError(
+            f"percentile must lie between 0 and 100, found {percentile}; "
+            "99.9 leaves out the largest thousandth of the activations"
+        )
 
 
 class _Peak:

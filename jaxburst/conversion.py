@@ -106,8 +106,8 @@ def convert(
                 spiking[path] = Shortcut(jnp.ones((), dtype))
     if weights:
         raise ValueError(
-            f"the variables hold weights for which there is no layer: {sorted(weights)}; "
-            "pass the layers that were trained"
+            f"the variables hold weights without a layer: {sorted(weights)}; pass the "
+            "layers that were trained"
         )
     return spiking
 

@@ -109,7 +109,7 @@ Layer: TypeAlias = (
 )
 Layers: TypeAlias = tuple[Layer, ...]
 
-_KINDS = (Conv, Dense, Relu, MaxPool, AvgPool, Flatten, Subsample, Residual)
+KINDS = (Conv, Dense, Relu, MaxPool, AvgPool, Flatten, Subsample, Residual)
 
 
 def named(layers: Layers) -> list[tuple[str, Layer]]:
@@ -239,9 +239,7 @@ def _trace(layers: Layers, signal: _Signal, scope: str, rows: list[Row]) -> _Sig
             shape, spread = body.shape, 1.0
         else:
             shape, spread = _after(layer, signal, path)
-        rows.append(
-            Row(path, layer, signal.shape, shape, signal.kind, signal.spread)
-        )
+        rows.append(Row(path, layer, signal.shape, shape, signal.kind, signal.spread))
         signal = _Signal(shape, _kind_after(layer, signal.kind, path), spread)
     return signal
 
@@ -280,7 +278,9 @@ def _after(layer: Layer, signal: _Signal, path: str) -> tuple[Shape, float]:
     """Shape of the layer's output, and the spread of its source's events there."""
     shape, _, spread = signal
     if isinstance(layer, Dense) and len(shape) != 1:
-        raise ValueError(f"{path}: expected a vector, found {shape}; put Flatten before")
+        raise ValueError(
+            f"{path}: expected a vector, found {shape}; put a Flatten before it"
+        )
     if isinstance(layer, Conv | MaxPool | AvgPool | Subsample) and len(shape) != 3:
         raise ValueError(
             f"{path}: expected a map (height, width, channels), found {shape}"
@@ -293,7 +293,8 @@ def _after(layer: Layer, signal: _Signal, path: str) -> tuple[Shape, float]:
         case Relu():
             return shape, 1.0
         case MaxPool(window, stride, padding):
-            return (*_sides(shape, window, stride or window, padding, path), shape[2]), 1.0
+            sides = _sides(shape, window, stride or window, padding, path)
+            return (*sides, shape[2]), 1.0
         case AvgPool(window, stride):
             if window is None and shape[0] != shape[1]:
                 raise ValueError(
@@ -359,8 +360,8 @@ def validate(layers: Layers, image_shape: Shape | None = None) -> None:
 
 def _validate_scope(layers: Layers, scope: str) -> None:
     for position, layer in enumerate(layers):
-        if not isinstance(layer, _KINDS):
-            kinds = ", ".join(kind.__name__ for kind in _KINDS)
+        if not isinstance(layer, KINDS):
+            kinds = ", ".join(kind.__name__ for kind in KINDS)
             raise TypeError(
                 f"layer {position} of {scope.rstrip('/') or 'the network'}: {layer!r} "
                 f"has no spiking meaning here; the layers are {kinds}"

@@ -183,9 +183,7 @@ def lateral_pool(
     return Pool(total, best), best - pool.sent
 
 
-def gated_pool(
-    layer: MaxPool, pool: Pool, spikes: jax.Array
-) -> tuple[Pool, jax.Array]:
+def gated_pool(layer: MaxPool, pool: Pool, spikes: jax.Array) -> tuple[Pool, jax.Array]:
     """Max pooling by gating, one time step: the baseline of earlier work.
 
     Among the inputs of a window whose count up to now is the largest, the largest
@@ -208,9 +206,7 @@ def gated_pool(
 def _candidates(x: jax.Array, layer: MaxPool, fill: float) -> jax.Array:
     """The members of each window, `[window * window, B, H_out, W_out, C]`."""
     edge, stride = layer.padding, layer.stride or layer.window
-    x = jnp.pad(
-        x, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=fill
-    )
+    x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=fill)
     height, width = ((side - layer.window) // stride + 1 for side in x.shape[1:3])
     return jnp.stack(
         [

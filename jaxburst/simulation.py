@@ -61,11 +61,15 @@ class Model:
       layers: the network.
       neuron: the kind of neuron that stands for every Relu.
       pool: max pooling by `'lateral'` inhibition, or `'gated'`, the baseline.
+      exact: convolve by definition only. Otherwise some layers use a faster algorithm
+        where there is one (Winograd's, on CPU, in single precision), which rounds
+        differently: a potential at the very threshold may cross it a step apart.
     """
 
     layers: Layers
     neuron: Burst = Burst()
     pool: str = "lateral"
+    exact: bool = False
 
     def __post_init__(self):
         validate(self.layers)
@@ -166,9 +170,7 @@ def _stem(layers: Layers) -> int:
     return kinds.index(True)
 
 
-def build(
-    model: Model, spiking: Spiking, image_shape: tuple[int, ...]
-) -> Spiking:
+def build(model: Model, spiking: Spiking, image_shape: tuple[int, ...]) -> Spiking:
     """Does the work that depends on the weights only, once for all images and steps.
 
     The threshold of whoever sends spikes moves into the kernels that receive them, so
@@ -185,11 +187,11 @@ def build(
     """
     rows = {row.path: row for row in trace_shapes(model.layers, image_shape)}
     circuit = dict(spiking)
-    _build(model.layers, spiking, None, "", rows, circuit)
+    _build(model, model.layers, spiking, None, "", rows, circuit)
     return circuit
 
 
-def _build(layers, spiking, unit, scope, rows, circuit):
+def _build(model, layers, spiking, unit, scope, rows, circuit):
     for name, layer in named(layers):
         path = f"{scope}{name}"
         match layer:
@@ -198,12 +200,15 @@ def _build(layers, spiking, unit, scope, rows, circuit):
                 if unit is not None:
                     kernel = kernel * unit.reshape((-1, 1) if unit.ndim else ())
                 if isinstance(layer, Conv):
-                    kernel = prepare(kernel, layer, rows[path].input)
+                    shape, exact = rows[path].input, model.exact
+                    kernel = prepare(kernel, layer, shape, exact=exact)
                 circuit[path] = Affine(kernel, bias)
                 unit = None
             case Residual(body, shortcut):
-                _build(body, spiking, unit, f"{path}/body/", rows, circuit)
-                _build(shortcut, spiking, unit, f"{path}/shortcut/", rows, circuit)
+                _build(model, body, spiking, unit, f"{path}/body/", rows, circuit)
+                _build(
+                    model, shortcut, spiking, unit, f"{path}/shortcut/", rows, circuit
+                )
                 unit = None
             case Relu():
                 unit = spiking[path].theta
@@ -377,9 +382,7 @@ def _unroll(model, circuit, images, steps, record=()) -> Trace:
 
 
 @partial(jax.jit, static_argnames=("model", "steps"))
-def infer(
-    model: Model, spiking: Spiking, images: jax.Array, steps: int
-) -> jax.Array:
+def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.Array:
     """The logits `[B, classes]` after `steps` time steps, and nothing else.
 
     Args and errors: as `simulate`.

@@ -97,7 +97,7 @@ def resnet(
     if isinstance(blocks, int):
         blocks = (blocks,) * len(widths)
     layers: list = [*stem]
-    channels = next(layer for layer in reversed(stem) if isinstance(layer, Conv)).features
+    channels = [layer.features for layer in stem if isinstance(layer, Conv)][-1]
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for block in range(count):
             stride = 2 if stage > 0 and block == 0 else 1

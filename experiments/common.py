@@ -1,0 +1,247 @@
+"""What the experiments share: convert, simulate, write down, draw.
+
+Every experiment ends in `compare`: bursts beside the integrate-and-fire baseline on the
+same trained network, as a table, a JSON file and a figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jaxburst as jb
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """How a trained network is converted and simulated.
+
+    Attributes:
+      steps: number of time steps.
+      gamma: largest number of spikes per step of a burst neuron.
+      percentile: of the activations; the range that thresholds are made to cover.
+      initial: initial potential over threshold (0 in the paper).
+      calibration: number of training images that are looked at for the thresholds.
+      limit: number of test images; all of them if not given.
+    """
+
+    steps: int = 64
+    gamma: int = 5
+    percentile: float = 99.9
+    initial: float = 0.5
+    calibration: int = 1000
+    limit: int | None = None
+
+    def __post_init__(self):
+        jb.Burst(self.gamma)
+        jb.calibration.check_percentile(self.percentile)
+        for name in ("steps", "calibration", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+
+
+def compare(
+    dataset: jb.data.Dataset,
+    layers: jb.layers.Layers,
+    variables: dict,
+    settings: Simulation,
+    folder: Path,
+) -> dict:
+    """Converts a trained network with bursts and with plain IF, and simulates both.
+
+    Prints the report of each layer, saves the burst network under `folder`, and returns
+    everything that was measured, ready for `write`.
+    """
+    test = dataset.test[: settings.limit]
+    images = dataset.train[: settings.calibration].inputs
+    shape = test.images.shape[1:]
+    ann = jb.accuracy(layers, variables, test)
+    print(f"ANN: {ann:.2%} of {len(test):,} test images")
+    runs = {}
+    for name, gamma in (("burst", settings.gamma), ("IF", 1)):
+        neuron = jb.Burst(gamma)
+        thresholds = jb.calibrate(
+            layers, variables, images, neuron, percentile=settings.percentile
+        )
+        spiking = jb.convert(layers, variables, thresholds, initial=settings.initial)
+        model = jb.Model(layers, neuron)
+        start = time.perf_counter()
+        curves = jb.evaluate(model, spiking, test, settings.steps)
+        seconds = time.perf_counter() - start
+        if name == "burst":
+            folded = jb.verify(layers, variables, spiking, images[:100])
+            worst = max(folded.values())
+            print(f"folded against trained: largest difference {worst:.1e}")
+            rows = jb.analysis.report(model, spiking, images[:50], settings.steps)
+            print(f"\nlayers, {settings.steps} steps of bursts on 50 training images")
+            print(jb.analysis.table(rows), end="\n\n")
+            notes = {"dataset": dataset.name, "mean": test.mean, "std": test.std}
+            jb.save(folder / "spiking", model, spiking, notes)
+        energy = jb.energy.relative(layers, shape, curves.events)
+        runs[name] = {
+            "neuron": dataclasses.asdict(neuron),
+            "thresholds": {path: float(theta) for path, theta in thresholds.items()},
+            "accuracy": curves.accuracy.tolist(),
+            "energy_over_ann": energy.tolist(),
+            "joules": jb.energy.joules(layers, shape, curves.events).tolist(),
+            "events": {path: mean.tolist() for path, mean in curves.events.items()},
+            "seconds": seconds,
+        }
+    return {
+        "dataset": dataset.name,
+        "test_images": len(test),
+        "settings": dataclasses.asdict(settings),
+        "layers": jb.checkpoint.to_json(layers),
+        "ann_accuracy": ann,
+        "ann_joules": jb.energy.ann_joules(layers, shape),
+        "runs": runs,
+    }
+
+
+def write(folder: Path, name: str, results: dict[str, dict], config: object) -> None:
+    """Prints the table of each network; writes `name.json` and `name.png`.
+
+    Args:
+      folder: where to write; made by `prepare_folder`.
+      name: of the experiment.
+      results: `{network: what compare returned}`.
+      config: the experiment's settings, written down with the results.
+    """
+    for network, result in results.items():
+        print(f"{network} on {result['dataset']}, ANN {result['ann_accuracy']:.2%}")
+        print(_table(result), end="\n\n")
+    record = {
+        "experiment": name,
+        "config": dataclasses.asdict(config),
+        "provenance": provenance(),
+        "results": results,
+    }
+    for path, put in (
+        (folder / f"{name}.json", lambda file: _put_json(file, record)),
+        (folder / f"{name}.png", lambda file: _draw(file, results)),
+    ):
+        partial = path.with_name(f".partial-{path.name}")
+        put(partial)
+        os.replace(partial, path)
+        print(f"wrote {path}")
+
+
+def provenance() -> dict:
+    """Command, versions and machine, for the JSON of an experiment."""
+    packages = ("jaxburst", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "command": ["python", *sys.argv],
+        "versions": {package: metadata.version(package) for package in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "cpus": os.cpu_count(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def prepare_folder(folder: Path) -> Path:
+    """Makes the output folder, and sees now, not after hours, that it can be written.
+
+    Raises:
+      OSError: naming the folder and what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    return folder
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an experiment; what a user can mend ends in one line, not in a traceback."""
+    try:
+        main()
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run again with --resume to continue the training")
+
+
+def _put_json(path: Path, record: dict) -> None:
+    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def _shown(steps: int) -> list[int]:
+    """1, 2, 4, 8, ... and the last step."""
+    return sorted({2**k for k in range(steps.bit_length())} | {steps})
+
+
+def _table(result: dict) -> str:
+    names = list(result["runs"])
+    head = "    T" + "".join(f"  {name:>9}  energy/ANN" for name in names)
+    lines = [head]
+    for t in _shown(result["settings"]["steps"]):
+        cells = (
+            f"  {run['accuracy'][t - 1]:>9.2%}  {run['energy_over_ann'][t - 1]:>10.3f}"
+            for run in result["runs"].values()
+        )
+        lines.append(f"{t:>5}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _draw(path: Path, results: dict[str, dict]) -> None:
+    """Accuracy and energy against time steps, one row for each network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {"burst": "#c8451b", "IF": "#3a6ea5"}
+    figure, axes = plt.subplots(
+        len(results),
+        2,
+        figsize=(9, 3.4 * len(results)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (network, result), (left, right) in zip(results.items(), axes, strict=True):
+        steps = result["settings"]["steps"]
+        gamma = result["settings"]["gamma"]
+        labels = {"burst": f"burst, γ = {gamma}", "IF": "integrate-and-fire"}
+        times = np.arange(1, steps + 1)
+        for name, run in result["runs"].items():
+            style = {"color": colours[name], "label": labels[name], "linewidth": 1.8}
+            left.plot(times, 100 * np.array(run["accuracy"]), **style)
+            right.plot(times, run["energy_over_ann"], **style)
+        ann = f"ANN, {result['ann_accuracy']:.2%}"
+        left.axhline(
+            100 * result["ann_accuracy"], color="0.35", linestyle="--", label=ann
+        )
+        right.axhline(1, color="0.35", linestyle="--", label="ANN")
+        left.set(
+            title=f"{network}, {result['dataset']}, {result['test_images']:,} images",
+            ylabel="test accuracy (%)",
+        )
+        left.set_ylim(bottom=0)
+        right.set(title="synaptic operations and first layer", ylabel="energy / ANN")
+        right.set_yscale("log")
+        for axis in (left, right):
+            axis.set_xscale("log", base=2)
+            axis.set_xlabel("time steps")
+            axis.xaxis.set_major_formatter("{x:.0f}")
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
+    figure.savefig(path, dpi=130, format="png")
+    plt.close(figure)

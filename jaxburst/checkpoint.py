@@ -1,0 +1,173 @@
+"""Converted networks on disk: safetensors, JSON and a SHA-256 that is verified.
+
+A saved network is a folder of two files:
+
+    weights.safetensors   the arrays, under '/'-joined paths: `conv0/kernel`
+    network.json          layers, neuron, pooling, the SHA-256 of the weights, notes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from jaxburst import layers as vocabulary
+from jaxburst.conversion import Affine, Shortcut, Spiking
+from jaxburst.layers import Layers
+from jaxburst.neuron import Burst, Threshold
+from jaxburst.simulation import Model
+
+_PARTS = {part.__name__: part for part in (Affine, Threshold, Shortcut)}
+
+
+def save(
+    directory: str | os.PathLike,
+    model: Model,
+    spiking: Spiking,
+    notes: dict[str, Any] | None = None,
+) -> Path:
+    """Saves a converted network; replaces one that is there, all or nothing.
+
+    Args:
+      directory: the folder to write.
+      model: layers, neuron and pooling.
+      spiking: the converted weights.
+      notes: anything JSON can hold that should travel along: where the weights come
+        from, how they were calibrated, how images are normalised.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileExistsError: if something is there that is not a saved network.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory / "network.json").is_file():
+        raise FileExistsError(
+            f"{directory}: is there already and is not a saved network; choose another "
+            "folder or remove it"
+        )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        arrays = {
+            f"{path}/{field}": np.asarray(value)
+            for path, part in spiking.items()
+            for field, value in part._asdict().items()
+        }
+        save_file(arrays, made / "weights.safetensors")
+        description = {
+            "layers": to_json(model.layers),
+            "neuron": dataclasses.asdict(model.neuron),
+            "pool": model.pool,
+            "parts": {path: type(part).__name__ for path, part in spiking.items()},
+            "sha256": _sha256(made / "weights.safetensors"),
+            "notes": notes or {},
+        }
+        (made / "network.json").write_text(json.dumps(description, indent=1) + "\n")
+        if directory.exists():
+            shutil.rmtree(directory)
+        made.chmod(0o755)
+        made.rename(directory)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return directory
+
+
+def load(directory: str | os.PathLike) -> tuple[Model, Spiking, dict[str, Any]]:
+    """Loads a converted network and verifies its SHA-256.
+
+    Args:
+      directory: a folder written by `save`.
+
+    Returns:
+      `(model, spiking, notes)`.
+
+    Raises:
+      FileNotFoundError: if one of the two files is not there.
+      ValueError: if they are damaged or do not belong together.
+    """
+    directory = Path(directory)
+    for name in ("network.json", "weights.safetensors"):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(
+                f"{directory / name}: not found; expected a folder written by save"
+            )
+    try:
+        description = json.loads((directory / "network.json").read_text())
+        layers = from_json(description["layers"])
+        model = Model(layers, Burst(**description["neuron"]), description["pool"])
+        parts, expected = description["parts"], description["sha256"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{directory / 'network.json'}: damaged ({error!r}); save the network again"
+        ) from error
+    found = _sha256(directory / "weights.safetensors")
+    if found != expected:
+        raise ValueError(
+            f"{directory / 'weights.safetensors'}: damaged, or from another network: "
+            f"its SHA-256 is {found[:12]}…, expected {expected[:12]}…; copy or save it "
+            "again"
+        )
+    arrays = load_file(directory / "weights.safetensors")
+    spiking = {
+        path: _PARTS[kind](
+            *(jnp.asarray(arrays[f"{path}/{field}"]) for field in _PARTS[kind]._fields)
+        )
+        for path, kind in parts.items()
+    }
+    return model, spiking, description["notes"]
+
+
+def to_json(layers: Layers) -> list[dict[str, Any]]:
+    """A network as plain data: one dictionary per layer, `kind` and settings."""
+
+    def encode(layer):
+        settings = {
+            field.name: getattr(layer, field.name)
+            for field in dataclasses.fields(layer)
+            if getattr(layer, field.name) != field.default
+        }
+        for name, value in settings.items():
+            if isinstance(value, tuple):
+                settings[name] = to_json(value)
+        return {"kind": type(layer).__name__, **settings}
+
+    return [encode(layer) for layer in layers]
+
+
+def from_json(data: list[dict[str, Any]]) -> Layers:
+    """The network that `to_json` wrote.
+
+    Raises:
+      ValueError: for a kind or a setting that is not in the vocabulary.
+    """
+
+    def decode(settings):
+        settings = dict(settings)
+        kind = settings.pop("kind")
+        for name, value in settings.items():
+            if isinstance(value, list):
+                settings[name] = from_json(value)
+        known = {kind.__name__: kind for kind in vocabulary.KINDS}
+        if kind not in known:
+            raise ValueError(f"{kind!r} is not a layer; the layers are {sorted(known)}")
+        return known[kind](**settings)
+
+    return tuple(decode(settings) for settings in data)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
