@@ -41,7 +41,7 @@ def main() -> None:
     recipe = jb.Recipe(
         epochs=config.epochs,
         batch_size=64,
-        warmup_epochs=1,
+        warmup_epochs=min(1, config.epochs / 2),
         augment=False,  # a mirrored digit is another digit
         seed=config.seed,
     )

@@ -460,7 +460,8 @@ def evaluate(
         for path, count in counts.items():
             total = count[:, : len(part)].sum(1, dtype=np.int64)
             events[path] = events.get(path, 0) + total
-    means = {path: total / len(split) for path, total in events.items()}
+    ordered = [path for path, _ in walk(model.layers) if path in events]
+    means = {path: events[path] / len(split) for path in ordered}
     return Curves(correct / len(split), means, len(split))
 
 

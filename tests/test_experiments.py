@@ -1,0 +1,144 @@
+"""Every experiment runs on tiny settings and writes what it promises."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxburst as jb
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs an experiment as from the command line, in an empty folder."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
+        runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+@pytest.fixture
+def tiny_cifar(monkeypatch):
+    """32x32 images of two kinds instead of CIFAR."""
+
+    def load(name, data_dir):
+        rng = np.random.default_rng(0)
+        labels = np.arange(300, dtype=np.int32) % 2
+        images = rng.integers(0, 100, (300, 32, 32, 3)).astype(np.uint8)
+        images[labels == 1] += 120
+        split = jb.data.Split(images, labels, (0.5,) * 3, (0.25,) * 3)
+        return jb.data.Dataset(name, split[:200], split[200:220], split[220:], 10)
+
+    monkeypatch.setattr(jb.data, "load", load)
+
+
+def _results(folder, name):
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob(".*"))
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_digits(run, tmp_path, capsys):
+    run("digits", "--epochs", "1", "--limit", "30", "--steps", "6", "--out", "here")
+    record = _results(tmp_path / "here", "digits")
+    assert set(record["results"]) == {"vgg_tiny", "resnet_tiny"}
+    assert record["config"]["seed"] == 0
+    assert {"jax", "jaxburst"} <= set(record["provenance"]["versions"])
+    for result in record["results"].values():
+        for spikes in result["runs"].values():
+            assert len(spikes["accuracy"]) == len(spikes["energy_over_ann"]) == 6
+            assert np.all(np.diff(spikes["joules"]) > 0)
+    printed = capsys.readouterr().out
+    assert "wrote here/digits.json" in printed
+    assert "wrote here/digits.png" in printed
+    model, spiking, notes = jb.load(tmp_path / "here/vgg_tiny/spiking")
+    assert notes["dataset"] == "digits"
+    inputs = jb.data.digits().test[:2].inputs
+    assert np.isfinite(jb.infer(model, spiking, inputs, 2)).all()
+
+
+def test_cifar_trains_then_loads_then_converts_foreign_weights(
+    run, tiny_cifar, tmp_path
+):
+    small = ("--arch", "vgg_tiny", "--limit", "40", "--steps", "5")
+    run("cifar100", *small, "--epochs", "1", "--out", "trained")
+    trained = _results(tmp_path / "trained", "cifar100")["results"]["vgg_tiny"]
+
+    run("cifar100", *small, "--checkpoint", "trained/training", "--out", "loaded")
+    loaded = _results(tmp_path / "loaded", "cifar100")["results"]["vgg_tiny"]
+    assert loaded["runs"]["burst"]["accuracy"] == trained["runs"]["burst"]["accuracy"]
+
+    layers = jb.zoo.vgg_tiny(10)
+    variables = jb.training.restore(layers, tmp_path / "trained/training")
+    save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    weights = ("--torch-weights", "foreign.safetensors")
+    constants = ("--mean", *["0.5"] * 3, "--std", *["0.25"] * 3)
+    run("cifar10", *small, *weights, *constants, "--out", "foreign")
+    foreign = _results(tmp_path / "foreign", "cifar10")["results"]["vgg_tiny"]
+    assert foreign["runs"]["IF"]["events"] == trained["runs"]["IF"]["events"]
+
+
+def _as_pytorch(variables):
+    """The state dict that PyTorch would write for `vgg_tiny` on 32x32 images."""
+    state = {}
+    for i in range(4):
+        params = variables["params"][f"conv{i}"]
+        stats = variables["batch_stats"][f"conv{i}"]["norm"]
+        state[f"features.{3 * i}.weight"] = params["kernel"].transpose(3, 2, 0, 1)
+        state[f"features.{3 * i}.bias"] = params["bias"]
+        for name, value in (
+            ("weight", params["norm"]["scale"]),
+            ("bias", params["norm"]["bias"]),
+            ("running_mean", stats["mean"]),
+            ("running_var", stats["var"]),
+        ):
+            state[f"features.{3 * i + 1}.{name}"] = value
+    dense = variables["params"]["dense0"]
+    maps = np.asarray(dense["kernel"]).reshape(8, 8, 32, 10)
+    state["classifier.weight"] = maps.transpose(3, 2, 0, 1).reshape(10, -1)
+    state["classifier.bias"] = dense["bias"]
+    return {name: np.ascontiguousarray(value) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gamma", "0"], "gamma"),
+        (["--percentile", "101"], "between 0 and 100"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--limit", "0"], "limit must be at least 1"),
+        (["--train-limit", "0"], "--train-limit must be at least 1"),
+        (["--arch", "alexnet"], "invalid choice"),
+        (["--mean", "0.5", "0.5", "0.5"], "--mean and --std go together"),
+        (["--checkpoint", "a", "--torch-weights", "b"], "not both"),
+        (["--out", "/dev/null/results"], "cannot be written"),
+        (["--checkpoint", "nothing/there"], "nothing/there"),
+        (["--torch-weights", "nothing.safetensors"], "no such file of weights"),
+        (["--train-limit", "10", "--epochs", "1"], "batch_size"),
+        (
+            ["--arch", "resnet20", "--torch-weights", "broken"],
+            "not a whole safetensors",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(
+    run, tiny_cifar, tmp_path, capsys, arguments, says
+):
+    (tmp_path / "broken").write_bytes(b"\x10" * 40)
+    with pytest.raises(SystemExit) as stop:
+        run("cifar10", *arguments)
+    message = " ".join(f"{stop.value.code} {capsys.readouterr()}".split())
+    assert stop.value.code not in (0, None)
+    assert says in message.replace("│ ", "").replace("\\n", "")
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("*.json"))
