@@ -1,0 +1,470 @@
+"""Training: it learns, by the textbook, and an interruption leaves no trace."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxburst import data, training, zoo
+from jaxburst.ann import Network, accuracy
+from jaxburst.data import Split, batch_indices, crop_and_flip
+from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu
+from jaxburst.training import Recipe, fit, restore, schedule
+
+LAYERS = (Conv(4, norm=True), Relu(), MaxPool(2), Flatten(), Dense(3))
+RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=0.5)  # 5 steps per epoch
+
+
+def blobs(count: int = 90, seed: int = 0) -> Split:
+    """8x8 images of three classes: a bright patch on the left, in the middle, right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count).astype(np.int32)
+    images = rng.integers(0, 120, (count, 8, 8, 1), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2:6, 3 * label : 3 * label + 2] += 100
+    return Split(images, labels, (0.3,), (0.2,))
+
+
+SPLIT = blobs()
+
+
+def train(directory=None, recipe=RECIPE, layers=LAYERS, split=SPLIT, **options):
+    return fit(layers, split, recipe, directory=directory, progress=False, **options)
+
+
+def without_speed(history):
+    return [
+        {name: value for name, value in row.items() if name != "images_per_second"}
+        for row in history
+    ]
+
+
+def assert_same_run(a, b):
+    (variables_a, history_a), (variables_b, history_b) = a, b
+    jax.tree.map(np.testing.assert_array_equal, variables_a, variables_b)
+    assert without_speed(history_a) == without_speed(history_b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return train(validation=blobs(30, seed=1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A directory with checkpoints at steps 12 and 15, the end."""
+    directory = tmp_path_factory.mktemp("finished")
+    train(directory, checkpoint_every=6)
+    return directory
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of `finished`, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# Learning.
+
+
+def test_learns_a_separable_task():
+    recipe = Recipe(epochs=8, batch_size=16, learning_rate=0.05, augment=False)
+    variables, history = train(recipe=recipe)
+    losses = [row["loss"] for row in history]
+    assert losses[-1] < 0.6 * losses[0]
+    assert history[-1]["accuracy"] > 0.95
+    assert accuracy(LAYERS, variables, blobs(100, seed=1)) > 0.9
+
+
+def test_learns_digits_with_a_residual_network():
+    digits = data.digits()
+    recipe = Recipe(epochs=3, batch_size=64, augment=False)
+    variables, history = train(
+        recipe=recipe, layers=zoo.resnet_tiny(10), split=digits.train
+    )
+    assert history[-1]["accuracy"] > 0.9
+    assert accuracy(zoo.resnet_tiny(10), variables, digits.validation) > 0.9
+
+
+def test_history_says_what_happened(uninterrupted):
+    variables, history = uninterrupted
+    assert json.loads(json.dumps(history)) == history
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["step"] for row in history] == [5, 10, 15]
+    final = accuracy(LAYERS, variables, blobs(30, seed=1))
+    assert history[-1]["validation_accuracy"] == final
+    last = float(schedule(RECIPE, 5)(14))
+    assert history[-1]["learning_rate"] == pytest.approx(last)
+
+
+def test_validation_changes_nothing(uninterrupted):
+    variables, _ = train()
+    jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+
+
+# By the textbook.
+
+
+@pytest.mark.parametrize(("nesterov", "augment"), [(False, True), (True, False)])
+def test_equals_a_plain_loop(nesterov, augment):
+    recipe = Recipe(
+        epochs=2,
+        batch_size=16,
+        weight_decay=0.01,
+        warmup_epochs=0.6,
+        nesterov=nesterov,
+        augment=augment,
+        seed=3,
+    )
+    variables, history = train(recipe=recipe)
+    expected, losses = plain_loop(recipe, steps=10)
+    assert history[0]["loss"] == pytest.approx(np.mean(losses[:5]), rel=1e-4)
+    assert history[1]["loss"] == pytest.approx(np.mean(losses[5:]), rel=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        variables,
+        expected,
+    )
+
+
+def plain_loop(recipe, steps):
+    """PyTorch's SGD, written out: g += λp, v = μv + g, p -= η (g + μv or v)."""
+    initial_key, augmentation_key = jax.random.split(jax.random.key(recipe.seed))
+    network = Network(LAYERS)
+    variables = network.init(initial_key, jnp.zeros((1, 8, 8, 1)))
+    params, statistics = variables["params"], variables["batch_stats"]
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    losses = []
+
+    @jax.jit
+    def loss_and_gradient(params, statistics, inputs, labels):
+        def loss(params):
+            (logits, _), updated = network.apply(
+                {"params": params, "batch_stats": statistics},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            logs = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+            right = logs[jnp.arange(len(labels)), labels]
+            share = recipe.label_smoothing
+            losses = -(1 - share) * right - share * logs.mean(1)
+            return losses.mean(), updated["batch_stats"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    for step in range(steps):
+        rows = batch_indices(recipe.seed, step, recipe.batch_size, len(SPLIT))
+        images = jnp.asarray(SPLIT.images[rows])
+        if recipe.augment:
+            key = jax.random.fold_in(augmentation_key, step)
+            images = crop_and_flip(key, images, padding=1)
+        inputs = (images / 255 - SPLIT.mean[0]) / SPLIT.std[0]
+        (loss, statistics), gradient = loss_and_gradient(
+            params, statistics, inputs, SPLIT.labels[rows]
+        )
+        losses.append(float(loss))
+        rate, momentum = by_hand(recipe, 5, step), recipe.momentum
+        gradient = jax.tree.map(
+            lambda g, p: g + recipe.weight_decay * p, gradient, params
+        )
+        velocity = jax.tree.map(lambda v, g, m=momentum: m * v + g, velocity, gradient)
+        update = velocity
+        if recipe.nesterov:
+            update = jax.tree.map(
+                lambda v, g, m=momentum: g + m * v, velocity, gradient
+            )
+        params = jax.tree.map(lambda p, u, r=rate: p - r * u, params, update)
+    return {"params": params, "batch_stats": statistics}, losses
+
+
+def by_hand(recipe, steps_per_epoch, step):
+    total = recipe.epochs * steps_per_epoch
+    warm = round(recipe.warmup_epochs * steps_per_epoch)
+    if step < warm:
+        return recipe.learning_rate * (step + 1) / warm
+    angle = math.pi * (step - warm) / (total - warm)
+    return recipe.learning_rate * (1 + math.cos(angle)) / 2
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 0.25, 1, 4.9])
+def test_learning_rate_warms_up_then_follows_a_cosine(warmup_epochs):
+    recipe = Recipe(epochs=5, warmup_epochs=warmup_epochs)
+    rates = [float(schedule(recipe, 8)(step)) for step in range(40)]
+    expected = [by_hand(recipe, 8, step) for step in range(40)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-8)
+    assert max(rates) == pytest.approx(0.1)
+
+
+def test_learning_rate_ends_at_zero():
+    assert float(schedule(Recipe(epochs=5), 8)(40)) == 0
+
+
+# Interruptions.
+
+
+@pytest.mark.parametrize("stopped_at", [2, 7, 14])
+def test_resumes_bit_for_bit(tmp_path, monkeypatch, uninterrupted, stopped_at):
+    def indices(seed, step, batch_size, size):
+        if step == stopped_at:
+            raise KeyboardInterrupt
+        return batch_indices(seed, step, batch_size, size)
+
+    validation = blobs(30, seed=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "batch_indices", indices)
+        train(tmp_path, checkpoint_every=3, validation=validation)
+    again = train(tmp_path, checkpoint_every=4, validation=validation, resume=True)
+    assert_same_run(again, uninterrupted)
+
+
+def test_steps_per_call_leave_no_trace(monkeypatch, uninterrupted):
+    clock = iter(range(10**6))
+    # A second per call: one step at a time.
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    assert_same_run(train(validation=blobs(30, seed=1)), uninterrupted)
+
+
+def long_run(directory, resume=True):
+    recipe = dataclasses.replace(RECIPE, epochs=12)
+    return train(directory, recipe, checkpoint_every=1, resume=resume)
+
+
+def test_survives_kill_9(tmp_path):
+    directory = tmp_path / "run"
+    here = Path(__file__).parent
+    code = "import sys, test_training; test_training.long_run(sys.argv[1])"
+    paths = [str(here), str(Path(training.__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    delays = random.Random(0)
+    reached = []
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(directory)], env=environment
+        )
+        before = latest(directory)
+        while latest(directory) < before + 2 and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(delays.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "finished before it was killed"
+        reached.append(latest(directory))
+    assert 0 < reached[0] < reached[1]
+    half_written(directory, reached[1] + 1)
+    again = long_run(directory)
+    assert_same_run(again, long_run(None, resume=False))
+    assert sorted(path.name for path in directory.iterdir()) == ["59", "60"]
+
+
+def latest(directory):
+    if not directory.exists():
+        return 0
+    names = [path.name for path in directory.iterdir()]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def half_written(directory, step):
+    """What a run leaves if it is killed while writing, and just before it is done."""
+    source = directory / str(latest(directory))
+    shutil.copytree(source, directory / str(step + 1))
+    (directory / str(step + 1) / "sha256.json").unlink(missing_ok=True)
+    unfinished = directory / f"{step}.orbax-checkpoint-tmp"
+    unfinished.mkdir(exist_ok=True)
+    (unfinished / "half").write_bytes(b"half")
+
+
+def test_killed_before_the_first_checkpoint(tmp_path, capsys, uninterrupted):
+    half = tmp_path / "5.orbax-checkpoint-tmp"
+    half.mkdir()
+    variables, _ = fit(LAYERS, SPLIT, RECIPE, directory=tmp_path, resume=True)
+    assert "no checkpoint, starting at the beginning" in capsys.readouterr().err
+    assert not half.exists()
+    jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+
+
+def test_a_finished_run_is_returned(run, uninterrupted, monkeypatch):
+    monkeypatch.setattr(training, "_step", lambda *_, **__: pytest.fail("stepped"))
+    variables, history = train(run, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+    assert [row["step"] for row in history] == [5, 10, 15]
+
+
+def test_restore_reads_the_network_back(run, uninterrupted):
+    # A newer checkpoint is still being written.
+    shutil.copytree(run / "15", run / "18")
+    (run / "18" / "sha256.json").unlink()
+    variables = restore(LAYERS, run)
+    jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+
+
+def test_compiles_once(tmp_path):
+    recipe = dataclasses.replace(RECIPE, seed=11)
+    before = training._step._cache_size()
+    train(tmp_path, recipe, checkpoint_every=4)
+    shutil.rmtree(tmp_path / "15")
+    train(tmp_path, recipe, checkpoint_every=2, resume=True)
+    assert training._step._cache_size() == before + 1
+
+
+# Numbers that are not.
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(
+        FloatingPointError, match="step 1, .* the loss is nan"
+    ) as caught:
+        train(tmp_path, recipe, checkpoint_every=1)
+    assert "lower Recipe.learning_rate" in str(caught.value)
+    assert f"the last good checkpoint is {tmp_path / '1'}" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, weight_decay=1e10)
+    with pytest.raises(FloatingPointError, match="step 0, .* a weight is not finite"):
+        train(tmp_path, recipe, checkpoint_every=1)
+    assert not list(tmp_path.iterdir())
+
+
+# Messages.
+
+
+def test_nothing_is_overwritten(run):
+    with pytest.raises(ValueError, match="run: holds a run already; pass resume=True"):
+        train(run)
+
+
+def test_resuming_something_else(run):
+    recipe = dataclasses.replace(RECIPE, learning_rate=0.2, nesterov=True)
+    with pytest.raises(
+        ValueError,
+        match="run: holds another run, with Recipe.learning_rate 0.1, not 0.2; "
+        "Recipe.nesterov False, not True; pass what it was started with",
+    ):
+        train(run, recipe, resume=True)
+    with pytest.raises(ValueError, match="run: holds another run, with split.sha256"):
+        train(run, split=blobs(seed=5), resume=True)
+    wider = (Conv(5, norm=True), *LAYERS[1:])
+    for attempt in (
+        lambda: train(run, layers=wider, resume=True),
+        lambda: restore(wider, run),
+    ):
+        with pytest.raises(
+            ValueError, match=r"with conv0 Conv\(features=4.*not conv0 Conv\(features=5"
+        ):
+            attempt()
+    deeper = (*LAYERS[:-1], Dense(8), Relu(), Dense(3))
+    with pytest.raises(ValueError, match=r"with dense0 Dense\(features=3.*features=8"):
+        restore(deeper, run)
+
+
+def truncate(content):
+    return content[: len(content) // 2]
+
+
+def flip_a_bit(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+@pytest.mark.parametrize("part", ["largest", "_CHECKPOINT_METADATA", "sha256.json"])
+def test_a_damaged_checkpoint_is_refused(run, uninterrupted, damage, part):
+    files = [path for path in (run / "15").rglob("*") if path.is_file()]
+    largest = max((run / "15" / "state").rglob("*"), key=lambda p: p.stat().st_size)
+    path = largest if part == "largest" else run / "15" / part
+    assert path in files
+    path.write_bytes(damage(path.read_bytes()))
+    for attempt in (lambda: train(run, resume=True), lambda: restore(LAYERS, run)):
+        with pytest.raises(
+            ValueError, match="15: this checkpoint is damaged"
+        ) as caught:
+            attempt()
+        assert "delete this folder" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    shutil.rmtree(run / "15")  # as told
+    variables, _ = train(run, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+
+
+def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
+    def split(**changes):
+        return dataclasses.replace(SPLIT, **changes)
+
+    cases = [
+        (
+            dict(split=SPLIT[:0]),
+            "split: expected as many images as labels, and at leas",
+        ),
+        (dict(split=split(labels=SPLIT.labels[:-1])), "found 90 images and 89 labels"),
+        (dict(split=split(labels=SPLIT.labels + 1)), r"0 \.\. 2, .* found 1 \.\. 3"),
+        (
+            dict(validation=split(labels=SPLIT.labels - 1)),
+            "validation: expected labels",
+        ),
+        (dict(split=SPLIT[:15]), "Recipe.batch_size: expected at most 15, .* found 16"),
+        (dict(split=split(images=SPLIT.images[:, :1, :1])), "maxpool0: a window of 2"),
+        (dict(checkpoint_every=0), "checkpoint_every: expected a whole number"),
+        (dict(resume=True), "resume: expected the directory of the run, found None"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            train(**options)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/run: cannot be written to"):
+        train(tmp_path / "file" / "run")
+    for empty in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="expected a run, found no"):
+            restore(LAYERS, empty)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("batch_size", 0),
+        ("learning_rate", 0),
+        ("learning_rate", math.nan),
+        ("learning_rate", "0.1"),
+        ("momentum", 1),
+        ("nesterov", 1),
+        ("weight_decay", -1e-4),
+        ("weight_decay", math.inf),
+        ("warmup_epochs", 300),
+        ("label_smoothing", 1.0),
+        ("augment", None),
+        ("seed", -1),
+    ],
+)
+def test_recipe_names_what_it_refuses(field, value):
+    with pytest.raises(ValueError, match=rf"Recipe\.{field}: expected .*, found"):
+        Recipe(**{field: value})
+
+
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValueError, match="Recipe.nesterov: expected False without"):
+        Recipe(nesterov=True, momentum=0)
+
+
+def test_reports_a_line_per_epoch_where_there_is_no_terminal(capsys):
+    fit(LAYERS, SPLIT, RECIPE)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"epoch {i}/3" for i in (1, 2, 3)]
+    assert all("images/s" in line for line in lines)
+    train()
+    assert capsys.readouterr() == ("", "")
