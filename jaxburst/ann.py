@@ -7,6 +7,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.convolution import convolve, prepare
@@ -118,13 +119,17 @@ class _Affine(nn.Module):
         layer, channels = self.layer, x.shape[-1]
         if isinstance(layer, Conv):
             shape = (layer.kernel, layer.kernel, channels, layer.features)
-            kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+            kernel = self.param(
+                "kernel", nn.initializers.he_normal(), shape, jnp.float32
+            )
             x = convolve(x, prepare(kernel, layer, x.shape[1:]), layer)
         else:
             shape = (channels, layer.features)
-            x = x @ self.param("kernel", nn.initializers.lecun_normal(), shape)
+            init = nn.initializers.lecun_normal()
+            x = x @ self.param("kernel", init, shape, jnp.float32)
         if layer.bias:
-            bias = self.param("bias", nn.initializers.zeros, (layer.features,))
+            shape = (layer.features,)
+            bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
             x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
         if layer.norm:
             x = nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, name="norm")(x)

@@ -8,6 +8,7 @@ paper, where every threshold is 1.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ from jaxburst.layers import (
     validate,
     walk,
 )
-from jaxburst.neuron import Threshold, over_channels
+from jaxburst.neuron import Threshold, over_channels, over_rows
 from jaxburst.pooling import area, max_pool, subsample, sum_pool
 
 
@@ -92,13 +93,14 @@ def convert(
         for collection in ("params", "batch_stats")
         for path, value in flatten_dict(variables.get(collection, {})).items()
     }
+    thresholds = {path: _floating(theta) for path, theta in thresholds.items()}
     spiking: Spiking = {}
     for path, layer in walk(layers):
         match layer:
             case Conv() | Dense():
                 spiking[path] = _fold(path, layer, weights)
             case Relu():
-                theta = jnp.asarray(thresholds[path])
+                theta = thresholds[path]
                 start = jnp.asarray(initial, theta.dtype)
                 spiking[path] = Threshold(theta, start, jnp.zeros_like(start))
             case Residual():
@@ -128,6 +130,11 @@ def _check_thresholds(layers: Layers, thresholds: dict[str, jax.Array]) -> None:
                 f"{path}: a threshold must be finite and greater than 0, found a least "
                 f"value of {np.min(theta)}; calibrate on images that make it fire"
             )
+
+
+def _floating(theta: jax.Array) -> jax.Array:
+    theta = jnp.asarray(theta)
+    return theta if jnp.issubdtype(theta.dtype, jnp.floating) else theta.astype(float)
 
 
 def _fold(path: str, layer: Conv | Dense, weights: dict[str, jax.Array]) -> Affine:
@@ -274,9 +281,9 @@ def normalise(
       logits: the unit of the logits: they come out divided by it.
 
     Returns:
-      The converted network with `θ = 1` everywhere. (A Relu that reads the image, or
-      sums of currents that also go elsewhere, cannot choose their unit and keeps a
-      threshold in it.)
+      The converted network with `θ = 1` everywhere. (A Relu that reads the image, spikes
+      of other Relus, or a current that also goes elsewhere cannot choose their unit,
+      and keeps a threshold in it.)
 
     References:
       Li and Zeng, IJCAI 2022; weight normalisation of Diehl et al., IJCNN 2015.
@@ -301,14 +308,15 @@ def _normalise(layers, spiking, unit, wanted, scope, shapes, scaled):
         match layer:
             case Conv() | Dense():
                 kernel, bias = spiking[path]
-                rows = unit.reshape((-1, 1) if unit.ndim else ())
-                scaled[path] = Affine(kernel * rows / target, bias / target)
+                ratio = over_rows(unit, kernel) / over_channels(target, kernel)
+                scaled[path] = Affine(kernel * ratio, bias / target)
                 unit = target
             case Relu():
                 theta, initial, bias = spiking[path]
-                scaled[path] = Threshold(theta / unit, initial, bias / unit)
+                bias = bias / over_channels(unit, bias)
+                scaled[path] = Threshold(theta / unit, initial, bias)
             case Flatten() if unit.ndim:
-                unit = jnp.tile(unit, np.prod(shapes[path][:2]))
+                unit = jnp.tile(unit, math.prod(shapes[path]) // unit.size)
             case Subsample(features) if unit.ndim:
                 before = (features - unit.size) // 2
                 after = features - unit.size - before
@@ -335,5 +343,5 @@ def _next_unit(following, spiking, scope, wanted):
             case AvgPool():
                 continue
             case _:
-                return jnp.ones_like(wanted)
+                return jnp.ones((), wanted.dtype)
     return wanted

@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxburst.progress import track
+
 _DIGITS_SEED = 0
 _DIGITS_TEST = 360
 _ANEW = "delete that folder and run again: it will be prepared anew"
@@ -418,7 +420,7 @@ def _read(builder, split: str):
     images = np.empty((size, 32, 32, 3), np.uint8)
     labels = np.empty(size, np.int32)
     chunks = range(0, size, 1000)
-    for start in _track(chunks, f"Reading {builder.name} {split}", len(chunks)):
+    for start in track(chunks, f"Reading {builder.name} {split}", len(chunks)):
         stop = min(start + 1000, size)
         records = source.__getitems__(range(start, stop))
         for i, record in enumerate(records, start):
@@ -481,7 +483,7 @@ def _fetch(name: str, url: str, archive: Path, timeout: float = 10) -> None:
             size = int(response.headers.get("Content-Length", 0))
             blocks = response.iter_content(block)
             with part.open("wb") as file:
-                for content in _track(blocks, f"Downloading {name}", size / block):
+                for content in track(blocks, f"Downloading {name}", size / block):
                     file.write(content)
         os.replace(part, archive)
     except requests.RequestException as error:
@@ -556,22 +558,6 @@ def _require(*packages: str) -> None:
         raise ImportError(
             f'jaxburst.data needs {", ".join(missing)}: pip install "jaxburst[data]"'
         )
-
-
-def _track(items, description: str, total: float):
-    """A progress bar on standard error, where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(
-        items,
-        description,
-        total or None,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _floats(values) -> tuple[float, ...]:

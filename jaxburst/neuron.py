@@ -142,6 +142,11 @@ def over_channels(value: jax.Array, x: jax.Array) -> jax.Array:
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 
 
+def over_rows(value: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Gives a scalar or per-channel value the rank of a kernel `[..., C_in, C_out]`."""
+    return over_channels(value.reshape(-1, 1), kernel)
+
+
 class Pool(NamedTuple):
     """What a pooling layer carries from step to step: whole numbers.
 

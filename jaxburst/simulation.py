@@ -12,6 +12,7 @@ mean of its currents up to `t`, in the trained network's unit.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import track
 
 from jaxburst.conversion import Affine, Spiking
 from jaxburst.convolution import convolve, prepare
@@ -47,8 +47,10 @@ from jaxburst.neuron import (
     gated_pool,
     lateral_pool,
     over_channels,
+    over_rows,
 )
 from jaxburst.pooling import area, subsample, sum_pool
+from jaxburst.progress import track
 
 _POOLS = {"lateral": lateral_pool, "gated": gated_pool}
 
@@ -150,7 +152,9 @@ def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
         input_shape, output_shape = (batch, *row.input), (batch, *row.output)
         if isinstance(row.layer, Relu):
             theta, initial, _ = spiking[row.path]
-            potential = jnp.broadcast_to(theta * initial, input_shape).astype(dtype)
+            none = jnp.zeros(input_shape, dtype)
+            start = over_channels(theta, none) * over_channels(initial, none)
+            potential = none + start.astype(dtype)
             counts = jnp.zeros(input_shape, jnp.int32) if model.neuron.signed else None
             state[row.path] = Membrane(potential, counts)
         elif isinstance(row.layer, MaxPool):
@@ -198,7 +202,7 @@ def _build(model, layers, spiking, unit, scope, rows, circuit):
             case Conv() | Dense():
                 kernel, bias = spiking[path]
                 if unit is not None:
-                    kernel = kernel * unit.reshape((-1, 1) if unit.ndim else ())
+                    kernel = kernel * over_rows(unit, kernel)
                 if isinstance(layer, Conv):
                     shape, exact = rows[path].input, model.exact
                     kernel = prepare(kernel, layer, shape, exact=exact)
@@ -227,7 +231,7 @@ def _unit_after(
         case AvgPool():
             return unit / area(layer, shape)
         case Flatten() if unit.ndim:
-            return jnp.tile(unit, np.prod(shape[1:3]))
+            return jnp.tile(unit, math.prod(shape[1:]) // unit.size)
         case Subsample():
             return None
         case _:
@@ -449,7 +453,7 @@ def evaluate(
     events: dict[str, np.ndarray] = {}
     starts: Iterable[int] = range(0, len(split), batch_size)
     if progress:
-        starts = track(starts, f"simulating {steps} steps", transient=True)
+        starts = track(starts, f"Simulating {steps} steps")
     for start in starts:
         part = split[start : start + batch_size]
         missing = batch_size - len(part)
