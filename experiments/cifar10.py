@@ -5,7 +5,8 @@
 The CIFAR ResNets that others have trained convert as they are. This one is that of
 akamaster/pytorch_resnet_cifar10, saved as safetensors:
 
-    python experiments/cifar10.py --arch resnet20 --torch-weights resnet20.safetensors \\
+    python experiments/cifar10.py --arch resnet20 \\
+        --torch-weights resnet20.safetensors \\
         --mean .485 .456 .406 --std .229 .224 .225
 """
 

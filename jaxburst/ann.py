@@ -24,6 +24,7 @@ from jaxburst.layers import (
     Subsample,
     named,
     validate,
+    walk,
 )
 from jaxburst.pooling import area, max_pool, subsample, sum_pool
 
@@ -149,12 +150,15 @@ def apply_in_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields `(logits, record)` of successive batches; one compilation serves all.
 
+    The record is in network order.
+
     Args:
       layers: the network.
       variables: its trained `{'params', 'batch_stats'}`.
       images: `[N, H, W, C]`, normalised. The last batch may be smaller.
       batch_size: number of images at a time.
     """
+    relus = [path for path, layer in walk(layers) if isinstance(layer, Relu)]
     batch_size = min(batch_size, len(images))
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
@@ -162,7 +166,7 @@ def apply_in_batches(
         padded = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
         logits, record = jax.device_get(apply(layers, variables, padded))
         count = len(batch)
-        yield logits[:count], {path: x[:count] for path, x in record.items()}
+        yield logits[:count], {path: record[path][:count] for path in relus}
 
 
 def accuracy(

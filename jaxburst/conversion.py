@@ -281,9 +281,9 @@ def normalise(
       logits: the unit of the logits: they come out divided by it.
 
     Returns:
-      The converted network with `θ = 1` everywhere. (A Relu that reads the image, spikes
-      of other Relus, or a current that also goes elsewhere cannot choose their unit,
-      and keeps a threshold in it.)
+      The converted network with `θ = 1` everywhere. (A Relu that reads the image,
+      spikes of other Relus, or a current that also goes elsewhere cannot choose their
+      unit, and keeps a threshold in it.)
 
     References:
       Li and Zeng, IJCAI 2022; weight normalisation of Diehl et al., IJCNN 2015.

@@ -496,6 +496,14 @@ def _check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -
                 f"{row.path}: the converted network has no weights for it; convert "
                 "with the layers that are simulated"
             )
+        if isinstance(row.layer, Relu):
+            for name, value in spiking[row.path]._asdict().items():
+                shapes = [(), row.input[-1:], row.input][: 2 if name == "theta" else 3]
+                if jnp.shape(value) not in shapes:
+                    raise ValueError(
+                        f"{row.path}: for images of {shape[1:]} its {name} must have "
+                        f"one of the shapes {shapes}, found {jnp.shape(value)}"
+                    )
         if isinstance(row.layer, Conv | Dense):
             found = spiking[row.path].kernel.shape
             expected = (row.input[-1], row.layer.features)

@@ -1,0 +1,16 @@
+"""Strict numerics while testing: nothing is broadcast or promoted unasked."""
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def float64():
+    """Double precision, and no mixing of types, for a whole module of laws.
+
+    Use as `pytestmark = pytest.mark.usefixtures("float64")`.
+    """
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        yield
