@@ -2,12 +2,14 @@
 
     python experiments/cifar10.py
 
-The CIFAR ResNets that others have trained convert as they are. This one is that of
+trains VGG-16 for 300 epochs and wants an accelerator. The CIFAR ResNets that others have trained convert as they are. This one is that of
 akamaster/pytorch_resnet_cifar10, saved as safetensors:
 
     python experiments/cifar10.py --arch resnet20 \\
         --torch-weights resnet20.safetensors \\
-        --mean .485 .456 .406 --std .229 .224 .225
+        --mean .485 .456 .406 --std .229 .224 .225 --steps 32
+
+Twenty minutes on 2 CPU cores: ANN 91.73 %, bursts 91.62 % after 32 steps, IF 86.22 %.
 """
 
 from cifar import main, run

@@ -19,6 +19,7 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "vgg_small.npz")
 CONVS = [f"conv{i}" for i in range(4)]
 RELUS = [f"relu{i}" for i in range(4)]
 
+_convert = quick(convert)
 _forward = quick(forward)
 _normalise = quick(normalise, (0, 2))
 
@@ -53,12 +54,17 @@ def golden_variables():
 
 def golden_spiking():
     thresholds = dict(zip(RELUS, GOLDEN["scales"], strict=True))
-    return convert(GOLDEN_LAYERS, golden_variables(), thresholds, initial=0.0)
+    return _convert(GOLDEN_LAYERS, golden_variables(), thresholds, initial=0.0)
+
+
+@quick
+def _golden_simulate(model, spiking, images):
+    return simulate(model, spiking, images, 32, record=tuple(RELUS))
 
 
 def golden_normalised():
     unit = float(GOLDEN["scale_logits"])
-    return normalise(GOLDEN_LAYERS, golden_spiking(), (8, 8, 3), logits=unit)
+    return _normalise(GOLDEN_LAYERS, golden_spiking(), (8, 8, 3), logits=unit)
 
 
 def test_golden_conventional_network():
@@ -88,7 +94,7 @@ def test_golden_spiking_network(gamma, pool):
     ):
         model = Model(GOLDEN_LAYERS, Burst(gamma), pool)
         images = jnp.asarray(GOLDEN["images"])
-        trace = simulate(model, spiking, images, 32, record=tuple(RELUS))
+        trace = _golden_simulate(model, spiking, images)
         sums = np.stack([trace.events[path].sum(1) for path in RELUS], 1)
         np.testing.assert_array_equal(sums, GOLDEN[f"spike_sums_{setting}"])
         at_cap = sum((trace.spikes[path] == gamma).sum() for path in RELUS)
@@ -181,7 +187,7 @@ def test_convert_under_jit():
     it = case("resnet")
     thresholds = it.thresholds(Burst(5), "channel")
     expected = convert(it.layers, it.variables, thresholds)
-    found = jax.jit(convert, static_argnums=0)(it.layers, it.variables, thresholds)
+    found = _convert(it.layers, it.variables, thresholds)
     assert found.keys() == expected.keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-14), expected, found)
 

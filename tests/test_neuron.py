@@ -1,5 +1,6 @@
 """The laws of one layer of burst neurons, and of pooling their spikes."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from networks import quick
 
 from jaxburst.layers import MaxPool
 from jaxburst.neuron import (
@@ -34,7 +36,7 @@ def unroll(neuron, currents, theta=1.0, initial=0.0, bias=0.0):
     return [np.asarray(values) for values in found]
 
 
-@jax.jit(static_argnums=0)
+@quick
 def _unroll(neuron, threshold, currents):
     start = jnp.broadcast_to(threshold.theta * threshold.initial, currents.shape[1:])
     sent = jnp.zeros(start.shape, jnp.int32) if neuron.signed else None
@@ -211,15 +213,16 @@ def test_a_neuron_is_a_static_argument():
     assert repr(Burst(5)) == "Burst(gamma=5, signed=False, reset='subtract')"
 
 
+@functools.partial(quick, static=(0, 1))
+def _pool_over_time(pool, layer, state, spikes):
+    return jax.lax.scan(functools.partial(pool, layer), state, spikes)
+
+
 def pool_over_time(pool, layer, spikes):
     """Outputs per step `[T, ...]` for spikes `[T, B, H, W, C]`."""
-    empty = jnp.zeros(spikes.shape[1:])
-    best = jnp.zeros(oracle.lateral(spikes, layer).shape[1:])
-
-    def advance(state, n):
-        return pool(layer, state, n)
-
-    last, outputs = jax.lax.scan(advance, Pool(empty, best), jnp.asarray(spikes))
+    empty = np.zeros(spikes.shape[1:])
+    best = np.zeros(oracle.lateral(spikes, layer).shape[1:])
+    last, outputs = _pool_over_time(pool, layer, Pool(empty, best), spikes)
     np.testing.assert_array_equal(last.total, spikes.sum(0))
     np.testing.assert_array_equal(last.sent, outputs.sum(0))
     return np.asarray(outputs)
