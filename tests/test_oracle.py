@@ -19,7 +19,8 @@ SETTINGS = {
     "signed": (Burst(2, signed=True), "channel", "lateral"),
     "gated": (Burst(5), "layer", "gated"),
 }
-CASES = [(name, setting) for name in NAMES for setting in list(SETTINGS)[:4]]
+EVERYWHERE = ("integrate and fire", "burst", "unbounded, signed", "unbounded")
+CASES = [(name, setting) for name in NAMES for setting in EVERYWHERE]
 CASES += [(name, "signed") for name in ("residual first", "nested", "windows")]
 CASES += [(name, "gated") for name in POOLED]
 
