@@ -39,12 +39,7 @@ class Burst:
     reset: str = "subtract"
 
     def __post_init__(self):
-        whole = isinstance(self.gamma, int) and not isinstance(self.gamma, bool)
-        if self.gamma is not None and not (whole and self.gamma >= 1):
-            raise ValueError(
-                "Burst: gamma, the largest number of spikes per step, must be a whole "
-                f"number of at least 1, or None for no limit; found {self.gamma!r}"
-            )
+        _check_gamma("Burst", self.gamma)
         if self.reset not in ("subtract", "zero"):
             raise ValueError(
                 f"Burst: reset must be 'subtract' or 'zero', found {self.reset!r}"
@@ -56,6 +51,52 @@ class Burst:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Refining:
+    """Neurons whose spikes are changes, finer at every step; `refine` says how.
+
+    The image and the biases are presented once. What a neuron has sent stands until it
+    is corrected, by spikes of either sign that weigh `ratio` times less at every step.
+    The hardware needs graded spikes of whole numbers, and a shift of all weights that
+    every layer knows from the time step alone.
+
+    Attributes:
+      gamma: largest number of spikes per step, of either sign; `None` sets no limit.
+      ratio: how many times less a spike weighs at the next step, a whole number.
+      silence: a neuron stays silent after the first step while what it has sent is
+        within so many of the step's quanta of what it should have; less than
+        `ratio / 2`. 0 makes every step the network quantised at that step's quantum.
+    """
+
+    gamma: int | None = 15
+    ratio: int = 2
+    silence: float = 0.75
+
+    def __post_init__(self):
+        _check_gamma("Refining", self.gamma)
+        whole = isinstance(self.ratio, int) and not isinstance(self.ratio, bool)
+        if not (whole and self.ratio >= 2):
+            raise ValueError(
+                "Refining: ratio, by which spikes weigh less at every step, must be a "
+                f"whole number of at least 2; found {self.ratio!r}"
+            )
+        if not 0 <= self.silence < self.ratio / 2:
+            raise ValueError(
+                f"Refining: silence must be at least 0 and less than ratio / 2 = "
+                f"{self.ratio / 2:g}, or errors outgrow the next step; found "
+                f"{self.silence!r}"
+            )
+
+
+def _check_gamma(kind: str, gamma: int | None) -> None:
+    whole = isinstance(gamma, int) and not isinstance(gamma, bool)
+    if gamma is not None and not (whole and gamma >= 1):
+        raise ValueError(
+            f"{kind}: gamma, the largest number of spikes per step, must be a whole "
+            f"number of at least 1, or None for no limit; found {gamma!r}"
+        )
+
+
 class Threshold(NamedTuple):
     """What belongs to one layer of neurons: data, not configuration.
 
@@ -63,10 +104,12 @@ class Threshold(NamedTuple):
     also have one per neuron.
 
     Attributes:
-      theta: the threshold `θ > 0`, the charge carried by one spike.
+      theta: the threshold `θ > 0`, the charge carried by one spike (of refining
+        neurons: at the first step).
       initial: the initial potential over the threshold, `v_0 / θ`. 0 in the paper;
         ½ centres the error of the rate (Bu et al., AAAI 2022).
-      bias: a correction added to the current at every step.
+      bias: a correction added to the current at every step; of refining neurons, to
+        the drive, one row per step, `[S, ...]`, the last of which stays.
     """
 
     theta: jax.Array
@@ -135,6 +178,59 @@ def fire(
     if neuron.signed:
         sent = membrane.sent + spikes.astype(membrane.sent.dtype)
     return Membrane(potential, sent), spikes
+
+
+def refine(
+    neuron: Refining,
+    threshold: Threshold,
+    membrane: Membrane,
+    current: jax.Array,
+    t: jax.Array,
+) -> tuple[Membrane, jax.Array]:
+    r"""Advances a layer of refining neurons by one time step.
+
+    .. math::
+        \theta_t = \theta / r^{t-1}, \qquad
+        v_t = v_{t-1} + I_t, \qquad
+        n_t = \max(\lfloor v_t / \theta_t + \tfrac12 \rfloor, 0) - r N_{t-1}, \qquad
+        N_t = r N_{t-1} + n_t
+
+    The neuron keeps its whole drive `v` and the whole number `N` of quanta it has sent,
+    and is silent, `n = 0`, at `t > 1` where
+    :math:`|\max(v_t, 0) / \theta_t - r N_{t-1}| \le h`. At `t = 1` it rounds by the
+    `initial` of its threshold instead of ½.
+
+    Without silence and without a limit, :math:`\theta_t N_t` is the rectified drive
+    rounded to :math:`\theta_t`, so that the network at step `t` is the conventional one
+    with its activations quantised at :math:`\theta_t`.
+
+    Args:
+      neuron: gamma, ratio and silence.
+      threshold: `θ`, the rounding of the first step, and the correction of this step.
+      membrane: the state after the previous step, `[B, ...]`; at first zeros.
+      current: the input `I_t`, `[B, ...]`, in units of activation.
+      t: the step, counted from 1.
+
+    Returns:
+      `(membrane, spikes)`: the state after this step, and `n_t`, whole numbers of
+      either sign, `[B, ...]`, in the type of the potential.
+    """
+    theta = over_channels(threshold.theta, current)
+    first = t == 1
+    potential = membrane.potential + current
+    finer = float(neuron.ratio) ** (t - 1).astype(current.dtype)
+    drive = jnp.maximum(potential + over_channels(threshold.bias, current), 0.0)
+    wanted = drive * (finer / theta)
+    start = over_channels(threshold.initial, current).astype(current.dtype)
+    rounding = jnp.where(first, start, jnp.full_like(start, 0.5))
+    sent = membrane.sent * neuron.ratio
+    known = sent.astype(current.dtype)
+    spikes = jnp.floor(wanted + rounding) - known
+    close = ~first & (jnp.abs(wanted - known) <= neuron.silence)
+    spikes = jnp.where(close, jnp.zeros_like(spikes), spikes)
+    if neuron.gamma is not None:
+        spikes = jnp.clip(spikes, float(-neuron.gamma), float(neuron.gamma))
+    return Membrane(potential, sent + spikes.astype(sent.dtype)), spikes
 
 
 def over_channels(value: jax.Array, x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,11 +43,13 @@ from jaxburst.neuron import (
     Burst,
     Membrane,
     Pool,
+    Refining,
     fire,
     gated_pool,
     lateral_pool,
     over_channels,
     over_rows,
+    refine,
 )
 from jaxburst.pooling import area, subsample, sum_pool
 from jaxburst.progress import track
@@ -69,14 +71,16 @@ class Model:
     """
 
     layers: Layers
-    neuron: Burst = Burst()
+    neuron: Burst | Refining = Burst()
     pool: str = "lateral"
     exact: bool = False
 
     def __post_init__(self):
         validate(self.layers)
-        if not isinstance(self.neuron, Burst):
-            raise TypeError(f"Model: neuron must be a Burst, found {self.neuron!r}")
+        if not isinstance(self.neuron, Burst | Refining):
+            raise TypeError(
+                f"Model: neuron must be a Burst or Refining, found {self.neuron!r}"
+            )
         if self.pool not in _POOLS:
             raise ValueError(
                 f"Model: pool must be one of {list(_POOLS)}, found {self.pool!r}"
@@ -84,6 +88,7 @@ class Model:
 
 
 State = dict[str, Any]
+Respond = Callable[..., tuple[Membrane, jax.Array]]
 
 
 class Info(NamedTuple):
@@ -152,16 +157,65 @@ def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
         input_shape, output_shape = (batch, *row.input), (batch, *row.output)
         if isinstance(row.layer, Relu):
             theta, initial, _ = spiking[row.path]
-            none = jnp.zeros(input_shape, dtype)
-            start = over_channels(theta, none) * over_channels(initial, none)
-            potential = none + start.astype(dtype)
-            counts = jnp.zeros(input_shape, jnp.int32) if model.neuron.signed else None
+            potential = jnp.zeros(input_shape, dtype)
+            counts = jnp.zeros(input_shape, jnp.int32)
+            if isinstance(model.neuron, Burst):
+                start = over_channels(theta, counts) * over_channels(initial, counts)
+                potential += start.astype(dtype)
+                counts = counts if model.neuron.signed else None
             state[row.path] = Membrane(potential, counts)
         elif isinstance(row.layer, MaxPool):
             empty = (jnp.zeros(side, dtype) for side in (input_shape, output_shape))
             state[row.path] = Pool(*empty)
     state[_readout(model)] = jnp.zeros((batch, model.layers[-1].features), dtype)
-    return state
+    return state | {"time": jnp.zeros((), jnp.int32)}
+
+
+class _Now(NamedTuple):
+    """What the coding makes of a time step.
+
+    Attributes:
+      t: the step, counted from 1.
+      presented: 1 where the image and the biases are presented, else 0.
+      worth: what one spike is worth, over the threshold.
+      respond: how a layer of neurons answers its current.
+    """
+
+    t: jax.Array
+    presented: jax.Array | float
+    worth: jax.Array | float
+    respond: Respond
+
+
+def _now(model: Model, state: State) -> _Now:
+    neuron, t = model.neuron, state["time"] + 1
+    if isinstance(neuron, Burst):
+
+        def respond(path, threshold, membrane, current, t):
+            return fire(neuron, threshold, membrane, current)
+
+        return _Now(t, 1.0, 1.0, respond)
+
+    def respond(path, threshold, membrane, current, t):
+        if threshold.bias.ndim:
+            row = jnp.minimum(t, len(threshold.bias)) - 1
+            threshold = threshold._replace(bias=threshold.bias[row])
+        return refine(neuron, threshold, membrane, current, t)
+
+    dtype = state[_readout(model)].dtype
+    worth = float(neuron.ratio) ** (1 - t).astype(dtype)
+    return _Now(t, (t == 1).astype(dtype), worth, respond)
+
+
+def readout(model: Model, state: State) -> jax.Array:
+    """The logits `[B, classes]` after the steps taken so far, in the network's unit.
+
+    Repeating bursts: the mean of the last Dense's currents. Refining: their sum.
+    """
+    total = state[_readout(model)]
+    if isinstance(model.neuron, Refining):
+        return total
+    return total / state["time"].astype(total.dtype)
 
 
 def _readout(model: Model) -> str:
@@ -250,11 +304,16 @@ def drive(model: Model, circuit: Spiking, images: jax.Array) -> jax.Array:
       What the first Relu (or Residual) receives at every step.
     """
     pairs = named(model.layers)[: _stem(model.layers)]
-    return _advance(model, pairs, circuit, {}, _Signal(images), "", None).charge
+    once = _Now(None, 1.0, 1.0, None)
+    return _advance(model, pairs, circuit, {}, _Signal(images), "", None, once).charge
 
 
 def step(
-    model: Model, circuit: Spiking, current: jax.Array, state: State
+    model: Model,
+    circuit: Spiking,
+    current: jax.Array,
+    state: State,
+    respond: Respond | None = None,
 ) -> tuple[State, Info]:
     """Advances the whole network by one time step.
 
@@ -263,18 +322,23 @@ def step(
       circuit: from `build`.
       current: the constant input, from `drive`.
       state: the state after the previous step, at first `rest`.
+      respond: how a layer of neurons answers its current, if not by the equations of
+        `model.neuron`: `respond(path, threshold, membrane, current, t)`.
 
     Returns:
       `(state, info)`: the state after this step, and what the step shows.
     """
     state, info = dict(state), Info({}, {})
     pairs = named(model.layers)[_stem(model.layers) :]
-    output = _advance(model, pairs, circuit, state, _Signal(current), "", info)
+    now = _now(model, state)
+    now = now._replace(respond=respond or now.respond)
+    signal = _Signal(current * now.presented)
+    output = _advance(model, pairs, circuit, state, signal, "", info, now)
     state[_readout(model)] = state[_readout(model)] + output.charge
-    return state, info
+    return state | {"time": now.t}, info
 
 
-def _advance(model, pairs, circuit, state, signal, scope, info) -> _Signal:
+def _advance(model, pairs, circuit, state, signal, scope, info, now) -> _Signal:
     """Sends a signal through the named layers; updates `state` and `info` in place."""
     for name, layer in pairs:
         path = f"{scope}{name}"
@@ -287,17 +351,24 @@ def _advance(model, pairs, circuit, state, signal, scope, info) -> _Signal:
                     current = signal.value @ kernel
                 if signal.events is not None:
                     info.events[path] = signal.events
-                signal = _Signal(current + over_channels(bias, current))
+                if signal.unit is not None:
+                    current = current * now.worth
+                bias = over_channels(bias, current) * now.presented
+                signal = _Signal(current + bias)
             case Relu():
-                state[path], spikes = fire(
-                    model.neuron, circuit[path], state[path], signal.charge
+                state[path], spikes = now.respond(
+                    path, circuit[path], state[path], signal.charge, now.t
                 )
                 info.spikes[path] = spikes
                 info.events[path] = _count(spikes)
-                signal = _Signal(spikes, circuit[path].theta, info.events[path])
+                unit = circuit[path].theta * now.worth
+                signal = _Signal(spikes, unit, info.events[path])
             case MaxPool():
                 pool = _POOLS[model.pool]
-                state[path], spikes = pool(layer, state[path], signal.value)
+                before = state[path]
+                if isinstance(model.neuron, Refining):  # the same charge in new quanta
+                    before = Pool(*(count * model.neuron.ratio for count in before))
+                state[path], spikes = pool(layer, before, signal.value)
                 signal = _Signal(spikes, signal.unit, _count(spikes))
             case AvgPool():
                 total = sum_pool(signal.value, layer)
@@ -314,7 +385,7 @@ def _advance(model, pairs, circuit, state, signal, scope, info) -> _Signal:
             case Residual(body, shortcut):
                 inside, around = (
                     _advance(
-                        model, named(part), circuit, state, signal, within, info
+                        model, named(part), circuit, state, signal, within, info, now
                     ).charge
                     for part, within in (
                         (body, f"{path}/body/"),
@@ -370,10 +441,10 @@ def simulate(
 def _unroll(model, circuit, images, steps, record=()) -> Trace:
     current = drive(model, circuit, images)
 
-    def advance(state: State, t: jax.Array) -> tuple[State, Trace]:
+    def advance(state: State, _) -> tuple[State, Trace]:
         state, info = step(model, circuit, current, state)
         shown = Trace(
-            logits=state[_readout(model)] / t,
+            logits=readout(model, state),
             events=info.events,
             spikes={path: info.spikes[path] for path in record},
             potentials={path: state[path].potential for path in record},
@@ -381,8 +452,7 @@ def _unroll(model, circuit, images, steps, record=()) -> Trace:
         return state, shown
 
     state = rest(model, circuit, images.shape)
-    times = jnp.arange(1, steps + 1, dtype=state[_readout(model)].dtype)
-    return jax.lax.scan(advance, state, times)[1]
+    return jax.lax.scan(advance, state, length=steps)[1]
 
 
 @partial(jax.jit, static_argnames=("model", "steps"))
@@ -400,7 +470,7 @@ def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.
         lambda _, state: step(model, circuit, current, state)[0],
         rest(model, circuit, images.shape),
     )
-    return state[_readout(model)] / steps
+    return readout(model, state)
 
 
 class Curves(NamedTuple):
