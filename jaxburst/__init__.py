@@ -31,11 +31,11 @@ from jaxburst import (
     zoo,
 )
 from jaxburst.ann import Network, accuracy
-from jaxburst.calibration import calibrate
+from jaxburst.calibration import calibrate, calibrate_mse, correct
 from jaxburst.checkpoint import load, save
 from jaxburst.conversion import convert, normalise, verify
 from jaxburst.layers import summary, validate
-from jaxburst.neuron import Burst
+from jaxburst.neuron import Burst, Refining
 from jaxburst.pytorch import load_pytorch
 from jaxburst.simulation import Model, evaluate, infer, simulate
 from jaxburst.training import Recipe, fit
@@ -47,14 +47,17 @@ __all__ = [
     "Model",
     "Network",
     "Recipe",
+    "Refining",
     "accuracy",
     "analysis",
     "ann",
     "calibrate",
+    "calibrate_mse",
     "calibration",
     "checkpoint",
     "conversion",
     "convert",
+    "correct",
     "data",
     "energy",
     "evaluate",

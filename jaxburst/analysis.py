@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxburst.conversion import Spiking, forward
 from jaxburst.layers import Relu, walk
+from jaxburst.neuron import Burst, worth
 from jaxburst.simulation import Model, build, drive, rest, step
 
 
@@ -21,9 +22,11 @@ class LayerReport(NamedTuple):
       path: the layer.
       theta: its threshold, in units of activation (the mean, if there are several).
       activation: mean of the activations the rates stand for.
-      rate: mean of `θ N / T`, in the same unit.
+      rate: mean of what the spikes say, in the same unit: `θ N / T` of burst neurons,
+        the sum of all changes of refining ones.
       error: root mean square of rate minus activation.
-      saturated: share of the neurons whose activation is out of reach, above `γ θ`.
+      saturated: share of the neurons whose activation is out of reach, above `γ θ`;
+        none of the refining ones.
       silent: share of the neurons that sent nothing.
       events: spikes per image over the whole simulation.
     """
@@ -53,14 +56,15 @@ def report(
       One `LayerReport` per Relu, in network order.
     """
     sums, activations = _sums(model, spiking, images, steps)
+    repeating = isinstance(model.neuron, Burst)
     rows = []
     for path, layer in walk(model.layers):
         if not isinstance(layer, Relu):
             continue
         theta, activation = np.asarray(spiking[path].theta), activations[path]
-        net, sent = (np.asarray(value) for value in sums[path])
-        rate = theta * net / steps
-        reach = theta * (np.inf if model.neuron.gamma is None else model.neuron.gamma)
+        charge, sent = (np.asarray(value) for value in sums[path])
+        rate = theta * charge / (steps if repeating else 1)
+        reach = theta * (model.neuron.gamma or np.inf) if repeating else np.inf
         rows.append(
             LayerReport(
                 path=path,
@@ -78,16 +82,18 @@ def report(
 
 @partial(jax.jit, static_argnames=("model", "steps"))
 def _sums(model, spiking, images, steps):
-    """`{path: (Σn, Σ|n|)}` of every neuron, and `{path: activation}`."""
+    """`{path: (Σ worth n, Σ|n|)}` of every neuron, and `{path: activation}`."""
     circuit = build(model, spiking, images.shape[1:])
     current = drive(model, circuit, images)
 
     def advance(_, carry):
         state, sums = carry
         state, info = step(model, circuit, current, state)
+        value = worth(model.neuron, state["time"])
         sums = {
-            path: (net + info.spikes[path], sent + jnp.abs(info.spikes[path]))
-            for path, (net, sent) in sums.items()
+            path: (charge + value * spikes, sent + jnp.abs(spikes))
+            for path, (charge, sent) in sums.items()
+            for spikes in [info.spikes[path]]
         }
         return state, sums
 

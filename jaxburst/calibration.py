@@ -12,7 +12,7 @@ import numpy as np
 from jaxburst.ann import apply_in_batches
 from jaxburst.conversion import Spiking, forward
 from jaxburst.layers import Layers, Relu, validate, walk
-from jaxburst.neuron import Burst, Refining, over_channels, refine
+from jaxburst.neuron import Burst, Refining, over_channels, refine, worth
 from jaxburst.simulation import Model, build, drive, rest, step
 
 Thresholds = dict[str, jax.Array]
@@ -224,7 +224,7 @@ def _corrected_step(model, circuit, current, state, targets):
 
     def respond(path, threshold, membrane, current, t):
         theta = over_channels(threshold.theta, current)
-        quantum = theta * float(model.neuron.ratio) ** (1 - t).astype(current.dtype)
+        quantum = theta * worth(model.neuron, t).astype(current.dtype)
         bias = jnp.zeros_like(targets[path])
         for _ in range(3):  # a shift moves the active neurons only: repeat
             trial = threshold._replace(bias=bias)

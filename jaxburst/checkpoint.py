@@ -3,7 +3,7 @@
 A saved network is a folder of two files:
 
     weights.safetensors   the arrays, under '/'-joined paths: `conv0/kernel`
-    network.json          layers, neuron, pooling, the SHA-256 of the weights, notes
+    network.json          layers, neuron, pooling, notes, and the SHA-256 of it all
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from safetensors.numpy import load_file, save_file
 from jaxburst import layers as vocabulary
 from jaxburst.conversion import Affine, Shortcut, Spiking
 from jaxburst.layers import Layers
-from jaxburst.neuron import Burst, Threshold
+from jaxburst.neuron import Burst, Refining, Threshold
 from jaxburst.simulation import Model
 
+_NEURONS = {neuron.__name__: neuron for neuron in (Burst, Refining)}
 _PARTS = {part.__name__: part for part in (Affine, Threshold, Shortcut)}
 
 
@@ -68,12 +69,16 @@ def save(
         save_file(arrays, made / "weights.safetensors")
         description = {
             "layers": to_json(model.layers),
-            "neuron": dataclasses.asdict(model.neuron),
+            "neuron": {
+                "kind": type(model.neuron).__name__,
+                **dataclasses.asdict(model.neuron),
+            },
             "pool": model.pool,
+            "exact": model.exact,
             "parts": {path: type(part).__name__ for path, part in spiking.items()},
-            "sha256": _sha256(made / "weights.safetensors"),
             "notes": notes or {},
         }
+        description["sha256"] = _sha256(made / "weights.safetensors", description)
         (made / "network.json").write_text(json.dumps(description, indent=1) + "\n")
         if directory.exists():
             shutil.rmtree(directory)
@@ -107,18 +112,20 @@ def load(directory: str | os.PathLike) -> tuple[Model, Spiking, dict[str, Any]]:
     try:
         description = json.loads((directory / "network.json").read_text())
         layers = from_json(description["layers"])
-        model = Model(layers, Burst(**description["neuron"]), description["pool"])
-        parts, expected = description["parts"], description["sha256"]
+        settings = dict(description["neuron"])
+        neuron = _NEURONS[settings.pop("kind")](**settings)
+        model = Model(layers, neuron, description["pool"], description["exact"])
+        parts, expected = description["parts"], description.pop("sha256")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{directory / 'network.json'}: damaged ({error!r}); save the network again"
         ) from error
-    found = _sha256(directory / "weights.safetensors")
+    found = _sha256(directory / "weights.safetensors", description)
     if found != expected:
         raise ValueError(
-            f"{directory / 'weights.safetensors'}: damaged, or from another network: "
-            f"its SHA-256 is {found[:12]}…, expected {expected[:12]}…; copy or save it "
-            "again"
+            f"{directory}: weights.safetensors or network.json is damaged, or they are "
+            f"of different networks: the SHA-256 of both is {found[:12]}…, expected "
+            f"{expected[:12]}…; copy or save the network again"
         )
     arrays = load_file(directory / "weights.safetensors")
     spiking = {
@@ -168,6 +175,9 @@ def from_json(data: list[dict[str, Any]]) -> Layers:
     return tuple(decode(settings) for settings in data)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(weights: Path, description: dict[str, Any]) -> str:
+    """The hash of the weights followed by everything else that `network.json` says."""
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -180,6 +180,13 @@ def fire(
     return Membrane(potential, sent), spikes
 
 
+def worth(neuron: Burst | Refining, t: jax.Array) -> jax.Array | float:
+    """What one spike of step `t` is worth, over its threshold; `t` counts from 1."""
+    if isinstance(neuron, Burst):
+        return 1.0
+    return float(neuron.ratio) ** (1 - t).astype(float)
+
+
 def refine(
     neuron: Refining,
     threshold: Threshold,
@@ -218,9 +225,9 @@ def refine(
     theta = over_channels(threshold.theta, current)
     first = t == 1
     potential = membrane.potential + current
-    finer = float(neuron.ratio) ** (t - 1).astype(current.dtype)
+    quantum = theta * worth(neuron, t).astype(current.dtype)
     drive = jnp.maximum(potential + over_channels(threshold.bias, current), 0.0)
-    wanted = drive * (finer / theta)
+    wanted = drive / quantum
     start = over_channels(threshold.initial, current).astype(current.dtype)
     rounding = jnp.where(first, start, jnp.full_like(start, 0.5))
     sent = membrane.sent * neuron.ratio

@@ -50,6 +50,7 @@ from jaxburst.neuron import (
     over_channels,
     over_rows,
     refine,
+    worth,
 )
 from jaxburst.pooling import area, subsample, sum_pool
 from jaxburst.progress import track
@@ -203,8 +204,8 @@ def _now(model: Model, state: State) -> _Now:
         return refine(neuron, threshold, membrane, current, t)
 
     dtype = state[_readout(model)].dtype
-    worth = float(neuron.ratio) ** (1 - t).astype(dtype)
-    return _Now(t, (t == 1).astype(dtype), worth, respond)
+    presented = (t == 1).astype(dtype)
+    return _Now(t, presented, worth(neuron, t).astype(dtype), respond)
 
 
 def readout(model: Model, state: State) -> jax.Array:
@@ -569,10 +570,13 @@ def _check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -
         if isinstance(row.layer, Relu):
             for name, value in spiking[row.path]._asdict().items():
                 shapes = [(), row.input[-1:], row.input][: 2 if name == "theta" else 3]
-                if jnp.shape(value) not in shapes:
+                found = jnp.shape(value)
+                if name == "bias" and isinstance(model.neuron, Refining):
+                    found = found[1:]  # one row per step
+                if found not in shapes:
                     raise ValueError(
                         f"{row.path}: for images of {shape[1:]} its {name} must have "
-                        f"one of the shapes {shapes}, found {jnp.shape(value)}"
+                        f"one of the shapes {shapes}, found {found}"
                     )
         if isinstance(row.layer, Conv | Dense):
             found = spiking[row.path].kernel.shape
