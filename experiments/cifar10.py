@@ -2,9 +2,9 @@
 
     python experiments/cifar10.py
 
-trains VGG-16 for 300 epochs and wants an accelerator. The CIFAR ResNets that others have
-trained convert as they are. This one is that of akamaster/pytorch_resnet_cifar10, saved
-as safetensors:
+trains VGG-16 for 300 epochs and wants an accelerator. The CIFAR ResNets that others
+have trained convert as they are. This one is that of akamaster/pytorch_resnet_cifar10,
+saved as safetensors:
 
     python experiments/cifar10.py --arch resnet20 \\
         --torch-weights resnet20.safetensors \\

@@ -83,10 +83,28 @@ def calibrate(
                 total = values.shape[1] // len(activations) * len(images)
                 peaks[path] = _Peak(percentile / 100 * (total - 1), total)
             peaks[path].add(values)
-    return {
-        path: _threshold(path, peak.value(), percentile, neuron.gamma, per)
-        for path, peak in peaks.items()
-    }
+    silent = {}
+    thresholds = {}
+    for path, peak in peaks.items():
+        values = peak.value()
+        if not values.any():
+            raise ValueError(
+                f"{path}: its threshold would be 0, since the {percentile:g}th "
+                "percentile of its activations is 0; calibrate with a higher "
+                "percentile or more images, or remove a Relu that never fires"
+            )
+        if not values.all():
+            silent[path] = int((values == 0).sum())
+        theta = np.where(values == 0, values.max(), values) / neuron.gamma
+        theta = theta.astype(values.dtype)
+        thresholds[path] = jnp.asarray(theta if per == "channel" else theta[0])
+    if silent:
+        warnings.warn(
+            f"channels with the threshold 0, since they did not fire, take the largest "
+            f"threshold of their layer: {silent}",
+            stacklevel=2,
+        )
+    return thresholds
 
 
 def calibrate_mse(
@@ -127,15 +145,17 @@ def calibrate_mse(
         for path, activations in record.items():
             columns = activations.shape[-1] if per == "channel" else 1
             values = activations.reshape(-1, columns)
-            found = np.asarray(_errors(values, highest[path].reshape(-1), neuron.gamma))
+            top = highest[path].reshape(-1).astype(values.dtype)
+            found = np.asarray(_errors(values, top, neuron.gamma))
             errors[path] = errors.get(path, 0) + found.astype(np.float64)
+    best = {path: _SHARES[error.argmin(0)] for path, error in errors.items()}
     return {
-        path: highest[path] * _SHARES[error.argmin(0)].reshape(highest[path].shape)
-        for path, error in errors.items()
+        path: theta * best[path].reshape(theta.shape).astype(theta.dtype)
+        for path, theta in highest.items()
     }
 
 
-_SHARES = np.linspace(0.01, 1, 100, dtype=np.float32)
+_SHARES = np.linspace(0.01, 1, 100)
 
 
 @partial(jax.jit, static_argnames="gamma")
@@ -277,24 +297,3 @@ class _Peak:
         """The percentile of each column, interpolated linearly, `[columns]`."""
         least = np.sort(self.largest, axis=1)[:, :2]
         return least[:, 0] + self.share * (least[:, -1] - least[:, 0])
-
-
-def _threshold(
-    path: str, peak: np.ndarray, percentile: float, gamma: int, per: str
-) -> jax.Array:
-    silent = peak <= 0
-    if silent.all():
-        raise ValueError(
-            f"{path}: its threshold would be 0, since the {percentile:g}th percentile "
-            "of its activations is 0; calibrate with a higher percentile or more "
-            "images, or remove a Relu that never fires"
-        )
-    if silent.any():
-        warnings.warn(
-            f"{path}: {silent.sum()} of {silent.size} channels would have the "
-            "threshold 0 because they did not fire; they take the largest of the layer",
-            stacklevel=3,
-        )
-    theta = np.where(silent, peak.max(), peak) / gamma
-    theta = theta.astype(peak.dtype)
-    return jnp.asarray(theta if per == "channel" else theta[0])

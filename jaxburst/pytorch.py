@@ -76,7 +76,11 @@ def load_pytorch(
 
     def position(owner: str) -> tuple:
         first = next(
-            (i for i, prefix in enumerate(order) if owner.startswith(prefix)),
+            (
+                i
+                for i, prefix in enumerate(order)
+                if f"{owner}.".startswith(f"{prefix}.")
+            ),
             len(order),
         )
         digits = re.split(r"(\d+)", owner)

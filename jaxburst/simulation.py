@@ -429,6 +429,7 @@ def simulate(
     Raises:
       ValueError: for images, weights or paths that do not fit the network.
     """
+    _check_images(images)
     _check(model, spiking, images.shape, steps)
     unknown = sorted(set(record) - set(_relus(model)))
     if unknown:
@@ -462,6 +463,7 @@ def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.
 
     Args and errors: as `simulate`.
     """
+    _check_images(images)
     _check(model, spiking, images.shape, steps)
     circuit = build(model, spiking, images.shape[1:])
     current = drive(model, circuit, images)
@@ -550,6 +552,14 @@ def _score(model, circuit, images, labels, steps):
 
 def _relus(model: Model) -> list[str]:
     return [path for path, layer in walk(model.layers) if isinstance(layer, Relu)]
+
+
+def _check_images(images: jax.Array) -> None:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images must be normalised floating-point numbers, found {images.dtype}; "
+            "pass `split.inputs`, or what `data.normalise` returns"
+        )
 
 
 def _check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:

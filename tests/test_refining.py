@@ -51,7 +51,7 @@ def test_without_silence_every_step_is_the_quantised_network(name, ratio):
             np.testing.assert_array_equal(sent, n)
             assert n.any(), "the layer fires"
         distances.append(np.abs(logits - it.logits).max())
-    assert distances[-1] < 0.2 * distances[0], "and it approaches the network"
+    assert distances[-1] < 0.25 * distances[0], "and it approaches the network"
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet", "nested"])
@@ -153,7 +153,8 @@ def test_burst_corrections_match_mean_rates():
 
 def test_least_squares_thresholds_beat_their_neighbours():
     it = case("vgg")
-    thresholds = jb.calibrate_mse(it.layers, it.variables, it.images, Burst(3))
+    with pytest.warns(UserWarning, match="did not fire"):
+        thresholds = jb.calibrate_mse(it.layers, it.variables, it.images, Burst(3))
     for path, activations in it.activations.items():
         values = activations.reshape(-1, activations.shape[-1])
 
@@ -161,10 +162,11 @@ def test_least_squares_thresholds_beat_their_neighbours():
             levels = np.clip(np.floor(values / theta + 0.5), 0, 3)
             return np.square(theta * levels - values).sum(0)
 
-        best = error(thresholds[path])
+        theta = np.asarray(thresholds[path])
+        best = error(theta)
         step = values.max(0) / 3 / 100
         alive = values.max(0) > 0
-        for other in (thresholds[path] + step, thresholds[path] - step):
+        for other in (theta + step, theta - step):
             usable = alive & (other > 0) & (other <= values.max(0) / 3)
             other = np.where(usable, other, 1)
             assert (best <= error(other) + 1e-9)[usable].all()
@@ -208,3 +210,21 @@ def test_report_of_refining_neurons_approaches_the_activations():
 def test_impossible_settings_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(Refining(), **settings)
+
+
+def test_presets_reach_the_network_in_a_few_steps():
+    it = case("vgg")
+    images = np.concatenate([it.images, -it.images, 2 * it.images])
+    with jax.enable_x64(False):
+        single = jax.tree.map(lambda x: np.asarray(x, np.float32), it.variables)
+        images = images.astype(np.float32)
+        logits, _ = jb.ann.apply(it.layers, single, images)
+        for preset, steps, share in (
+            (jb.presets.refining, 5, 0.1),
+            (jb.presets.paper, 40, 0.2),
+        ):
+            model, spiking = preset(it.layers, single, images)
+            trace = jb.simulate(model, spiking, images, steps)
+            distance = np.abs(np.asarray(trace.logits) - np.asarray(logits)).max((1, 2))
+            assert distance[-1] < share * np.abs(logits).max()
+            assert distance[-1] < distance[0]
