@@ -72,7 +72,16 @@ def test_a_flipped_bit_is_found(tmp_path, network, position):
     weights = bytearray((folder / "weights.safetensors").read_bytes())
     weights[position] ^= 1
     (folder / "weights.safetensors").write_bytes(weights)
-    with pytest.raises(ValueError, match=r"weights.safetensors: damaged.*SHA-256"):
+    with pytest.raises(ValueError, match=r"is damaged.*SHA-256"):
+        jb.load(folder)
+
+
+def test_a_changed_setting_is_found(tmp_path, network):
+    folder = jb.save(tmp_path / "net", *network)
+    text = (folder / "network.json").read_text()
+    assert '"gamma": 3' in text
+    (folder / "network.json").write_text(text.replace('"gamma": 3', '"gamma": 2'))
+    with pytest.raises(ValueError, match=r"is damaged.*SHA-256"):
         jb.load(folder)
 
 

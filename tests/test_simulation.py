@@ -324,7 +324,7 @@ def test_an_empty_split_is_refused(labelled):
     "settings, error, message",
     [
         ({"pool": "max"}, ValueError, r"pool must be one of \['lateral', 'gated'\]"),
-        ({"neuron": 5}, TypeError, "neuron must be a Burst, found 5"),
+        ({"neuron": 5}, TypeError, "neuron must be a Burst or Refining, found 5"),
         ({"layers": (Conv(3), Relu())}, ValueError, "ends in relu0"),
     ],
 )
