@@ -127,14 +127,22 @@ def write(folder: Path, name: str, results: dict[str, dict], config: object) -> 
         "provenance": provenance(),
         "results": results,
     }
-    for path, put in (
-        (folder / f"{name}.json", lambda file: _put_json(file, record)),
-        (folder / f"{name}.png", lambda file: _draw(file, results)),
-    ):
-        partial = path.with_name(f".partial-{path.name}")
-        put(partial)
-        os.replace(partial, path)
-        print(f"wrote {path}")
+    write_json(folder / f"{name}.json", record)
+    write_file(folder / f"{name}.png", lambda path: _draw(path, results))
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Writes a record, all or nothing."""
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    write_file(path, lambda partial: partial.write_text(text))
+
+
+def write_file(path: Path, draw: Callable[[Path], None]) -> None:
+    """Lets `draw` write a file, which appears only when it is complete."""
+    partial = path.with_name(f".partial-{path.name}")
+    draw(partial)
+    os.replace(partial, path)
+    print(f"wrote {path}")
 
 
 def provenance() -> dict:
@@ -177,10 +185,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; run again with --resume to continue the training")
-
-
-def _put_json(path: Path, record: dict) -> None:
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
 def _shown(steps: int) -> list[int]:

@@ -20,6 +20,12 @@ PICOJOULES_PER_AC = 0.9
 PICOJOULES_PER_MAC = 4.6
 """One multiply-accumulate, 32-bit floating point, 45 nm (Horowitz, ISSCC 2014)."""
 
+PICOJOULES_PER_INT8_MAC = 0.3
+"""One 8-bit multiply (0.2) and 32-bit integer add (0.1), 45 nm (Horowitz, 2014)."""
+
+PICOJOULES_PER_INT_AC = 0.1
+"""One 32-bit integer add, 45 nm (Horowitz, 2014): a spike at an 8-bit weight."""
+
 
 def macs(layers: Layers, image_shape: tuple[int, ...]) -> dict[str, int]:
     """Multiply-accumulates of the conventional network, `{path: per image}`."""

@@ -1,0 +1,257 @@
+"""Every way of converting one trained network, on the same images.
+
+    python experiments/compare.py --dataset cifar10 --arch resnet20 \\
+        --torch-weights resnet20.safetensors --mean .485 .456 .406 --std .229 .224 .225
+
+Accuracy against energy: refining bursts, repeating bursts with every remedy, the paper,
+plain integrate-and-fire, and the quantised ANN. Mean and spread over several draws of
+calibration images; then the refining preset on the whole test set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from cifar import IMAGE, Source, run
+from common import prepare_folder, provenance, write_file, write_json
+
+import jaxburst as jb
+from jaxburst import energy
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compares conversion methods on one trained network.
+
+    Attributes:
+      dataset: what the network was trained on.
+      source: which network, with which weights and data.
+      limit: number of test images for the comparison; the headline takes all.
+      draws: how often calibration images are drawn.
+      calibration: number of calibration images in a draw, from the training set.
+      steps: time steps of the paper's method; few-step methods take up to 8, plain IF
+        five times as many.
+      seed: of the draws.
+      out: folder for the results; runs/compare/DATASET_ARCH if not given.
+    """
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    source: tyro.conf.OmitArgPrefixes[Source] = Source()
+    limit: int = 2000
+    draws: int = 3
+    calibration: int = 500
+    steps: int = 32
+    seed: int = 0
+    out: Path | None = None
+
+
+def methods(steps: int) -> dict:
+    """`{name: (how to convert, number of steps)}`, from few steps to many."""
+    few = min(8, steps)
+    return {
+        "refining, 2 levels": (lambda *a: jb.presets.refining(*a, levels=2), few),
+        "refining (preset)": (jb.presets.refining, few),
+        "refining, 5 levels": (lambda *a: jb.presets.refining(*a, levels=5), few),
+        "bursts, all remedies, γ = 5": (lambda *a: remedied(*a, gamma=5), few),
+        "bursts, all remedies, γ = 10": (lambda *a: remedied(*a, gamma=10), few),
+        "bursts of the paper, γ = 5": (jb.presets.paper, steps),
+        "integrate-and-fire": (plain, 5 * steps),
+        "quantised ANN, 4 bits": (lambda *a: quantised(*a, bits=4), 1),
+        "quantised ANN, 2 bits": (lambda *a: quantised(*a, bits=2), 1),
+    }
+
+
+def remedied(layers, variables, images, *, gamma):
+    """Repeating bursts with least-squares thresholds per channel, v_0 = θ/2, signed
+    spikes, and means corrected for two steps."""
+    neuron = jb.Burst(gamma, signed=True)
+    thresholds = jb.calibrate_mse(layers, variables, images, neuron)
+    model = jb.Model(layers, neuron)
+    spiking = jb.convert(layers, variables, thresholds)
+    return model, jb.correct(model, spiking, images[:200], steps=2)
+
+
+def plain(layers, variables, images):
+    """One spike per step at most, the 99.9th percentile, v_0 = θ/2."""
+    neuron = jb.Burst(1)
+    thresholds = jb.calibrate(layers, variables, images, neuron)
+    return jb.Model(layers, neuron), jb.convert(layers, variables, thresholds)
+
+
+def quantised(layers, variables, images, *, bits):
+    """The ANN with activations of a few bits: one step of bursts that start at θ/2."""
+    neuron = jb.Burst(2**bits - 1)
+    thresholds = jb.calibrate_mse(layers, variables, images, neuron)
+    return jb.Model(layers, neuron), jb.convert(layers, variables, thresholds)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    name = f"{config.dataset}_{config.source.arch}"
+    folder = prepare_folder(config.out or Path("runs", "compare", name))
+    dataset, layers, variables = config.source.load(config.dataset)
+    if variables is None:
+        raise ValueError("give the trained network: --checkpoint or --torch-weights")
+    rng = np.random.default_rng(config.seed)
+    draws = [
+        dataset.train[rng.choice(len(dataset.train), config.calibration, False)].inputs
+        for _ in range(config.draws)
+    ]
+    test = dataset.test[: config.limit]
+    ann = jb.accuracy(layers, variables, test)
+    print(f"ANN: {ann:.2%} of {len(test):,} test images")
+    rows = []
+    for method, (convert, steps) in methods(config.steps).items():
+        rows.append(measure(method, convert, steps, layers, variables, draws, test))
+        print(_line(rows[-1], ann), flush=True)
+    headline = measure(
+        "refining (preset), all test images",
+        *(jb.presets.refining, 4, layers, variables, draws[:1], dataset.test),
+    )
+    whole = jb.accuracy(layers, variables, dataset.test)
+    table = _table(rows, ann) + "\n\n" + _headline(headline, whole, len(dataset.test))
+    print("\n" + table + "\n")
+    write_json(
+        folder / "compare.json",
+        {
+            "experiment": "compare",
+            "config": dataclasses.asdict(config),
+            "provenance": provenance(),
+            "ann_accuracy": ann,
+            "ann_accuracy_all": whole,
+            "int8_ann_energy_over_ann": _INT8,
+            "rows": rows,
+            "headline": headline,
+        },
+    )
+    write_file(folder / "compare.md", lambda path: path.write_text(table + "\n"))
+    write_file(folder / "compare.png", lambda path: _draw(path, rows, ann, name))
+
+
+_INT8 = energy.PICOJOULES_PER_INT8_MAC / energy.PICOJOULES_PER_MAC
+
+
+def measure(method, convert, steps, layers, variables, draws, test) -> dict:
+    """Converts by one method with each draw, and simulates."""
+    accuracy, spent, seconds = [], [], []
+    for images in draws:
+        with warnings.catch_warnings():
+            # Some channels never fire: true of every draw, and of no consequence.
+            warnings.filterwarnings("ignore", message="channels with the threshold 0")
+            model, spiking = convert(layers, variables, images)
+        start = time.perf_counter()
+        curves = jb.evaluate(model, spiking, test, steps)
+        seconds.append(time.perf_counter() - start)
+        accuracy.append(curves.accuracy)
+        spent.append(energy.relative(layers, IMAGE, curves.events))
+    relus = tuple(
+        path
+        for path, layer in jb.layers.walk(layers)
+        if isinstance(layer, jb.layers.Relu)
+    )
+    few = min(steps, 8)
+    trace = jb.simulate(model, spiking, draws[0][:20], few, record=relus)
+    return {
+        "method": method,
+        "accuracy": np.mean(accuracy, 0).tolist(),
+        "accuracy_spread": np.std(accuracy, 0).tolist(),
+        "energy_over_ann": np.mean(spent, 0).tolist(),
+        "largest_burst": int(max(jnp.abs(n).max() for n in trace.spikes.values())),
+        "seconds": float(np.mean(seconds)),
+    }
+
+
+def _reached(row: dict, goal: float) -> str:
+    """The first step, and the energy up to it, at which the accuracy is reached."""
+    accuracy = np.array(row["accuracy"])
+    if not (accuracy >= goal).any():
+        return "–"
+    t = int((accuracy >= goal).argmax())
+    return f"T = {t + 1} ({row['energy_over_ann'][t]:.2f})"
+
+
+def _line(row: dict, ann: float) -> str:
+    last = len(row["accuracy"])
+    return (
+        f"{row['method']}: {row['accuracy'][-1]:.2%} at T = {last}, within 0.5 points "
+        f"at {_reached(row, ann - 0.005)}"
+    )
+
+
+def _table(rows: list[dict], ann: float) -> str:
+    shown = [1, 2, 3, 4, 8, 32]
+    head = ["method", *(f"T = {t}" for t in shown), "within 1", "within 0.5", "max n"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [row["method"]]
+        for t in shown:
+            if t > len(row["accuracy"]):
+                cells.append("")
+                continue
+            value, spread = row["accuracy"][t - 1], row["accuracy_spread"][t - 1]
+            used = row["energy_over_ann"][t - 1]
+            cells.append(f"{100 * value:.1f} ± {100 * spread:.1f} ({used:.2f})")
+        cells += [_reached(row, ann - 0.01), _reached(row, ann - 0.005)]
+        lines.append("| " + " | ".join([*cells, str(row["largest_burst"])]) + " |")
+    return "\n".join(lines) + (
+        f"\n\nAccuracy in % ± standard deviation over draws (energy over the ANN's); "
+        f"ANN {ann:.2%}. An ANN of 8-bit arithmetic takes {_INT8:.3f} of the energy; "
+        "with 8-bit weights an accumulate, too, takes a ninth of what is counted here."
+    )
+
+
+def _headline(row: dict, ann: float, images: int) -> str:
+    values = ", ".join(
+        f"T = {t}: {value:.2%} ({used:.3f})"
+        for t, (value, used) in enumerate(
+            zip(row["accuracy"], row["energy_over_ann"], strict=True), 1
+        )
+    )
+    return f"{row['method']} ({images:,}), ANN {ann:.2%}: {values}"
+
+
+def _draw(path: Path, rows: list[dict], ann: float, name: str) -> None:
+    """Accuracy against energy, with the Pareto front of all methods."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    points = []
+    for row in rows:
+        spent, accuracy = row["energy_over_ann"], 100 * np.array(row["accuracy"])
+        points += list(zip(spent, accuracy, strict=True))
+        marker = {"marker": "o", "markersize": 3.5, "linewidth": 1.2}
+        if row["method"].startswith("quantised"):
+            marker = {"marker": "D", "markersize": 6, "linewidth": 0}
+        axis.plot(spent, accuracy, label=row["method"], **marker)
+    front, best = [], -np.inf
+    for spent, accuracy in sorted(points):
+        if accuracy > best:
+            front.append((spent, accuracy))
+            best = accuracy
+    axis.step(*zip(*front, strict=True), where="post", color="0.2", linewidth=0.8)
+    axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
+    axis.set_xscale("log")
+    axis.set_ylim(100 * ann - 40, 100 * ann + 3)
+    axis.set(
+        title=f"{name.replace('_', ', ')}: accuracy and energy, a dot per time step",
+        xlabel="energy / ANN",
+        ylabel="test accuracy (%)",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=130, format="png")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)
