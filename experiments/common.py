@@ -1,7 +1,8 @@
 """What the experiments share: convert, simulate, write down, draw.
 
-Every experiment ends in `compare`: bursts beside the integrate-and-fire baseline on the
-same trained network, as a table, a JSON file and a figure.
+Every experiment ends in `compare`: refining bursts, the paper's bursts and the
+integrate-and-fire baseline on the same trained network, as a table, a JSON file and a
+figure.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def compare(
     settings: Simulation,
     folder: Path,
 ) -> dict:
-    """Converts a trained network with bursts and with plain IF, and simulates both.
+    """Converts a trained network to refining bursts, bursts and IF; simulates all.
 
-    Prints the report of each layer, saves the burst network under `folder`, and returns
-    everything that was measured, ready for `write`.
+    `settings` is about bursts and IF; refining bursts take their preset and at most 8
+    steps. Prints the report of each layer, saves the burst network under `folder`, and
+    returns everything that was measured, ready for `write`.
     """
     test = dataset.test[: settings.limit]
     images = dataset.train[: settings.calibration].inputs
@@ -69,15 +71,21 @@ def compare(
     ann = jb.accuracy(layers, variables, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
     runs = {}
-    for name, gamma in (("burst", settings.gamma), ("IF", 1)):
-        neuron = jb.Burst(gamma)
-        thresholds = jb.calibrate(
-            layers, variables, images, neuron, percentile=settings.percentile
-        )
-        spiking = jb.convert(layers, variables, thresholds, initial=settings.initial)
-        model = jb.Model(layers, neuron)
+    for name, gamma in (("refining", None), ("burst", settings.gamma), ("IF", 1)):
+        if name == "refining":
+            model, spiking = jb.presets.refining(layers, variables, images)
+        else:
+            neuron = jb.Burst(gamma)
+            thresholds = jb.calibrate(
+                layers, variables, images, neuron, percentile=settings.percentile
+            )
+            model = jb.Model(layers, neuron)
+            spiking = jb.convert(
+                layers, variables, thresholds, initial=settings.initial
+            )
+        steps = min(settings.steps, 8) if name == "refining" else settings.steps
         start = time.perf_counter()
-        curves = jb.evaluate(model, spiking, test, settings.steps)
+        curves = jb.evaluate(model, spiking, test, steps)
         seconds = time.perf_counter() - start
         if name == "burst":
             folded = jb.verify(layers, variables, spiking, images[:100])
@@ -90,8 +98,7 @@ def compare(
             jb.save(folder / "spiking", model, spiking, notes)
         energy = jb.energy.relative(layers, shape, curves.events)
         runs[name] = {
-            "neuron": dataclasses.asdict(neuron),
-            "thresholds": {path: float(theta) for path, theta in thresholds.items()},
+            "neuron": repr(model.neuron),
             "accuracy": curves.accuracy.tolist(),
             "energy_over_ann": energy.tolist(),
             "joules": jb.energy.joules(layers, shape, curves.events).tolist(),
@@ -199,9 +206,11 @@ def _table(result: dict) -> str:
     for t in _shown(result["settings"]["steps"]):
         cells = (
             f"  {run['accuracy'][t - 1]:>9.2%}  {run['energy_over_ann'][t - 1]:>10.3f}"
+            if t <= len(run["accuracy"])
+            else " " * 23
             for run in result["runs"].values()
         )
-        lines.append(f"{t:>5}" + "".join(cells))
+        lines.append((f"{t:>5}" + "".join(cells)).rstrip())
     return "\n".join(lines)
 
 
@@ -212,7 +221,7 @@ def _draw(path: Path, results: dict[str, dict]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {"burst": "#c8451b", "IF": "#3a6ea5"}
+    colours = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
     figure, axes = plt.subplots(
         len(results),
         2,
@@ -221,12 +230,15 @@ def _draw(path: Path, results: dict[str, dict]) -> None:
         layout="constrained",
     )
     for (network, result), (left, right) in zip(results.items(), axes, strict=True):
-        steps = result["settings"]["steps"]
         gamma = result["settings"]["gamma"]
-        labels = {"burst": f"burst, γ = {gamma}", "IF": "integrate-and-fire"}
-        times = np.arange(1, steps + 1)
+        labels = {
+            "refining": "refining bursts",
+            "burst": f"bursts, γ = {gamma}",
+            "IF": "integrate-and-fire",
+        }
         for name, run in result["runs"].items():
             style = {"color": colours[name], "label": labels[name], "linewidth": 1.8}
+            times = np.arange(1, len(run["accuracy"]) + 1)
             left.plot(times, 100 * np.array(run["accuracy"]), **style)
             right.plot(times, run["energy_over_ann"], **style)
         ann = f"ANN, {result['ann_accuracy']:.2%}"

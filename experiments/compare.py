@@ -205,9 +205,9 @@ def _table(rows: list[dict], ann: float) -> str:
         lines.append("| " + " | ".join([*cells, str(row["largest_burst"])]) + " |")
     return "\n".join(lines) + (
         f"\n\nAccuracy in % ± standard deviation over draws (energy over the ANN's); "
-        f"ANN {ann:.2%}. Quantised ANNs are charged for 8-bit arithmetic, though their "
-        "weights are not quantised here; with 8-bit weights an accumulate, too, takes a "
-        "ninth of what the spiking networks are charged for it."
+        f"ANN {ann:.2%}. Quantised ANNs are charged for 8-bit arithmetic, though "
+        "their weights are not quantised here; with 8-bit weights an accumulate, too, "
+        "takes a ninth of what the spiking networks are charged for it."
     )
 
 

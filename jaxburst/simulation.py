@@ -568,6 +568,14 @@ def _check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -
         raise ValueError(f"images must be [B, H, W, C], found the shape {shape}")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, found {steps!r}")
+    if isinstance(model.neuron, Refining):
+        most = 1 + int(math.log(2**16, model.neuron.ratio))
+        if steps > most:
+            raise ValueError(
+                f"steps: spikes that weigh {model.neuron.ratio} times less at every "
+                f"step are below the rounding of the weights after {most} steps, found "
+                f"{steps}; a handful is enough"
+            )
     validate(model.layers, shape[1:])
     for row in trace_shapes(model.layers, shape[1:]):
         if not isinstance(row.layer, Conv | Dense | Relu | Residual):

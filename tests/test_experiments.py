@@ -58,6 +58,7 @@ def test_digits(run, tmp_path, capsys):
         for spikes in result["runs"].values():
             assert len(spikes["accuracy"]) == len(spikes["energy_over_ann"]) == 6
             assert np.all(np.diff(spikes["joules"]) > 0)
+        assert list(result["runs"]) == ["refining", "burst", "IF"]
     printed = capsys.readouterr().out
     assert "wrote here/digits.json" in printed
     assert "wrote here/digits.png" in printed

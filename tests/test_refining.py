@@ -228,3 +228,11 @@ def test_presets_reach_the_network_in_a_few_steps():
             distance = np.abs(np.asarray(trace.logits) - np.asarray(logits)).max((1, 2))
             assert distance[-1] < share * np.abs(logits).max()
             assert distance[-1] < distance[0]
+
+
+def test_more_steps_than_the_rounding_allows_are_refused():
+    it = case("vgg")
+    spiking = it.spiking(Burst(3), "layer", 0.5)
+    model = jb.Model(it.layers, Refining())
+    with pytest.raises(ValueError, match="after 17 steps, found 18"):
+        jb.infer(model, spiking, jnp.asarray(it.images), 18)
