@@ -199,6 +199,9 @@ def correct(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> Sp
     if isinstance(model.neuron, Refining):
         biases = _correct_refining(model, spiking, images, steps, targets)
         return _with_biases(spiking, biases)
+    # Of one shape from the beginning, so that one compilation serves all layers.
+    starts = {path: jnp.zeros_like(target) for path, target in targets.items()}
+    spiking = _with_biases(spiking, starts)
     for path, layer in walk(model.layers):
         if isinstance(layer, Relu):
             rate = _mean_rates(model, spiking, images, steps)[path]
