@@ -19,6 +19,7 @@ The ten-line program:
 from jaxburst import (
     analysis,
     ann,
+    anytime,
     calibration,
     checkpoint,
     conversion,
@@ -29,6 +30,7 @@ from jaxburst import (
     presets,
     simulation,
     training,
+    tuning,
     zoo,
 )
 from jaxburst.ann import Network, accuracy
@@ -40,6 +42,7 @@ from jaxburst.neuron import Burst, Refining
 from jaxburst.pytorch import load_pytorch
 from jaxburst.simulation import Model, evaluate, infer, simulate
 from jaxburst.training import Recipe, fit
+from jaxburst.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -52,6 +55,7 @@ __all__ = [
     "accuracy",
     "analysis",
     "ann",
+    "anytime",
     "calibrate",
     "calibrate_mse",
     "calibration",
@@ -75,6 +79,8 @@ __all__ = [
     "simulation",
     "summary",
     "training",
+    "tune",
+    "tuning",
     "validate",
     "verify",
     "zoo",

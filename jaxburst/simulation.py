@@ -429,8 +429,8 @@ def simulate(
     Raises:
       ValueError: for images, weights or paths that do not fit the network.
     """
-    _check_images(images)
-    _check(model, spiking, images.shape, steps)
+    check_images(images)
+    check(model, spiking, images.shape, steps)
     unknown = sorted(set(record) - set(_relus(model)))
     if unknown:
         raise ValueError(
@@ -463,8 +463,8 @@ def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.
 
     Args and errors: as `simulate`.
     """
-    _check_images(images)
-    _check(model, spiking, images.shape, steps)
+    check_images(images)
+    check(model, spiking, images.shape, steps)
     circuit = build(model, spiking, images.shape[1:])
     current = drive(model, circuit, images)
     state = jax.lax.fori_loop(
@@ -520,7 +520,7 @@ def evaluate(
         raise ValueError("evaluate: there are no images in this split")
     batch_size = min(batch_size, len(split))
     shape = (batch_size, *split.images.shape[1:])
-    _check(model, spiking, shape, steps)
+    check(model, spiking, shape, steps)
     circuit = jax.jit(build, static_argnums=(0, 2))(model, spiking, shape[1:])
     correct = np.zeros(steps, np.int64)
     events: dict[str, np.ndarray] = {}
@@ -554,7 +554,12 @@ def _relus(model: Model) -> list[str]:
     return [path for path, layer in walk(model.layers) if isinstance(layer, Relu)]
 
 
-def _check_images(images: jax.Array) -> None:
+def check_images(images: jax.Array) -> None:
+    """Refuses images that are not normalised floating-point numbers.
+
+    Raises:
+      TypeError: saying what was found.
+    """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
             f"images must be normalised floating-point numbers, found {images.dtype}; "
@@ -562,8 +567,12 @@ def _check_images(images: jax.Array) -> None:
         )
 
 
-def _check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:
-    """Refuses what does not fit, before anything is computed."""
+def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:
+    """Refuses images `[B, H, W, C]`, weights and steps that do not fit the network.
+
+    Raises:
+      ValueError: naming the layer, what was expected and what was found.
+    """
     if len(shape) != 4:
         raise ValueError(f"images must be [B, H, W, C], found the shape {shape}")
     if not isinstance(steps, int) or steps < 1:

@@ -1,0 +1,476 @@
+"""Settings found by search: the most agreement for an energy, or the other way round.
+
+tuned = tune(layers, variables, images, energy=0.2)
+print(tuned.report)
+trace = simulate(tuned.model, tuned.spiking, batch, tuned.steps)
+
+Needs Optuna: `pip install "jaxburst[tune]"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst import energy as joules
+from jaxburst.ann import apply_in_batches
+from jaxburst.calibration import Thresholds, calibrate_mse, correct
+from jaxburst.conversion import Spiking, convert
+from jaxburst.layers import Conv, Dense, Layers, Relu, Residual, Subsample, named
+from jaxburst.neuron import Burst, Refining
+from jaxburst.progress import track
+from jaxburst.simulation import Model, simulate
+
+Settings = dict[str, Any]
+
+_BATCH = 100
+_PRESET: Settings = {
+    "coding": "refining",
+    "levels": 3,
+    "scale": 1.0,
+    "by_cost": 0.0,
+    "by_depth": 0.0,
+    "corrections": True,
+    "ratio": 2,
+    "silence": 0.75,
+    "rounding": 0.4,
+}
+_SHAPED = _PRESET | {"by_cost": 0.15, "by_depth": 0.3, "silence": 0.6}
+_STARTS: tuple[Settings, ...] = (
+    _PRESET,
+    _SHAPED,
+    _SHAPED | {"levels": 2},
+    _SHAPED | {"levels": 5},
+    _SHAPED | {"ratio": 3},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One way to run the network, scored on the images held back for it.
+
+    Attributes:
+      trial: number of the trial, from 0, which is the preset `refining`.
+      steps: number of time steps, from 1.
+      energy: over the conventional network's.
+      agreement: share of the images with the conventional network's decision.
+      kl: mean Kullback-Leibler divergence of the class probabilities from the
+        conventional network's, in nats.
+      settings: `coding`; `levels`, `scale`, `by_cost` and `by_depth` of the
+        thresholds; `corrections`; and of refining bursts `ratio`, `silence` (over half
+        the ratio) and `rounding` of the first step.
+    """
+
+    trial: int
+    steps: int
+    energy: float
+    agreement: float
+    kl: float
+    settings: Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the search found; as a string, a table of at most 14 points.
+
+    Attributes:
+      budget: `{'energy': ...}` or `{'agreement': ...}`, as asked for.
+      images: number of images that calibrate, and that score.
+      trials: number of trials.
+      best: the point that was chosen.
+      preset: the preset's best point within the budget, if there is one.
+      front: the points than which none has both less energy and less divergence, by
+        rising energy.
+    """
+
+    budget: dict[str, float]
+    images: tuple[int, int]
+    trials: int
+    best: Point
+    preset: Point | None
+    front: tuple[Point, ...]
+
+    def as_dict(self) -> dict:
+        """Everything, for JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        ((kind, value),) = self.budget.items()
+        sign = "<=" if kind == "energy" else ">="
+        every = -(-len(self.front) // 12)
+        rows = [("best", self.best), ("preset", self.preset)]
+        rows += [(f"#{point.trial}", point) for point in self.front[::every]]
+        return "\n".join(
+            [
+                f"{kind} {sign} {value:g}: {self.trials} trials, {self.images[0]} "
+                f"images to calibrate, {self.images[1]} to score",
+                _HEADER,
+                *(_row(name, point) for name, point in rows if point is not None),
+            ]
+        )
+
+
+class Tuned(NamedTuple):
+    """What `tune` returns.
+
+    Attributes:
+      model: for `simulate`, `infer` and `evaluate`.
+      spiking: its converted weights.
+      steps: number of time steps for which the budget is kept.
+      report: how it was found, and what else was; print it.
+    """
+
+    model: Model
+    spiking: Spiking
+    steps: int
+    report: Report
+
+
+def tune(
+    layers: Layers,
+    variables: dict,
+    images: np.ndarray,
+    *,
+    energy: float | None = None,
+    agreement: float | None = None,
+    steps: int = 4,
+    trials: int = 40,
+    seed: int = 0,
+    progress: bool = True,
+) -> Tuned:
+    r"""Searches for the conversion that does best within a budget; no labels.
+
+    Every other image calibrates thresholds and corrections; the rest score. A budget of
+    energy is spent on the least divergence
+
+    .. math:: \mathrm{KL} = \mathrm{mean} \sum_k p_k \log (p_k / q_k)
+
+    of the spiking network's class probabilities `q` from the conventional one's, `p`,
+    which is smoother than the share of equal decisions. A budget of agreement is met
+    with the least energy; of equals, the least divergence wins. One simulation scores
+    every number of steps. What is searched: refining bursts or repeating signed ones
+    that start at ½, levels of the least-squares thresholds, corrections or none; of
+    refining bursts the ratio, the silence and the first rounding; and the thresholds of
+    whole layers,
+
+    .. math:: \theta_l \leftarrow \theta_l \cdot s\, (c_l / \bar c)^a\, e^{b (2 d_l-1)}
+
+    with the scale `s`, the operations `c` that a spike of the layer causes over their
+    geometric mean, the depth `d` from 0 to 1, and exponents `a`, `b`: where a spike is
+    dear, thresholds may be coarser. The first trial is the preset `refining`, so that
+    the result is never worse on these images. The best of many scores is a little
+    optimistic: leave a margin in a budget of agreement.
+
+    Args:
+      layers: the network.
+      variables: its trained `{'params', 'batch_stats'}`.
+      images: `[N, H, W, C]`, normalised, from the training set; no labels. A thousand.
+      energy: largest energy over the conventional network's. Give this or `agreement`.
+      agreement: least share, up to 1, of images on which both networks decide alike.
+      steps: largest number of time steps.
+      trials: number of settings to try.
+      seed: of the search; the same seed finds the same settings.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The `Tuned` network: `(model, spiking, steps, report)`.
+
+    Raises:
+      ImportError: if Optuna is missing.
+      TypeError: for images that are not normalised floating-point numbers.
+      ValueError: for not exactly one budget, an unusable argument, and a budget that no
+        trial kept; the message says how near the best came.
+
+    References:
+      The search: tree-structured Parzen estimator, Bergstra et al., NeurIPS 2011, by
+      Optuna (Akiba et al., KDD 2019).
+    """
+    budget = _Budget(energy, agreement)
+    _check(images, steps, trials)
+    optuna = _optuna()
+    bench = _Bench(layers, variables, images[::2], images[1::2], steps)
+    points: list[Point] = []
+    best, winner = None, None
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=8)
+        study = optuna.create_study(sampler=sampler)
+        for settings in _STARTS:
+            study.enqueue_trial(settings)
+        numbers = range(trials)
+        for number in track(numbers, "Tuning") if progress else numbers:
+            trial = study.ask()
+            settings = _suggest(trial)
+            model, spiking = bench.convert(settings)
+            found = bench.score(model, spiking, number, settings)
+            points += found
+            nearest = min(found, key=budget.rank)
+            study.tell(trial, budget.cost(nearest))
+            if best is None or budget.rank(nearest) < budget.rank(best):
+                best, winner = nearest, (model, spiking)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    if not budget.kept(best):
+        raise ValueError(
+            f"tune: no trial of {trials} kept {budget}; the nearest was\n"
+            f"{_HEADER}\n{_row('', best)}\nallow more, or try more steps or trials"
+        )
+    preset = [point for point in points if point.trial == 0 and budget.kept(point)]
+    report = Report(
+        budget.asked,
+        (len(bench.calibration), len(bench.scoring)),
+        trials,
+        best,
+        min(preset, key=budget.rank, default=None),
+        _front(points),
+    )
+    return Tuned(*winner, best.steps, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget:
+    """What a point must keep, and what it should then make small."""
+
+    energy: float | None
+    agreement: float | None
+
+    def __post_init__(self):
+        if (self.energy is None) == (self.agreement is None):
+            raise ValueError(
+                "tune: give one budget, energy (at most so much, over the conventional "
+                "network's) or agreement (at least such a share of equal decisions); "
+                f"found energy={self.energy}, agreement={self.agreement}"
+            )
+        if self.energy is not None and not 0 < self.energy < math.inf:
+            raise ValueError(
+                f"tune: energy, over the conventional network's, must be greater than "
+                f"0 and finite; found {self.energy}"
+            )
+        if self.agreement is not None and not 0 < self.agreement <= 1:
+            raise ValueError(
+                "tune: agreement, a share of the images, must be greater than 0 and at "
+                f"most 1; found {self.agreement}"
+            )
+
+    @property
+    def asked(self) -> dict[str, float]:
+        asked = dataclasses.asdict(self)
+        return {name: float(x) for name, x in asked.items() if x is not None}
+
+    def __str__(self) -> str:
+        if self.energy is not None:
+            return f"energy <= {self.energy:g}"
+        return f"agreement >= {self.agreement:g}"
+
+    def excess(self, point: Point) -> float:
+        """By how much a point misses the budget, 0 if it does not."""
+        if self.energy is not None:
+            return max(0.0, point.energy - self.energy)
+        return max(0.0, self.agreement - point.agreement)
+
+    def kept(self, point: Point) -> bool:
+        return self.excess(point) == 0
+
+    def rank(self, point: Point) -> tuple[float, ...]:
+        """Sorts points, the best first."""
+        if self.energy is not None:
+            return self.excess(point), point.kl, point.energy
+        return self.excess(point), point.energy, point.kl
+
+    def cost(self, point: Point) -> float:
+        """The same order as one number, for the search, which only compares."""
+        excess, value, _ = self.rank(point)
+        return 1e6 * (1 + excess) if excess else value
+
+
+class _Bench:
+    """Builds and scores conversions of one trained network."""
+
+    def __init__(self, layers, variables, calibration, scoring, steps):
+        self.layers, self.variables, self.steps = layers, variables, steps
+        self.calibration, self.scoring = calibration, scoring
+        self.thresholds: dict[int, Thresholds] = {}
+        self.image_shape = calibration.shape[1:]
+        self.costs = _log_costs(layers, self.image_shape)
+        batches = apply_in_batches(layers, variables, scoring, _BATCH)
+        self.logits = np.concatenate([logits for logits, _ in batches])
+
+    def convert(self, settings: Settings) -> tuple[Model, Spiking]:
+        thresholds = self._scaled(settings)
+        refining = settings["coding"] == "refining"
+        if refining:
+            ratio = settings["ratio"]
+            neuron = Refining(15, ratio, settings["silence"] * ratio / 2)
+            rounding = settings["rounding"]
+        else:
+            neuron, rounding = Burst(15, signed=True), 0.5
+        model = Model(self.layers, neuron)
+        spiking = convert(self.layers, self.variables, thresholds, initial=rounding)
+        if settings["corrections"] and refining:
+            spiking = correct(model, spiking, self.calibration[:200], self.steps)
+        elif settings["corrections"]:  # slower: one simulation per layer
+            steps = min(self.steps, 2)
+            spiking = correct(model, spiking, self.calibration[:100], steps)
+        return model, spiking
+
+    def _scaled(self, settings: Settings) -> Thresholds:
+        levels = settings["levels"]
+        if levels not in self.thresholds:
+            with warnings.catch_warnings():
+                # As in the preset: a channel that never fires is common and harmless.
+                warnings.filterwarnings("ignore", message="channels with the thresh")
+                self.thresholds[levels] = calibrate_mse(
+                    self.layers, self.variables, self.calibration, Burst(levels)
+                )
+        depths = np.linspace(-1, 1, len(self.costs))
+        scaled = {}
+        for depth, (path, cost) in zip(depths, self.costs.items(), strict=True):
+            exponent = settings["by_cost"] * cost + settings["by_depth"] * depth
+            factor = settings["scale"] * math.exp(exponent)
+            scaled[path] = self.thresholds[levels][path] * factor
+        return scaled
+
+    def score(self, model, spiking, number: int, settings: Settings) -> list[Point]:
+        """One point for every number of steps."""
+        batch_size = min(_BATCH, len(self.scoring))
+        logits, events = [], {}
+        for start in range(0, len(self.scoring), batch_size):
+            batch = self.scoring[start : start + batch_size]
+            count = len(batch)
+            missing = [(0, batch_size - count)] + [(0, 0)] * 3
+            trace = simulate(model, spiking, np.pad(batch, missing), self.steps)
+            logits.append(np.asarray(trace.logits)[:, :count])
+            for path, found in trace.events.items():
+                total = np.asarray(found)[:, :count].sum(1, dtype=np.int64)
+                events[path] = events.get(path, 0) + total
+        spent = joules.relative(
+            self.layers,
+            self.image_shape,
+            {path: total / len(self.scoring) for path, total in events.items()},
+        )
+        logits = np.concatenate(logits, axis=1)
+        agreement = (logits.argmax(-1) == self.logits.argmax(-1)[None]).mean(1)
+        expected, found = _log_softmax(self.logits)[None], _log_softmax(logits)
+        kl = (np.exp(expected) * (expected - found)).sum(-1).mean(1)
+        scores = zip(spent.tolist(), agreement.tolist(), kl.tolist(), strict=True)
+        return [Point(number, t, *row, settings) for t, row in enumerate(scores, 1)]
+
+
+def _suggest(trial) -> Settings:
+    """One point of the search space. The grids bound the number of compilations."""
+    settings = {
+        "coding": trial.suggest_categorical("coding", ["refining", "burst"]),
+        "levels": trial.suggest_categorical("levels", [2, 3, 5, 8]),
+        "scale": trial.suggest_float("scale", 0.75, 4 / 3, log=True),
+        "by_cost": trial.suggest_float("by_cost", 0.0, 0.6),
+        "by_depth": trial.suggest_float("by_depth", -0.6, 0.6),
+        "corrections": trial.suggest_categorical("corrections", [True, False]),
+    }
+    if settings["coding"] == "refining":
+        settings |= {
+            "ratio": trial.suggest_categorical("ratio", [2, 3]),
+            "silence": trial.suggest_categorical("silence", [0.5, 0.6, 0.75, 0.9]),
+            "rounding": trial.suggest_float("rounding", 0.3, 0.5),
+        }
+    return settings
+
+
+def _log_costs(layers: Layers, image_shape: tuple[int, ...]) -> dict[str, float]:
+    """Logarithm of the operations that one spike of each Relu causes.
+
+    They are taken over their geometric mean. Spikes that no Conv or Dense receives
+    count as the cheapest of the others.
+    """
+    costs: dict[str, float] = {}
+    fans = joules.fan_out(layers, image_shape)
+
+    def pass_on(layers, sender, scope):
+        for name, layer in named(layers):
+            path = f"{scope}{name}"
+            match layer:
+                case Relu():
+                    sender, costs[path] = path, 0.0
+                case Conv() | Dense():
+                    if sender is not None:
+                        costs[sender] += fans[path]
+                    sender = None
+                case Residual(body, shortcut):
+                    pass_on(body, sender, f"{path}/body/")
+                    pass_on(shortcut, sender, f"{path}/shortcut/")
+                    sender = None
+                case Subsample():
+                    sender = None
+
+    pass_on(layers, None, "")
+    least = min(cost for cost in costs.values() if cost)
+    logs = {path: math.log(cost or least) for path, cost in costs.items()}
+    mean = sum(logs.values()) / len(logs)
+    return {path: log - mean for path, log in logs.items()}
+
+
+def _front(points: list[Point]) -> tuple[Point, ...]:
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.energy, point.kl)):
+        if not front or point.kl < front[-1].kl:
+            front.append(point)
+    return tuple(front)
+
+
+_WIDTHS = {key: max(len(key), 8) for key in _PRESET}
+_HEADER = " ".join(
+    [
+        *(f"{'':6}", " T", "energy", " agree", "    KL"),
+        *(f"{key:>{width}}" for key, width in _WIDTHS.items()),
+    ]
+)
+
+
+def _row(name: str, point: Point) -> str:
+    cells = [f"{name:6}", f"{point.steps:2}", f"{point.energy:6.3f}"]
+    cells += [f"{point.agreement:6.3f}", f"{point.kl:6.4f}"]
+    for key, width in _WIDTHS.items():
+        value = point.settings.get(key, "")
+        shown = f"{value:.2f}" if isinstance(value, float) else str(value)
+        cells.append(f"{shown:>{width}}")
+    return " ".join(cells).rstrip()
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def _check(images, steps: int, trials: int) -> None:
+    kind = getattr(images, "dtype", None)
+    if kind is None or not jnp.issubdtype(kind, jnp.floating):
+        raise TypeError(
+            "tune: images must be an array of normalised floating-point numbers, found "
+            f"{kind or type(images).__name__}; pass `split.inputs`"
+        )
+    if np.ndim(images) != 4 or len(images) < 2:
+        raise ValueError(
+            "tune: images must be [N, H, W, C] with at least 2 of them, one half to "
+            f"calibrate and one to score; found the shape {np.shape(images)}"
+        )
+    for name, value in (("steps", steps), ("trials", trials)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"tune: {name} must be a whole number of at least 1, found {value!r}"
+            )
+
+
+def _optuna():
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError(
+            'tune searches with Optuna: pip install "jaxburst[tune]"'
+        ) from error
+    return optuna
