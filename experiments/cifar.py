@@ -63,6 +63,8 @@ class Config:
     Attributes:
       source: which network, with which weights and data.
       epochs: passes over the training images.
+      learning_rate: its peak.
+      warmup_epochs: length of the warm-up; may be a fraction.
       resume: continue the training in `out` where it stopped.
       train_limit: number of training images; all of them if not given.
       seed: of the weights, batches and augmentation.
@@ -72,6 +74,8 @@ class Config:
 
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
     epochs: int = 300
+    learning_rate: float = 0.1
+    warmup_epochs: float = 0
     resume: bool = False
     train_limit: int | None = None
     seed: int = 0
@@ -94,10 +98,17 @@ def main(name: str, description: str) -> None:
     if variables is None:
         train = dataset.train[: config.train_limit]
         print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
+        recipe = jb.Recipe(
+            epochs=config.epochs,
+            batch_size=min(128, len(train)),
+            learning_rate=config.learning_rate,
+            warmup_epochs=config.warmup_epochs,
+            seed=config.seed,
+        )
         variables, _ = jb.fit(
             layers,
             train,
-            jb.Recipe(epochs=config.epochs, seed=config.seed),
+            recipe,
             validation=dataset.validation,
             directory=folder / "training",
             resume=config.resume,

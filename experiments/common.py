@@ -46,6 +46,8 @@ class Simulation:
     def __post_init__(self):
         jb.Burst(self.gamma)
         jb.calibration.check_percentile(self.percentile)
+        if not 0 <= self.initial <= 1:
+            raise ValueError(f"initial must be between 0 and 1, found {self.initial}")
         for name in ("steps", "calibration", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -188,10 +190,10 @@ def run(main: Callable[[], None]) -> None:
     """Runs an experiment; what a user can mend ends in one line, not in a traceback."""
     try:
         main()
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+    except (OSError, ValueError, TypeError, ImportError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; run again with --resume to continue the training")
+        sys.exit("interrupted; a training with checkpoints continues with --resume")
 
 
 def _shown(steps: int) -> list[int]:

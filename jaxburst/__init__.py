@@ -6,7 +6,8 @@ The ten-line program:
 
     data = jb.data.digits()
     layers = jb.zoo.vgg_tiny(classes=10)
-    variables, history = jb.fit(layers, data.train, jb.Recipe(epochs=30))
+    recipe = jb.Recipe(epochs=20, batch_size=64, augment=False)
+    variables, history = jb.fit(layers, data.train, recipe)
     neuron = jb.Burst(gamma=5)
     thresholds = jb.calibrate(layers, variables, data.train.inputs[:500], neuron)
     spiking = jb.convert(layers, variables, thresholds)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxburst.convolution import convolve, prepare
 from jaxburst.data import Split
@@ -161,6 +162,11 @@ def apply_in_batches(
     relus = [path for path, layer in walk(layers) if isinstance(layer, Relu)]
     if len(images) == 0:
         raise ValueError("there are no images; pass at least one, [N, H, W, C]")
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(
+            f"images must be normalised floating-point numbers, found {images.dtype}; "
+            "pass `split.inputs`, or what `data.normalise` returns"
+        )
     batch_size = min(batch_size, len(images))
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
@@ -171,10 +177,26 @@ def apply_in_batches(
         yield logits[:count], {path: record[path][:count] for path in relus}
 
 
+def check_finite(variables: dict) -> None:
+    """Refuses weights that are not finite; a ReLU can swallow what they cause.
+
+    Raises:
+      ValueError: naming the first such weight.
+    """
+    for path, value in flatten_dict(variables, sep="/").items():
+        if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
+            raise ValueError(
+                f"{path.partition('/')[2]}: a weight is not finite; train again with a "
+                "lower learning rate, or load another checkpoint"
+            )
+
+
 def accuracy(
     layers: Layers, variables: dict, split: Split, batch_size: int = 250
 ) -> float:
     """Share of the images of `split` that the trained network classifies correctly."""
+    if len(split) == 0:
+        raise ValueError("accuracy: there are no images in this split")
     correct, batch_size = 0, min(batch_size, len(split))
     for start in range(0, len(split), batch_size):
         # The last batch begins again from the front, so that one compilation serves.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.ann import apply_in_batches
+from jaxburst.ann import apply_in_batches, check_finite
 from jaxburst.conversion import Spiking, forward
 from jaxburst.layers import Layers, Relu, validate, walk
 from jaxburst.neuron import Burst, Refining, over_channels, refine, worth
@@ -69,6 +69,7 @@ def calibrate(
     if len(images) == 0:
         raise ValueError("calibrate: the calibration set is empty; pass some images")
     validate(layers, images.shape[1:])
+    check_finite(variables)
     peaks: dict[str, _Peak] = {}
     for _, record in apply_in_batches(layers, variables, images, batch_size):
         for path, activations in record.items():

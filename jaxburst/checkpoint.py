@@ -80,13 +80,18 @@ def save(
         }
         description["sha256"] = _sha256(made / "weights.safetensors", description)
         (made / "network.json").write_text(json.dumps(description, indent=1) + "\n")
-        if directory.exists():
-            shutil.rmtree(directory)
         made.chmod(0o755)
-        made.rename(directory)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
+    if directory.exists():
+        # Aside first: whenever this is interrupted, one of the two is whole.
+        old = made.with_name(f"{made.name}-old")
+        directory.rename(old)
+        made.rename(directory)
+        shutil.rmtree(old)
+    else:
+        made.rename(directory)
     return directory
 
 
@@ -111,12 +116,8 @@ def load(directory: str | os.PathLike) -> tuple[Model, Spiking, dict[str, Any]]:
             )
     try:
         description = json.loads((directory / "network.json").read_text())
-        layers = from_json(description["layers"])
-        settings = dict(description["neuron"])
-        neuron = _NEURONS[settings.pop("kind")](**settings)
-        model = Model(layers, neuron, description["pool"], description["exact"])
-        parts, expected = description["parts"], description.pop("sha256")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        expected = description.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{directory / 'network.json'}: damaged ({error!r}); save the network again"
         ) from error
@@ -127,12 +128,16 @@ def load(directory: str | os.PathLike) -> tuple[Model, Spiking, dict[str, Any]]:
             f"of different networks: the SHA-256 of both is {found[:12]}…, expected "
             f"{expected[:12]}…; copy or save the network again"
         )
+    settings = dict(description["neuron"])
+    neuron = _NEURONS[settings.pop("kind")](**settings)
+    layers = from_json(description["layers"])
+    model = Model(layers, neuron, description["pool"], description["exact"])
     arrays = load_file(directory / "weights.safetensors")
     spiking = {
         path: _PARTS[kind](
             *(jnp.asarray(arrays[f"{path}/{field}"]) for field in _PARTS[kind]._fields)
         )
-        for path, kind in parts.items()
+        for path, kind in description["parts"].items()
     }
     return model, spiking, description["notes"]
 

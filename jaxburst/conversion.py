@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxburst.ann import EPSILON, apply_in_batches
+from jaxburst.ann import EPSILON, apply_in_batches, check_finite
 from jaxburst.convolution import convolve, prepare
 from jaxburst.layers import (
     AvgPool,
@@ -87,6 +87,12 @@ def convert(
         something that is not finite or not positive; the message names the layer.
     """
     validate(layers)
+    check_finite(variables)
+    if not isinstance(initial, jax.core.Tracer) and not 0 <= initial <= 1:
+        raise ValueError(
+            "convert: initial, the initial potential over the threshold, must lie "
+            f"between 0 and 1, found {initial}"
+        )
     _check_thresholds(layers, thresholds)
     weights = {
         "/".join(path): value
@@ -156,17 +162,16 @@ def _fold(path: str, layer: Conv | Dense, weights: dict[str, jax.Array]) -> Affi
             raise ValueError(
                 f"{where}: found the shape {value.shape}, which does not fit {layer}"
             )
-        if not isinstance(value, jax.core.Tracer) and not np.isfinite(value).all():
-            raise ValueError(
-                f"{where}: a weight is not finite; train again with a lower learning "
-                "rate, or load another checkpoint"
-            )
         return jnp.asarray(value)
 
     kernel = take("kernel", 4 if isinstance(layer, Conv) else 2)
     bias = take("bias") if layer.bias else jnp.zeros(layer.features, kernel.dtype)
     if layer.norm:
         variance = take("norm/var")
+        if not isinstance(variance, jax.core.Tracer) and (variance < 0).any():
+            raise ValueError(
+                f"{path}/norm/var: a variance is negative; load another checkpoint"
+            )
         scale = take("norm/scale") / jnp.sqrt(variance + EPSILON)
         kernel = kernel * scale.reshape((1,) * (kernel.ndim - 1) + (-1,))
         bias = (bias - take("norm/mean")) * scale + take("norm/bias")

@@ -373,7 +373,7 @@ def _cifar(name: str, data_dir, *, validation: int = 5000, download: bool) -> Da
             for split in ("train", "test")
         )
     except RuntimeError as error:  # what array_record raises for a damaged file
-        raise RuntimeError(
+        raise ValueError(
             f"{name}: cannot read {builder.data_path} ({error}); {_ANEW}"
         ) from error
     return Dataset(name, train[validation:], train[:validation], test, facts.classes)

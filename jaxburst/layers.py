@@ -259,7 +259,7 @@ def _kind_after(layer: Layer, kind: str, path: str) -> str:
         case MaxPool() if kind != "spikes":
             raise ValueError(
                 f"{path}: max pooling chooses among spikes, but it receives "
-                f"{'the image' if kind == 'image' else 'a current'}; put the Relu "
+                f"{'no spikes yet' if kind == 'image' else 'a current'}; put the Relu "
                 "before the MaxPool (the two commute)"
             )
         case Residual(body, shortcut):

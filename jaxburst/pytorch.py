@@ -28,6 +28,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from jaxburst.ann import check_finite
 from jaxburst.layers import Conv, Dense, Flatten, Layers, trace_shapes, validate, walk
 
 _NORM = {  # PyTorch's names, and where Flax keeps them
@@ -64,6 +65,8 @@ def load_pytorch(
       ValueError: listing every tensor that is missing, left over or of a wrong shape.
     """
     validate(layers, image_shape)
+    if isinstance(order, str):
+        raise TypeError(f"order must be a sequence of prefixes, found {order!r}")
     groups = _group(source if isinstance(source, Mapping) else _read(source))
     kinds = {"conv": {}, "norm": {}, "dense": {}, "other": {}}
     for owner, tensors in groups.items():
@@ -124,7 +127,7 @@ def load_pytorch(
                     collection, leaf = where
                     inner = ("norm", leaf) if kind == "norm" else (leaf,)
                     key = (collection, *path.split("/"), *inner)
-                    variables[key] = jnp.asarray(rewrite(value))
+                    variables[key] = jnp.asarray(rewrite(value), jnp.float32)
             problems += [f"left over: {_join(owner, name)}" for name in tensors]
     if problems:
         raise ValueError(
@@ -132,7 +135,9 @@ def load_pytorch(
             "the layers, their bias and shortcut settings, and `order`):\n  "
             + "\n  ".join(problems)
         )
-    return unflatten_dict(variables)
+    variables = unflatten_dict(variables)
+    check_finite(variables)
+    return variables
 
 
 def _read(path: str | os.PathLike) -> Mapping[str, np.ndarray]:

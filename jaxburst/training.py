@@ -529,8 +529,8 @@ def _open(directory: str | Path, resume: bool):
         ) from error
     if _steps(directory) and not resume:
         raise ValueError(
-            f"{directory}: holds a run already; pass resume=True to continue it, or "
-            "choose another directory"
+            f"{directory}: holds a run already; pass resume=True (--resume) to "
+            "continue it, or choose another directory"
         )
     for checkpoint in _steps(directory):
         # Stopped between Orbax's last word and the checksums.

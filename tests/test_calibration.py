@@ -1,5 +1,6 @@
 """Thresholds are percentiles of everything a Relu was seen to give."""
 
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -119,3 +120,11 @@ def test_unusable_arguments_are_refused(settings, message):
 def test_networks_are_validated_first():
     with pytest.raises(ValueError, match="ends in a Dense"):
         calibrate((Conv(3), Relu(), Flatten()), {}, IMAGES, Burst())
+
+
+def test_weights_that_are_not_finite_are_named_even_where_a_relu_swallows_them():
+    """XLA on CPU computes max(NaN, 0) = 0, so that activations alone do not tell."""
+    broken = jax.tree.map(np.array, IT.variables)
+    broken["params"]["conv0"]["kernel"][0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="conv0/kernel: a weight is not finite"):
+        thresholds(variables=broken)

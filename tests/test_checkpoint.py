@@ -1,6 +1,7 @@
 """Round trips of converted networks, and damage that must not pass unnoticed."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +110,23 @@ def test_every_network_of_the_zoo_survives_json(name):
 def test_an_unknown_layer_in_json_is_named():
     with pytest.raises(ValueError, match="'Relu6' is not a layer"):
         jb.checkpoint.from_json([{"kind": "Relu6"}])
+
+
+def test_an_interrupted_replacement_leaves_one_of_the_two(
+    tmp_path, network, monkeypatch
+):
+    model, spiking = network
+    jb.save(tmp_path / "net", model, spiking)
+    rename, calls = Path.rename, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jb.save(tmp_path / "net", model, spiking)
+    whole = [path for path in tmp_path.iterdir() if jb.load(path)]
+    assert whole

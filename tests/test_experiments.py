@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -89,6 +90,21 @@ def test_cifar_trains_then_loads_then_converts_foreign_weights(
     assert foreign["runs"]["IF"]["events"] == trained["runs"]["IF"]["events"]
 
 
+def test_compare(run, tiny_cifar, tmp_path, capsys):
+    layers = jb.zoo.vgg_tiny(10)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jb.Network(layers).init(jax.random.key(0), images)
+    save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    few = ("--limit", "10", "--draws", "2", "--calibration", "20", "--steps", "2")
+    source = ("--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors")
+    run("compare", *source, *few, "--out", "here")
+    record = _results(tmp_path / "here", "compare")
+    assert len(record["rows"]) == 9
+    assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
+    assert all(row["largest_burst"] >= 1 for row in record["rows"])
+    assert len(record["headline"]["accuracy"]) == 4
+
+
 def _as_pytorch(variables):
     """The state dict that PyTorch would write for `vgg_tiny` on 32x32 images."""
     state = {}
@@ -125,7 +141,8 @@ def _as_pytorch(variables):
         (["--out", "/dev/null/results"], "cannot be written"),
         (["--checkpoint", "nothing/there"], "nothing/there"),
         (["--torch-weights", "nothing.safetensors"], "no such file of weights"),
-        (["--train-limit", "10", "--epochs", "1"], "batch_size"),
+        (["--initial", "nan"], "initial must be between 0 and 1"),
+        (["--learning-rate", "-1", "--epochs", "1"], "learning_rate"),
         (
             ["--arch", "resnet20", "--torch-weights", "broken"],
             "not a whole safetensors",

@@ -141,8 +141,16 @@ class ReLU6:
         ((Conv(4), Relu(), MaxPool(2, 0), *HEAD), ValueError, "maxpool0: stride"),
         ((Conv(4), Relu(), MaxPool(2, 2, 2), *HEAD), ValueError, "maxpool0: padding 2"),
         ((Conv(4), Relu(), AvgPool(0), *HEAD), ValueError, "avgpool0: window"),
-        ((MaxPool(2), Conv(4), *HEAD), ValueError, "maxpool0: .*receives the image"),
-        ((Conv(4), MaxPool(2), *HEAD), ValueError, "maxpool0: .*receives the image"),
+        (
+            (MaxPool(2), Conv(4), *HEAD),
+            ValueError,
+            "maxpool0: .*receives no spikes yet",
+        ),
+        (
+            (Conv(4), MaxPool(2), *HEAD),
+            ValueError,
+            "maxpool0: .*receives no spikes yet",
+        ),
         (
             (Conv(4), Relu(), Conv(4), MaxPool(2), *HEAD),
             ValueError,
