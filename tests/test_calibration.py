@@ -125,6 +125,8 @@ def test_networks_are_validated_first():
 def test_weights_that_are_not_finite_are_named_even_where_a_relu_swallows_them():
     """XLA on CPU computes max(NaN, 0) = 0, so that activations alone do not tell."""
     broken = jax.tree.map(np.array, IT.variables)
-    broken["params"]["conv0"]["kernel"][0, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="conv0/kernel: a weight is not finite"):
+    broken["params"]["residual0"]["body"]["conv0"]["kernel"][0, 0, 0, 0] = np.nan
+    with pytest.raises(
+        ValueError, match="residual0/body/conv0/kernel: a weight is not finite"
+    ):
         thresholds(variables=broken)
