@@ -3,10 +3,14 @@
     state = rest(model, spiking, images.shape)
     state, info = step(model, circuit, drive, state)        # one time step, all layers
 
-Spikes cross all layers within one step. The image and the biases are presented at
-every step; what is affine in the image up to the first Relu is computed once, outside
-the loop. The last Dense integrates and does not spike: the logits at step `t` are the
-mean of its currents up to `t`, in the trained network's unit.
+Spikes cross all layers within one step, and what is affine in the image up to the first
+Relu is computed once, outside the loop. The last Dense integrates and does not spike;
+logits are in the trained network's unit.
+
+The kind of neuron is the coding. `Burst` repeats: image and biases are presented at
+every step, and the logits at step `t` are the mean of the currents up to `t`.
+`Refining` refines: they are presented once, a spike is a change, and the logits are the
+sum of the currents.
 """
 
 from __future__ import annotations
@@ -85,6 +89,11 @@ class Model:
         if self.pool not in _POOLS:
             raise ValueError(
                 f"Model: pool must be one of {list(_POOLS)}, found {self.pool!r}"
+            )
+        if self.pool == "gated" and isinstance(self.neuron, Refining):
+            raise ValueError(
+                "Model: gating passes current spikes, but those of refining neurons "
+                "are changes; use pool='lateral'"
             )
 
 

@@ -236,3 +236,8 @@ def test_more_steps_than_the_rounding_allows_are_refused():
     model = jb.Model(it.layers, Refining())
     with pytest.raises(ValueError, match="after 17 steps, found 18"):
         jb.infer(model, spiking, jnp.asarray(it.images), 18)
+
+
+def test_refining_bursts_are_not_gated():
+    with pytest.raises(ValueError, match="use pool='lateral'"):
+        jb.Model(case("vgg").layers, Refining(), "gated")
