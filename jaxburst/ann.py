@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxburst.convolution import convolve, prepare
-from jaxburst.data import Split
+from jaxburst.data import Split, check_normalised
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -162,11 +162,7 @@ def apply_in_batches(
     relus = [path for path, layer in walk(layers) if isinstance(layer, Relu)]
     if len(images) == 0:
         raise ValueError("there are no images; pass at least one, [N, H, W, C]")
-    if not np.issubdtype(images.dtype, np.floating):
-        raise TypeError(
-            f"images must be normalised floating-point numbers, found {images.dtype}; "
-            "pass `split.inputs`, or what `data.normalise` returns"
-        )
+    check_normalised(images)
     batch_size = min(batch_size, len(images))
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])

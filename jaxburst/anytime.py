@@ -11,7 +11,6 @@ and each size is compiled once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxburst.conversion import Spiking
-from jaxburst.data import Split
+from jaxburst.data import Split, batches, check_normalised
 from jaxburst.layers import walk
 from jaxburst.progress import track
 from jaxburst.simulation import (
@@ -27,7 +26,6 @@ from jaxburst.simulation import (
     State,
     build,
     check,
-    check_images,
     drive,
     readout,
     rest,
@@ -178,10 +176,10 @@ def decide(
       ValueError: for margins that are not `[T]`, or images or weights that do not fit
         the network.
     """
-    check_images(images)
+    check_normalised(images)
     threshold = _thresholds(model, margins)
     check(model, spiking, images.shape, len(threshold))
-    circuit = _build(model, spiking, images.shape[1:])
+    circuit = build(model, spiking, images.shape[1:])
     return _decide(model, circuit, images, threshold, len(images))
 
 
@@ -245,17 +243,15 @@ def evaluate_anytime(
     batch_size = min(batch_size, len(split))
     shape = (batch_size, *split.images.shape[1:])
     check(model, spiking, shape, len(threshold))
-    circuit = _build(model, spiking, shape[1:])
+    circuit = build(model, spiking, shape[1:])
     correct = 0
     stopped = np.zeros(len(threshold), np.int64)
     events: dict[str, np.ndarray] = {}
-    starts: Iterable[int] = range(0, len(split), batch_size)
+    parts = batches(split, batch_size)
     if progress:
-        starts = track(starts, f"Simulating up to {len(threshold)} steps")
-    for start in starts:
-        part = split[start : start + batch_size]
-        padding = np.zeros((batch_size - len(part), *shape[1:]), "f4")
-        inputs = np.concatenate([part.inputs, padding])
+        count = -(-len(split) // batch_size)
+        parts = track(parts, f"Simulating up to {len(threshold)} steps", count)
+    for part, inputs in parts:
         found = _decide(model, circuit, inputs, threshold, len(part))
         correct += int((found.classes == part.labels).sum())
         stopped += np.bincount(found.steps - 1, minlength=len(stopped))
@@ -269,9 +265,6 @@ def evaluate_anytime(
         events={path: events[path] / len(split) for path in ordered},
         images=len(split),
     )
-
-
-_build = jax.jit(build, static_argnums=(0, 2))
 
 
 @partial(jax.jit, static_argnames="model")

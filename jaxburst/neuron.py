@@ -304,17 +304,19 @@ def gated_pool(layer: MaxPool, pool: Pool, spikes: jax.Array) -> tuple[Pool, jax
       Rueckauer et al., Frontiers in Neuroscience 2017, section 2.2.6.
     """
     total = pool.total + spikes
-    totals = _candidates(total, layer, -np.inf)
-    current = _candidates(spikes, layer, -np.inf)
+    totals = _candidates(total, layer)
+    current = _candidates(spikes, layer)
     leads = totals == totals.max(0, keepdims=True)
     out = jnp.where(leads, current, jnp.full_like(current, -np.inf)).max(0)
     return Pool(total, pool.sent + out), out
 
 
-def _candidates(x: jax.Array, layer: MaxPool, fill: float) -> jax.Array:
+def _candidates(x: jax.Array, layer: MaxPool) -> jax.Array:
     """The members of each window, `[window * window, B, H_out, W_out, C]`."""
     edge, stride = layer.padding, layer.stride or layer.window
-    x = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=fill)
+    x = jnp.pad(
+        x, ((0, 0), (edge, edge), (edge, edge), (0, 0)), constant_values=-np.inf
+    )
     height, width = ((side - layer.window) // stride + 1 for side in x.shape[1:3])
     return jnp.stack(
         [

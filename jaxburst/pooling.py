@@ -57,8 +57,8 @@ def subsample(x: jax.Array, layer: Subsample) -> jax.Array:
 def _windows(x: jax.Array, window: int) -> jax.Array:
     """Windows side by side, `[B, H_out, window, W_out, window, C]`; the rest is cut.
 
-    Reductions over a reshaped array are several times faster on CPU than a general
-    window reduction, and so are their gradients.
+    On CPU the gradient of a reduction over a reshaped array takes a fifth of the time
+    of a general window reduction's (2x2 on 32x32x64); the reduction itself, twice.
     """
     batch, height, width, channels = x.shape
     rows, columns = height // window, width // window

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxburst.conversion import Affine, Spiking
 from jaxburst.convolution import convolve, prepare
-from jaxburst.data import Split
+from jaxburst.data import Split, batches, check_normalised
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -238,6 +238,7 @@ def _stem(layers: Layers) -> int:
     return kinds.index(True)
 
 
+@partial(jax.jit, static_argnames=("model", "image_shape"))
 def build(model: Model, spiking: Spiking, image_shape: tuple[int, ...]) -> Spiking:
     """Does the work that depends on the weights only, once for all images and steps.
 
@@ -438,7 +439,7 @@ def simulate(
     Raises:
       ValueError: for images, weights or paths that do not fit the network.
     """
-    check_images(images)
+    check_normalised(images)
     check(model, spiking, images.shape, steps)
     unknown = sorted(set(record) - set(_relus(model)))
     if unknown:
@@ -472,7 +473,7 @@ def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.
 
     Args and errors: as `simulate`.
     """
-    check_images(images)
+    check_normalised(images)
     check(model, spiking, images.shape, steps)
     circuit = build(model, spiking, images.shape[1:])
     current = drive(model, circuit, images)
@@ -530,17 +531,16 @@ def evaluate(
     batch_size = min(batch_size, len(split))
     shape = (batch_size, *split.images.shape[1:])
     check(model, spiking, shape, steps)
-    circuit = jax.jit(build, static_argnums=(0, 2))(model, spiking, shape[1:])
+    circuit = build(model, spiking, shape[1:])
     correct = np.zeros(steps, np.int64)
     events: dict[str, np.ndarray] = {}
-    starts: Iterable[int] = range(0, len(split), batch_size)
+    parts = batches(split, batch_size)
     if progress:
-        starts = track(starts, f"Simulating {steps} steps")
-    for start in starts:
-        part = split[start : start + batch_size]
+        count = -(-len(split) // batch_size)
+        parts = track(parts, f"Simulating {steps} steps", count)
+    for part, inputs in parts:
         missing = batch_size - len(part)
-        inputs = np.concatenate([part.inputs, np.zeros((missing, *shape[1:]), "f4")])
-        labels = np.concatenate([part.labels, np.full(missing, -1, np.int32)])
+        labels = np.pad(part.labels, (0, missing), constant_values=-1)
         hits, counts = jax.device_get(_score(model, circuit, inputs, labels, steps))
         correct += hits
         for path, count in counts.items():
@@ -561,19 +561,6 @@ def _score(model, circuit, images, labels, steps):
 
 def _relus(model: Model) -> list[str]:
     return [path for path, layer in walk(model.layers) if isinstance(layer, Relu)]
-
-
-def check_images(images: jax.Array) -> None:
-    """Refuses images that are not normalised floating-point numbers.
-
-    Raises:
-      TypeError: saying what was found.
-    """
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be normalised floating-point numbers, found {images.dtype}; "
-            "pass `split.inputs`, or what `data.normalise` returns"
-        )
 
 
 def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:

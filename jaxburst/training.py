@@ -284,7 +284,7 @@ def _initial(layers: Layers, recipe: Recipe, shape: tuple[int, ...]) -> _State:
     return _State(params, batch_stats, optimiser.init(params), jnp.int32(0))
 
 
-# One step per call: within a loop, XLA on CPU takes thirty times as long for the
+# One step per call: within a loop, XLA on CPU takes over twenty times as long for the
 # gradient of a convolution's kernel.
 @functools.partial(
     jax.jit,
