@@ -41,9 +41,11 @@ class Source:
         if (self.mean is None) != (self.std is None):
             raise ValueError("--mean and --std go together")
 
-    def load(self, name: str) -> tuple[jb.data.Dataset, jb.layers.Layers, dict | None]:
+    def load(
+        self, name: str, validation: int | None = None
+    ) -> tuple[jb.data.Dataset, jb.layers.Layers, dict | None]:
         """The dataset of this name, the layers, and the weights if they are given."""
-        dataset = jb.data.load(name, self.data_dir)
+        dataset = jb.data.load(name, self.data_dir, validation=validation)
         if self.mean is not None:
             dataset = dataset.with_normalisation(self.mean, self.std)
         layers = jb.zoo.NETWORKS[self.arch](dataset.classes)
@@ -63,9 +65,12 @@ class Config:
     Attributes:
       source: which network, with which weights and data.
       epochs: passes over the training images.
+      batch_size: training images per step.
       learning_rate: its peak.
+      nesterov: whether the momentum is Nesterov's.
       warmup_epochs: length of the warm-up; may be a fraction.
       resume: continue the training in `out` where it stopped.
+      validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
       seed: of the weights, batches and augmentation.
       out: folder for checkpoints and results; runs/DATASET/ARCH if not given.
@@ -74,9 +79,12 @@ class Config:
 
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
     epochs: int = 300
+    batch_size: int = 128
     learning_rate: float = 0.1
+    nesterov: bool = False
     warmup_epochs: float = 0
     resume: bool = False
+    validation: int = 5000
     train_limit: int | None = None
     seed: int = 0
     out: Path | None = None
@@ -94,14 +102,15 @@ def main(name: str, description: str) -> None:
     config = tyro.cli(Config, description=description)
     arch = config.source.arch
     folder = prepare_folder(config.out or Path("runs", name, arch))
-    dataset, layers, variables = config.source.load(name)
+    dataset, layers, variables = config.source.load(name, config.validation)
     if variables is None:
         train = dataset.train[: config.train_limit]
         print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
         recipe = jb.Recipe(
             epochs=config.epochs,
-            batch_size=min(128, len(train)),
+            batch_size=min(config.batch_size, len(train)),
             learning_rate=config.learning_rate,
+            nesterov=config.nesterov,
             warmup_epochs=config.warmup_epochs,
             seed=config.seed,
         )
@@ -109,7 +118,7 @@ def main(name: str, description: str) -> None:
             layers,
             train,
             recipe,
-            validation=dataset.validation,
+            validation=dataset.validation if config.validation else None,
             directory=folder / "training",
             resume=config.resume,
         )

@@ -66,6 +66,16 @@ def vgg19(classes: int) -> Layers:
     return vgg(_vgg_plan(2, 2, 4, 4, 4), classes)
 
 
+def vgg9(classes: int) -> Layers:
+    """A narrow VGG of 8 convolutions that trains on CPU: 133 million MACs.
+
+    2.4 million parameters; convolutions on 32x32 maps are 32 channels wide, since those
+    maps take most of the time, and 128, 128, 256, 256, 256 and 256 after them.
+    """
+    plan = (32, 32, "M", 128, 128, "M", 256, 256, "M", 256, 256, "M")
+    return vgg(plan, classes, bias=False)
+
+
 def vgg_tiny(classes: int) -> Layers:
     """A VGG of four convolutions and two pools for 8x8 images (digits, tests)."""
     return vgg((16, 16, "M", 32, 32, "M"), classes)
@@ -182,5 +192,6 @@ NETWORKS = {
     "vgg13": vgg13,
     "vgg16": vgg16,
     "vgg19": vgg19,
+    "vgg9": vgg9,
     "vgg_tiny": vgg_tiny,
 }
