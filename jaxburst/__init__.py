@@ -21,6 +21,7 @@ from jaxburst import (
     analysis,
     ann,
     anytime,
+    balancing,
     calibration,
     checkpoint,
     conversion,
@@ -35,6 +36,7 @@ from jaxburst import (
     zoo,
 )
 from jaxburst.ann import Network, accuracy
+from jaxburst.balancing import balance
 from jaxburst.calibration import calibrate, calibrate_mse, correct
 from jaxburst.checkpoint import load, save
 from jaxburst.conversion import convert, normalise, verify
@@ -57,6 +59,8 @@ __all__ = [
     "analysis",
     "ann",
     "anytime",
+    "balance",
+    "balancing",
     "calibrate",
     "calibrate_mse",
     "calibration",

@@ -64,7 +64,8 @@ def report(
         theta, activation = np.asarray(spiking[path].theta), activations[path]
         charge, sent = (np.asarray(value) for value in sums[path])
         rate = theta * charge / (steps if repeating else 1)
-        reach = theta * (model.neuron.gamma or np.inf) if repeating else np.inf
+        gamma = model.neuron.at(path).gamma if repeating else None
+        reach = theta * (gamma or np.inf)
         rows.append(
             LayerReport(
                 path=path,

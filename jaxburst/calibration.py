@@ -12,8 +12,8 @@ import numpy as np
 from jaxburst.ann import apply_in_batches, check_finite
 from jaxburst.conversion import Spiking, forward
 from jaxburst.layers import Layers, Relu, validate, walk
-from jaxburst.neuron import Burst, Refining, over_channels, refine, worth
-from jaxburst.simulation import Model, build, drive, rest, step
+from jaxburst.neuron import Burst, Refining, over_channels, worth
+from jaxburst.simulation import Model, answer, build, drive, rest, step
 
 Thresholds = dict[str, jax.Array]
 
@@ -41,7 +41,7 @@ def calibrate(
       layers: the network.
       variables: its trained `{'params', 'batch_stats'}`.
       images: calibration images `[N, H, W, C]`, normalised as for training.
-      neuron: the neuron to calibrate for; only `gamma` is read.
+      neuron: the neuron to calibrate for; only `gamma` and `gammas` are read.
       percentile: between 0 and 100; 100 is the maximum.
       per: one threshold per `'layer'` or per `'channel'`.
       batch_size: number of images at a time.
@@ -61,7 +61,7 @@ def calibrate(
     check_percentile(percentile)
     if per not in ("layer", "channel"):
         raise ValueError(f"calibrate: per must be 'layer' or 'channel', found {per!r}")
-    if neuron.gamma is None:
+    if None in (neuron.gamma, *dict(neuron.gammas).values()):
         raise ValueError(
             "calibrate: a neuron without limit has no range to divide by gamma; "
             "calibrate for the gamma whose resolution it should have"
@@ -96,7 +96,7 @@ def calibrate(
             )
         if not values.all():
             silent[path] = int((values == 0).sum())
-        theta = np.where(values == 0, values.max(), values) / neuron.gamma
+        theta = np.where(values == 0, values.max(), values) / neuron.at(path).gamma
         theta = theta.astype(values.dtype)
         thresholds[path] = jnp.asarray(theta if per == "channel" else theta[0])
     if silent:
@@ -147,7 +147,7 @@ def calibrate_mse(
             columns = activations.shape[-1] if per == "channel" else 1
             values = activations.reshape(-1, columns)
             top = highest[path].reshape(-1).astype(values.dtype)
-            found = np.asarray(_errors(values, top, neuron.gamma))
+            found = np.asarray(_errors(values, top, neuron.at(path).gamma))
             errors[path] = errors.get(path, 0) + found.astype(np.float64)
     best = {path: _SHARES[error.argmin(0)] for path, error in errors.items()}
     return {
@@ -171,7 +171,14 @@ def _errors(values: jax.Array, highest: jax.Array, gamma: int) -> jax.Array:
     return jax.lax.map(error, jnp.asarray(_SHARES, values.dtype))
 
 
-def correct(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> Spiking:
+def correct(
+    model: Model,
+    spiking: Spiking,
+    images: jax.Array,
+    steps: int,
+    *,
+    each_step: bool = False,
+) -> Spiking:
     r"""Shifts the drive of each channel so that mean rates match mean activations.
 
     .. math:: b \leftarrow b + \mathrm{mean}(a) - \mathrm{mean}(\hat a)
@@ -180,33 +187,36 @@ def correct(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> Sp
     layer, each with the layers below already corrected. Burst neurons get one
     correction, right after `steps` steps, and a part of their current at every step.
     Refining neurons get one for each of the first `steps` steps, the last of which
-    stays.
+    stays; and so do burst neurons with `each_step`, where the spikes of every single
+    step shall match.
 
     Args:
       model: the network, neuron and pooling.
       spiking: its converted weights.
       images: calibration images, one batch `[B, H, W, C]`, normalised; no labels.
       steps: number of time steps to correct for.
+      each_step: whether burst neurons get a correction for each step.
 
     Returns:
-      `spiking` with a correction in every `Threshold.bias`: `[C]` of burst neurons,
-      `[steps, C]` of refining ones.
+      `spiking` with a correction in every `Threshold.bias`: `[steps, C]`, or `[1, C]`
+      where one serves all steps.
 
     References:
-      Li et al., "A Free Lunch From ANN", ICML 2021 (light calibration).
+      Li et al., "A Free Lunch From ANN", ICML 2021 (light calibration); for each step,
+      Wu et al., "FTBC: Forward Temporal Bias Correction", ECCV 2024.
     """
     _, record = jax.jit(forward, static_argnums=0)(model.layers, spiking, images)
     targets = {path: _channel_mean(a) for path, a in record.items()}
-    if isinstance(model.neuron, Refining):
-        biases = _correct_refining(model, spiking, images, steps, targets)
+    if each_step or isinstance(model.neuron, Refining):
+        biases = _correct_each_step(model, spiking, images, steps, targets)
         return _with_biases(spiking, biases)
     # Of one shape from the beginning, so that one compilation serves all layers.
-    starts = {path: jnp.zeros_like(target) for path, target in targets.items()}
+    starts = {path: jnp.zeros_like(target)[None] for path, target in targets.items()}
     spiking = _with_biases(spiking, starts)
     for path, layer in walk(model.layers):
         if isinstance(layer, Relu):
             rate = _mean_rates(model, spiking, images, steps)[path]
-            bias = spiking[path].bias + targets[path] - rate
+            bias = spiking[path].bias + (targets[path] - rate)[None]
             spiking = _with_biases(spiking, {path: bias})
     return spiking
 
@@ -230,7 +240,7 @@ def _mean_rates(model, spiking, images, steps):
     return {path: spiking[path].theta * mean.mean(0) for path, mean in means.items()}
 
 
-def _correct_refining(model, spiking, images, steps, targets):
+def _correct_each_step(model, spiking, images, steps, targets):
     """All corrections in one simulation: layers and steps come in the right order."""
     circuit = build(model, spiking, images.shape[1:])
     current = drive(model, circuit, images)
@@ -244,19 +254,22 @@ def _correct_refining(model, spiking, images, steps, targets):
 
 @partial(jax.jit, static_argnames="model")
 def _corrected_step(model, circuit, current, state, targets):
-    found = {}
+    neuron, found = model.neuron, {}
 
     def respond(path, threshold, membrane, current, t):
         theta = over_channels(threshold.theta, current)
-        quantum = theta * worth(model.neuron, t).astype(current.dtype)
         bias = jnp.zeros_like(targets[path])
         for _ in range(3):  # a shift moves the active neurons only: repeat
             trial = threshold._replace(bias=bias)
-            after, _ = refine(model.neuron, trial, membrane, current, t)
-            mean = _channel_mean(quantum * after.sent.astype(current.dtype))
-            bias = bias + targets[path] - mean
+            after, spikes = answer(neuron, path, trial, membrane, current, t)
+            heard = theta * spikes
+            if isinstance(neuron, Refining):
+                quantum = theta * worth(neuron, t).astype(current.dtype)
+                heard = quantum * after.sent.astype(current.dtype)
+            bias = bias + targets[path] - _channel_mean(heard)
         found[path] = bias
-        return refine(model.neuron, threshold._replace(bias=bias), membrane, current, t)
+        threshold = threshold._replace(bias=bias)
+        return answer(neuron, path, threshold, membrane, current, t)
 
     state, _ = step(model, circuit, current, state, respond)
     return state, found

@@ -129,6 +129,8 @@ def load(directory: str | os.PathLike) -> tuple[Model, Spiking, dict[str, Any]]:
             f"{expected[:12]}…; copy or save the network again"
         )
     settings = dict(description["neuron"])
+    if "gammas" in settings:  # JSON has lists only
+        settings["gammas"] = tuple(map(tuple, settings["gammas"]))
     neuron = _NEURONS[settings.pop("kind")](**settings)
     layers = from_json(description["layers"])
     model = Model(layers, neuron, description["pool"], description["exact"])

@@ -9,6 +9,7 @@ paper, where every threshold is 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -179,7 +180,10 @@ def _fold(path: str, layer: Conv | Dense, weights: dict[str, jax.Array]) -> Affi
 
 
 def forward(
-    layers: Layers, spiking: Spiking, images: jax.Array
+    layers: Layers,
+    spiking: Spiking,
+    images: jax.Array,
+    relu: Callable[[str, jax.Array], jax.Array] = lambda path, x: jax.nn.relu(x),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The conventional reading of a converted network: what its spikes approach.
 
@@ -187,16 +191,17 @@ def forward(
       layers: the network.
       spiking: converted weights, in activation units or normalised.
       images: `[B, H, W, C]`, normalised.
+      relu: what the Relu at a path makes of its drive, if not the ReLU.
 
     Returns:
       `(logits, record)`: logits `[B, classes]`, and the ReLU of every neuron's drive
       under its path.
     """
     record: dict[str, jax.Array] = {}
-    return _forward(layers, spiking, images, "", record), record
+    return _forward(layers, spiking, images, "", record, relu), record
 
 
-def _forward(layers, spiking, x, scope, record):
+def _forward(layers, spiking, x, scope, record, relu):
     for name, layer in named(layers):
         path = f"{scope}{name}"
         match layer:
@@ -208,7 +213,7 @@ def _forward(layers, spiking, x, scope, record):
                 kernel, bias = spiking[path]
                 x = x @ kernel + bias.reshape(1, -1)
             case Relu():
-                x = record[path] = jax.nn.relu(x)
+                x = record[path] = relu(path, x)
             case MaxPool():
                 x = max_pool(x, layer)
             case AvgPool():
@@ -218,8 +223,13 @@ def _forward(layers, spiking, x, scope, record):
             case Subsample():
                 x = subsample(x, layer)
             case Residual(body, shortcut):
-                around = _forward(shortcut, spiking, x, f"{path}/shortcut/", record)
-                inside = _forward(body, spiking, x, f"{path}/body/", record)
+                around, inside = (
+                    _forward(part, spiking, x, within, record, relu)
+                    for part, within in (
+                        (shortcut, f"{path}/shortcut/"),
+                        (body, f"{path}/body/"),
+                    )
+                )
                 x = inside + over_channels(spiking[path].scale, around) * around
     return x
 

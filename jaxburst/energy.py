@@ -12,7 +12,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxburst.layers import Conv, Dense, Layers, trace_shapes, walk
+from jaxburst.layers import (
+    Conv,
+    Dense,
+    Layers,
+    Relu,
+    Residual,
+    Subsample,
+    named,
+    trace_shapes,
+    walk,
+)
 
 PICOJOULES_PER_AC = 0.9
 """One accumulate, 32-bit floating point, 45 nm (Horowitz, ISSCC 2014)."""
@@ -44,6 +54,29 @@ def fan_out(layers: Layers, image_shape: tuple[int, ...]) -> dict[str, float]:
       `{path: fan-out}` of every Conv and Dense that receives spikes.
     """
     return {row.path: row.fan_out for row in _spiking_rows(layers, image_shape)}
+
+
+def senders(layers: Layers) -> dict[str, str]:
+    """Whose spikes enter each Conv and Dense: `{its path: path of the Relu}`."""
+    found: dict[str, str] = {}
+
+    def follow(layers: Layers, sender: str | None, scope: str) -> None:
+        for name, layer in named(layers):
+            path = f"{scope}{name}"
+            match layer:
+                case Relu():
+                    sender = path
+                case Residual(body, shortcut):
+                    follow(body, sender, f"{path}/body/")
+                    follow(shortcut, sender, f"{path}/shortcut/")
+                    sender = None
+                case Conv() | Dense() | Subsample():
+                    if sender is not None and not isinstance(layer, Subsample):
+                        found[path] = sender
+                    sender = None
+
+    follow(layers, None, "")
+    return found
 
 
 def operations(

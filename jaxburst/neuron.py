@@ -28,6 +28,7 @@ class Burst:
     Attributes:
       gamma: largest number of spikes per step. 1 is the integrate-and-fire neuron,
         `None` sets no limit.
+      gammas: that of single layers, `(("relu0", 10), ...)`; the others have `gamma`.
       signed: whether a neuron may take back spikes it has sent, by sending negative
         ones.
       reset: `'subtract'` the charge of the spikes, or set the potential to `'zero'`
@@ -37,9 +38,12 @@ class Burst:
     gamma: int | None = 5
     signed: bool = False
     reset: str = "subtract"
+    gammas: tuple[tuple[str, int | None], ...] = ()
 
     def __post_init__(self):
         _check_gamma("Burst", self.gamma)
+        for path, gamma in self.gammas:
+            _check_gamma(f"Burst, {path}", gamma)
         if self.reset not in ("subtract", "zero"):
             raise ValueError(
                 f"Burst: reset must be 'subtract' or 'zero', found {self.reset!r}"
@@ -49,6 +53,11 @@ class Burst:
                 "Burst: a signed neuron takes back charge it keeps count of, so it "
                 "resets by subtraction; use reset='subtract'"
             )
+
+    def at(self, path: str) -> Burst:
+        """The neuron of one layer: `gamma` is the layer's own, for `fire`."""
+        own = dict(self.gammas).get(path, self.gamma)
+        return dataclasses.replace(self, gamma=own, gammas=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +117,8 @@ class Threshold(NamedTuple):
         neurons: at the first step).
       initial: the initial potential over the threshold, `v_0 / θ`. 0 in the paper;
         ½ centres the error of the rate (Bu et al., AAAI 2022).
-      bias: a correction added to the current at every step; of refining neurons, to
-        the drive, one row per step, `[S, ...]`, the last of which stays.
+      bias: a correction, 0 or one row per step, `[S, ...]`, the last of which stays.
+        It is added to the current; of refining neurons, to the drive.
     """
 
     theta: jax.Array

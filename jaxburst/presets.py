@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 
+from jaxburst.balancing import balance
 from jaxburst.calibration import calibrate, calibrate_mse, correct
 from jaxburst.conversion import Spiking, convert
 from jaxburst.layers import Layers
@@ -37,14 +38,15 @@ def paper(layers: Layers, variables: dict, images: np.ndarray) -> tuple[Model, S
 
 
 def refining(
-    layers: Layers, variables: dict, images: np.ndarray, *, levels: int = 3
+    layers: Layers, variables: dict, images: np.ndarray, *, levels: int = 4
 ) -> tuple[Model, Spiking]:
     """Refining bursts, for three or four time steps.
 
-    Spikes halve their weight at every step and are at most 15. Thresholds per channel
-    describe the activations best with `levels` levels at the first step, which rounds
-    at 0.4 of a threshold; the means of the first four steps are corrected on the first
-    200 images.
+    Spikes halve their weight at every step and are at most 15; neurons within 0.6 of a
+    quantum stay silent. Thresholds per channel describe the activations best with
+    `levels` levels at the first step, and are then balanced between layers (`balance`,
+    on 100 images). The first step rounds at 0.4 of a threshold; the means of the first
+    four steps are corrected on 200 images.
 
     Args:
       layers: the network.
@@ -55,10 +57,12 @@ def refining(
     Returns:
       `(model, spiking)`, for `simulate`, `infer` and `evaluate`.
     """
+    neuron = Refining(gamma=15, ratio=2, silence=0.6)
     with warnings.catch_warnings():
         # A channel that never fires in calibration is common and harmless here.
         warnings.filterwarnings("ignore", message="channels with the threshold 0")
         thresholds = calibrate_mse(layers, variables, images, Burst(levels))
-    model = Model(layers, Refining(gamma=15, ratio=2, silence=0.75))
+    thresholds = balance(layers, variables, thresholds, images[:100], neuron)
+    model = Model(layers, neuron)
     spiking = convert(layers, variables, thresholds, initial=0.4)
     return model, correct(model, spiking, images[:200], steps=4)

@@ -48,6 +48,7 @@ from jaxburst.neuron import (
     Membrane,
     Pool,
     Refining,
+    Threshold,
     fire,
     gated_pool,
     lateral_pool,
@@ -85,6 +86,12 @@ class Model:
         if not isinstance(self.neuron, Burst | Refining):
             raise TypeError(
                 f"Model: neuron must be a Burst or Refining, found {self.neuron!r}"
+            )
+        relus = {path for path, layer in walk(self.layers) if isinstance(layer, Relu)}
+        unknown = set(dict(getattr(self.neuron, "gammas", ()))) - relus
+        if unknown:
+            raise ValueError(
+                f"Model: gammas must name Relus of the network, found {sorted(unknown)}"
             )
         if self.pool not in _POOLS:
             raise ValueError(
@@ -199,22 +206,35 @@ class _Now(NamedTuple):
 
 def _now(model: Model, state: State) -> _Now:
     neuron, t = model.neuron, state["time"] + 1
-    if isinstance(neuron, Burst):
-
-        def respond(path, threshold, membrane, current, t):
-            return fire(neuron, threshold, membrane, current)
-
-        return _Now(t, 1.0, 1.0, respond)
+    repeating = isinstance(neuron, Burst)
 
     def respond(path, threshold, membrane, current, t):
         if threshold.bias.ndim:
             row = jnp.minimum(t, len(threshold.bias)) - 1
             threshold = threshold._replace(bias=threshold.bias[row])
-        return refine(neuron, threshold, membrane, current, t)
+        return answer(neuron, path, threshold, membrane, current, t)
 
     dtype = state[_readout(model)].dtype
-    presented = (t == 1).astype(dtype)
-    return _Now(t, presented, worth(neuron, t).astype(dtype), respond)
+    presented = 1.0 if repeating else (t == 1).astype(dtype)
+    value = 1.0 if repeating else worth(neuron, t).astype(dtype)
+    return _Now(t, presented, value, respond)
+
+
+def answer(
+    neuron: Burst | Refining,
+    path: str,
+    threshold: Threshold,
+    membrane: Membrane,
+    current: jax.Array,
+    t: jax.Array,
+) -> tuple[Membrane, jax.Array]:
+    """How the layer of neurons at `path` answers its current at step `t`.
+
+    The bias of the threshold is that of this step.
+    """
+    if isinstance(neuron, Burst):
+        return fire(neuron.at(path), threshold, membrane, current)
+    return refine(neuron, threshold, membrane, current, t)
 
 
 def readout(model: Model, state: State) -> jax.Array:
@@ -594,7 +614,7 @@ def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) ->
             for name, value in spiking[row.path]._asdict().items():
                 shapes = [(), row.input[-1:], row.input][: 2 if name == "theta" else 3]
                 found = jnp.shape(value)
-                if name == "bias" and isinstance(model.neuron, Refining):
+                if name == "bias":
                     found = found[1:]  # one row per step
                 if found not in shapes:
                     raise ValueError(

@@ -19,9 +19,10 @@ import numpy as np
 
 from jaxburst import energy as joules
 from jaxburst.ann import apply_in_batches
+from jaxburst.balancing import balance
 from jaxburst.calibration import Thresholds, calibrate_mse, correct
 from jaxburst.conversion import Spiking, convert
-from jaxburst.layers import Conv, Dense, Layers, Relu, Residual, Subsample, named
+from jaxburst.layers import Layers
 from jaxburst.neuron import Burst, Refining
 from jaxburst.progress import track
 from jaxburst.simulation import Model, simulate
@@ -31,22 +32,20 @@ Settings = dict[str, Any]
 _BATCH = 100
 _PRESET: Settings = {
     "coding": "refining",
-    "levels": 3,
+    "levels": 4,
     "scale": 1.0,
-    "by_cost": 0.0,
-    "by_depth": 0.0,
+    "balance": 1.0,
     "corrections": True,
     "ratio": 2,
-    "silence": 0.75,
+    "silence": 0.6,
     "rounding": 0.4,
 }
-_SHAPED = _PRESET | {"by_cost": 0.15, "by_depth": 0.3, "silence": 0.6}
 _STARTS: tuple[Settings, ...] = (
     _PRESET,
-    _SHAPED,
-    _SHAPED | {"levels": 2},
-    _SHAPED | {"levels": 5},
-    _SHAPED | {"ratio": 3},
+    _PRESET | {"levels": 2},
+    _PRESET | {"levels": 3},
+    _PRESET | {"levels": 6},
+    _PRESET | {"ratio": 3, "levels": 2},
 )
 
 
@@ -61,9 +60,9 @@ class Point:
       agreement: share of the images with the conventional network's decision.
       kl: mean Kullback-Leibler divergence of the class probabilities from the
         conventional network's, in nats.
-      settings: `coding`; `levels`, `scale`, `by_cost` and `by_depth` of the
-        thresholds; `corrections`; and of refining bursts `ratio`, `silence` (over half
-        the ratio) and `rounding` of the first step.
+      settings: `coding`; `levels`, `scale` and `balance` of the thresholds;
+        `corrections`; and of refining bursts `ratio`, `silence` (over half the ratio)
+        and `rounding` of the first step.
     """
 
     trial: int
@@ -158,11 +157,10 @@ def tune(
     refining bursts the ratio, the silence and the first rounding; and the thresholds of
     whole layers,
 
-    .. math:: \theta_l \leftarrow \theta_l \cdot s\, (c_l / \bar c)^a\, e^{b (2 d_l-1)}
+    .. math:: \theta_l \leftarrow \theta_l \cdot s\, k_l^a
 
-    with the scale `s`, the operations `c` that a spike of the layer causes over their
-    geometric mean, the depth `d` from 0 to 1, and exponents `a`, `b`: where a spike is
-    dear, thresholds may be coarser. The first trial is the preset `refining`, so that
+    with the scale `s`, the factors `k` of `balance`, and an exponent `a` from 0 to 1.4.
+    The first trial is the preset `refining`, so that
     the result is never worse on these images. The best of many scores is a little
     optimistic: leave a margin in a budget of agreement.
 
@@ -296,8 +294,8 @@ class _Bench:
         self.layers, self.variables, self.steps = layers, variables, steps
         self.calibration, self.scoring = calibration, scoring
         self.thresholds: dict[int, Thresholds] = {}
+        self.factors: dict[str, float] | None = None
         self.image_shape = calibration.shape[1:]
-        self.costs = _log_costs(layers, self.image_shape)
         batches = apply_in_batches(layers, variables, scoring, _BATCH)
         self.logits = np.concatenate([logits for logits, _ in batches])
 
@@ -320,7 +318,21 @@ class _Bench:
         return model, spiking
 
     def _scaled(self, settings: Settings) -> Thresholds:
-        levels = settings["levels"]
+        thresholds = self._least_squares(settings["levels"])
+        if self.factors is None:  # nearly the same for all levels and neurons
+            start, images = self._least_squares(4), self.calibration[:100]
+            neuron = Refining(15, 2, 0.6)
+            balanced = balance(self.layers, self.variables, start, images, neuron)
+            self.factors = {
+                path: float((theta / start[path]).mean())
+                for path, theta in balanced.items()
+            }
+        return {
+            path: thresholds[path] * (settings["scale"] * factor ** settings["balance"])
+            for path, factor in self.factors.items()
+        }
+
+    def _least_squares(self, levels: int) -> Thresholds:
         if levels not in self.thresholds:
             with warnings.catch_warnings():
                 # As in the preset: a channel that never fires is common and harmless.
@@ -328,13 +340,7 @@ class _Bench:
                 self.thresholds[levels] = calibrate_mse(
                     self.layers, self.variables, self.calibration, Burst(levels)
                 )
-        depths = np.linspace(-1, 1, len(self.costs))
-        scaled = {}
-        for depth, (path, cost) in zip(depths, self.costs.items(), strict=True):
-            exponent = settings["by_cost"] * cost + settings["by_depth"] * depth
-            factor = settings["scale"] * math.exp(exponent)
-            scaled[path] = self.thresholds[levels][path] * factor
-        return scaled
+        return self.thresholds[levels]
 
     def score(self, model, spiking, number: int, settings: Settings) -> list[Point]:
         """One point for every number of steps."""
@@ -366,10 +372,9 @@ def _suggest(trial) -> Settings:
     """One point of the search space. The grids bound the number of compilations."""
     settings = {
         "coding": trial.suggest_categorical("coding", ["refining", "burst"]),
-        "levels": trial.suggest_categorical("levels", [2, 3, 5, 8]),
+        "levels": trial.suggest_categorical("levels", [2, 3, 4, 6, 9]),
         "scale": trial.suggest_float("scale", 0.75, 4 / 3, log=True),
-        "by_cost": trial.suggest_float("by_cost", 0.0, 0.6),
-        "by_depth": trial.suggest_float("by_depth", -0.6, 0.6),
+        "balance": trial.suggest_float("balance", 0.0, 1.4),
         "corrections": trial.suggest_categorical("corrections", [True, False]),
     }
     if settings["coding"] == "refining":
@@ -379,39 +384,6 @@ def _suggest(trial) -> Settings:
             "rounding": trial.suggest_float("rounding", 0.3, 0.5),
         }
     return settings
-
-
-def _log_costs(layers: Layers, image_shape: tuple[int, ...]) -> dict[str, float]:
-    """Logarithm of the operations that one spike of each Relu causes.
-
-    They are taken over their geometric mean. Spikes that no Conv or Dense receives
-    count as the cheapest of the others.
-    """
-    costs: dict[str, float] = {}
-    fans = joules.fan_out(layers, image_shape)
-
-    def pass_on(layers, sender, scope):
-        for name, layer in named(layers):
-            path = f"{scope}{name}"
-            match layer:
-                case Relu():
-                    sender, costs[path] = path, 0.0
-                case Conv() | Dense():
-                    if sender is not None:
-                        costs[sender] += fans[path]
-                    sender = None
-                case Residual(body, shortcut):
-                    pass_on(body, sender, f"{path}/body/")
-                    pass_on(shortcut, sender, f"{path}/shortcut/")
-                    sender = None
-                case Subsample():
-                    sender = None
-
-    pass_on(layers, None, "")
-    least = min(cost for cost in costs.values() if cost)
-    logs = {path: math.log(cost or least) for path, cost in costs.items()}
-    mean = sum(logs.values()) / len(logs)
-    return {path: log - mean for path, log in logs.items()}
 
 
 def _front(points: list[Point]) -> tuple[Point, ...]:

@@ -151,6 +151,46 @@ def test_burst_corrections_match_mean_rates():
     assert gap(corrected) < 0.6 * gap(spiking)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_corrections_of_each_step_match_the_spikes_of_each_step(signed):
+    it = case("resnet")
+    neuron, images = Burst(5, signed=signed), jnp.asarray(it.images)
+    model = jb.Model(it.layers, neuron)
+    spiking = it.spiking(neuron, "layer", 0.0)
+    corrected = jb.correct(model, spiking, images, 3, each_step=True)
+
+    def gaps(weights):
+        """Mean of every single step minus mean activation, `[3]`."""
+        trace = it.simulate(weights, neuron, steps=3)
+        gap = np.zeros(3)
+        for path in it.relus:
+            sent = float(weights[path].theta) * np.asarray(trace.spikes[path])
+            means = sent.mean((1, 2, 3))
+            gap += np.abs(means - it.activations[path].mean((0, 1, 2))).sum(1)
+        return gap
+
+    assert all(corrected[path].bias.shape[0] == 3 for path in it.relus)
+    assert not np.allclose(corrected["relu0"].bias[0], corrected["relu0"].bias[2])
+    assert (gaps(corrected) < 0.7 * gaps(spiking)).all()
+
+
+def test_the_last_correction_stays():
+    it = case("vgg")
+    neuron = Burst(5)
+    spiking = it.spiking(neuron, "layer", 0.5)
+    model = jb.Model(it.layers, neuron)
+    short = jb.correct(model, spiking, jnp.asarray(it.images), 2, each_step=True)
+    longer = {
+        path: part._replace(bias=part.bias[np.array([0, 1, 1, 1])])
+        if isinstance(part, Threshold)
+        else part
+        for path, part in short.items()
+    }
+    one, other = (it.simulate(weights, neuron) for weights in (short, longer))
+    assert sum(np.abs(n).sum() for n in one.spikes.values()) > 0
+    np.testing.assert_array_equal(one.logits, other.logits)
+
+
 def test_least_squares_thresholds_beat_their_neighbours():
     it = case("vgg")
     with pytest.warns(UserWarning, match="did not fire"):

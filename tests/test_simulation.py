@@ -8,6 +8,7 @@ import pytest
 from networks import NAMES, STEPS, case, quick, random_variables
 
 from jaxburst import simulation
+from jaxburst.calibration import calibrate
 from jaxburst.conversion import Affine, Threshold, convert
 from jaxburst.data import Split
 from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu
@@ -140,6 +141,23 @@ def test_infer_gives_the_last_logits(name):
     logits = infer(Model(it.layers, neuron), spiking, jnp.asarray(it.images), STEPS)
     expected = it.simulate(spiking, neuron).logits[-1]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
+
+
+def test_single_layers_can_have_a_gamma_of_their_own():
+    it = case("resnet")
+    path = it.relus[1]
+    neuron = Burst(5, gammas=((path, 1),))
+    trace = it.simulate(it.spiking(neuron, "layer", 0.5), neuron)
+    most = {path: float(n.max()) for path, n in trace.spikes.items()}
+    assert most.pop(path) == 1
+    assert max(most.values()) == 5, "the cap of the others binds"
+    wide, own = (
+        calibrate(it.layers, it.variables, it.images, n) for n in (Burst(5), neuron)
+    )
+    assert float(own[path]) == pytest.approx(5 * float(wide[path]))
+    assert own[it.relus[0]] == wide[it.relus[0]]
+    with pytest.raises(ValueError, match=r"found \['relu9'\]"):
+        simulation.Model(it.layers, Burst(5, gammas=(("relu9", 1),)))
 
 
 def test_steps_by_hand():

@@ -165,7 +165,7 @@ def test_the_search_library_is_asked_for(monkeypatch):
 def test_every_kind_of_conversion_is_built_and_scored():
     layers, variables, images = network()
     bench = tuning._Bench(layers, variables, images[::2], images[1::2], STEPS)
-    settings = tuning._PRESET | {"by_cost": 0.3, "by_depth": -0.2, "coding": "burst"}
+    settings = tuning._PRESET | {"balance": 0.7, "coding": "burst"}
     for corrections in (True, False):
         chosen = settings | {"corrections": corrections}
         model, spiking = bench.convert(chosen)
@@ -173,14 +173,3 @@ def test_every_kind_of_conversion_is_built_and_scored():
         points = bench.score(model, spiking, 0, chosen)
         assert [point.steps for point in points] == [1, 2, 3]
         assert points[-1].kl < points[0].kl
-
-
-def test_a_spike_costs_the_synapses_it_reaches():
-    it = case("resnet")
-    costs = tuning._log_costs(it.layers, it.image_shape)
-    assert tuple(costs) == it.relus
-    assert sum(costs.values()) == pytest.approx(0, abs=1e-9)
-    fans = jb.energy.fan_out(it.layers, it.image_shape)
-    apart = costs["relu2"] - costs["relu3"]  # a body and its shortcut, and the Dense
-    both = fans["residual2/body/conv0"] + fans["residual2/shortcut/conv0"]
-    assert apart == pytest.approx(np.log(both / fans["dense0"]))
