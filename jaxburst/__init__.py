@@ -30,6 +30,7 @@ from jaxburst import (
     layers,
     neuron,
     presets,
+    released,
     simulation,
     training,
     tuning,
@@ -43,6 +44,7 @@ from jaxburst.conversion import convert, normalise, verify
 from jaxburst.layers import summary, validate
 from jaxburst.neuron import Burst, Refining
 from jaxburst.pytorch import load_pytorch
+from jaxburst.released import pretrained
 from jaxburst.simulation import Model, evaluate, infer, simulate
 from jaxburst.training import Recipe, fit
 from jaxburst.tuning import tune
@@ -79,6 +81,8 @@ __all__ = [
     "neuron",
     "normalise",
     "presets",
+    "pretrained",
+    "released",
     "save",
     "simulate",
     "simulation",
