@@ -99,10 +99,10 @@ def test_compare(run, tiny_cifar, tmp_path, capsys):
     source = ("--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors")
     run("compare", *source, *few, "--out", "here")
     record = _results(tmp_path / "here", "compare")
-    assert len(record["rows"]) == 9
+    assert len(record["rows"]) == 10
     assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
     assert all(row["largest_burst"] >= 1 for row in record["rows"])
-    assert len(record["headline"]["accuracy"]) == 4
+    assert [len(row["accuracy"]) for row in record["headlines"]] == [4, 4]
 
 
 def _as_pytorch(variables):
