@@ -32,7 +32,7 @@ def run(monkeypatch, tmp_path):
 def tiny_cifar(monkeypatch):
     """32x32 images of two kinds instead of CIFAR."""
 
-    def load(name, data_dir):
+    def load(name, data_dir, validation=None):
         rng = np.random.default_rng(0)
         labels = np.arange(300, dtype=np.int32) % 2
         images = rng.integers(0, 100, (300, 32, 32, 3)).astype(np.uint8)
