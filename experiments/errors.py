@@ -115,7 +115,7 @@ def at(row: LayerErrors, times: list[int]) -> LayerErrors:
 
 
 def relative(rows: list[LayerErrors], cause: str) -> np.ndarray:
-    """Size over mean activation, `[layers, times]`; NaN where there is no such cause."""
+    """Size over mean activation, `[layers, times]`; NaN where a cause is missing."""
     nothing = np.full_like(rows[0].size["total"], np.nan)
     return np.stack(
         [row.size.get(cause, nothing) / (row.activation or np.nan) for row in rows]
@@ -198,13 +198,18 @@ def main() -> None:
         write_file(
             folder / "limit.png", lambda path: _draw_limit(path, record["limit"])
         )
-    write_json(folder / "errors.json", jax.tree.map(_plain, record))
+    write_json(folder / "errors.json", _plain(record))
     write_file(folder / "staircase.png", _draw_staircase)
-    title = f"{name.replace('_', ', ')}, {len(images):,} test images"
+    title = f"{config.source.arch}, {config.dataset}, {len(images):,} test images"
     write_file(folder / "errors.png", lambda path: _draw(path, results, times, title))
 
 
 def _plain(value):
+    """Arrays as lists, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -265,7 +270,7 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
                 cause: 100 * relative(results[method], cause)[:, i]
                 for cause in (*CAUSES, "total")
             }
-            _stack(axis.bar, range(len(names)), parts)
+            _stack(axis.bar, "bottom", parts)
             axis.scatter(range(len(names)), parts["total"], color="k", s=14, zorder=3)
             axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             axis.set_title(f"by layer: {_label(method, methods)}, T = {times[i]}")
@@ -273,11 +278,14 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
     for axis, method in zip(axes[2], (methods[0], paper, methods[-1]), strict=True):
         means = over_layers(results[method])
         for cause, (colour, _) in COLOURS.items():
-            if cause in means and means[cause].any():
-                axis.plot(times, means[cause], color=colour, marker="o", markersize=4)
+            if cause in means:
+                wide = {"linewidth": 5, "zorder": 1} if cause == "remainder" else {}
+                seen = np.where(means[cause] > _LEAST, means[cause], np.nan)
+                axis.plot(times, seen, color=colour, marker="o", markersize=4, **wide)
         axis.plot(times, means["total"], color="k", linestyle="--")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.set_ylim(bottom=_LEAST)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.set(title=f"by time: {_label(method, methods)}", xlabel="time steps")
@@ -289,7 +297,7 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
             cause: np.array([mean.get(cause, [0] * len(times))[i] for mean in means])
             for cause in (*CAUSES, "total")
         }
-        _stack(axis.barh, range(len(methods)), parts)
+        _stack(axis.barh, "left", parts)
         axis.scatter(parts["total"], range(len(methods)), color="k", s=20, zorder=3)
         axis.set_yticks(range(len(methods)), methods if axis is axes[3][0] else [])
         axis.invert_yaxis()
@@ -304,25 +312,33 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
     whole = "the whole error (parts of opposite sign cancel)"
     handles += plt.plot([], [], "k--o", markersize=4, label=whole)
     figure.suptitle(f"Conversion error by cause: {title}")
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
+
+
+_LEAST = 0.02  # percent; less is not drawn over time
 
 
 def _label(method: str, methods: list[str]) -> str:
     """A remedy includes those before."""
     if method == methods[-1]:
         return "all remedies"
+    if method == "+ lateral pooling":
+        return "bursts, lateral pooling"
     return method.removeprefix("+ ")
 
 
-def _stack(bar, positions, parts) -> None:
-    """Stacked bars of all causes, upright or lying."""
+def _stack(bar, start: str, parts) -> None:
+    """Stacked bars of all causes; `start` is the side where they stand."""
+    positions = range(len(parts["total"]))
     below = np.zeros(len(positions))
-    start = "left" if bar.__name__ == "barh" else "bottom"
     for cause, (colour, _) in COLOURS.items():
         values = np.nan_to_num(parts[cause])
-        bar(positions, values, 0.75, **{start: below}, color=colour)
+        bars = bar(positions, values, 0.75, **{start: below}, color=colour)
+        for patch in bars:  # leave room beyond the last
+            patch.sticky_edges.x.clear()
+            patch.sticky_edges.y.clear()
         below += values
 
 
@@ -376,6 +392,8 @@ def _draw_limit(path: Path, found: dict[str, np.ndarray]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     axis.set(
         title=f"bursts, γ = {GAMMA}, none saturated: flat is an error like 1/T",
         xlabel="time steps T",
