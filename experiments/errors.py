@@ -3,7 +3,11 @@
     python experiments/errors.py --dataset cifar10 --arch resnet20 \\
         --torch-weights resnet20.safetensors --mean .485 .456 .406 --std .229 .224 .225
 
-TIMING
+Takes under a minute of one CPU core with `--limit 20 --calibration 100`, and reaches,
+in mean absolute error over mean activation, averaged over layers, at T = 32: 38.1 % for
+integrate-and-fire, 10.8 % with bursts, 7.4 % with v_0 = θ/2 and 5.7 % with signed
+spikes. Least-squares thresholds are for few steps: 29.1 % instead of 35.2 % at T = 2,
+but what is stuck stays, 14.9 % at T = 32.
 
 Starts from integrate-and-fire neurons and adds one remedy after the other; each time
 `jaxburst.analysis.errors` splits the error of all rates exactly. `staircase.png` shows
@@ -127,11 +131,11 @@ def over_layers(rows: list[LayerErrors]) -> dict[str, np.ndarray]:
 
     The total is that of the Relus: what a MaxPool adds, they inherit.
     """
+    pools = [row for row in rows if "pooling" in row.size]
     relus = [row for row in rows if "pooling" not in row.size]
     found = {}
     for cause in (*CAUSES, "total"):
-        chosen = [row for row in rows if "pooling" in row.size]
-        chosen = chosen if cause == "pooling" else relus
+        chosen = pools if cause == "pooling" else relus
         if chosen:
             found[cause] = 100 * np.nanmean(relative(chosen, cause), 0)
     return found
@@ -272,6 +276,7 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
             }
             _stack(axis.bar, "bottom", parts)
             axis.scatter(range(len(names)), parts["total"], color="k", s=14, zorder=3)
+            axis.set_ylim(bottom=0)
             axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             axis.set_title(f"by layer: {_label(method, methods)}, T = {times[i]}")
         line[0].set_ylabel("mean |error| / mean activation (%)")
@@ -300,6 +305,7 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
         _stack(axis.barh, "left", parts)
         axis.scatter(parts["total"], range(len(methods)), color="k", s=20, zorder=3)
         axis.set_yticks(range(len(methods)), methods if axis is axes[3][0] else [])
+        axis.set_xlim(left=0)
         axis.invert_yaxis()
         axis.set(title=f"by remedy, T = {times[i]}", xlabel="mean over layers (%)")
     for axis in axes.flat:
@@ -307,7 +313,8 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=colour, label=label)
-        for colour, label in COLOURS.values()
+        for cause, (colour, label) in COLOURS.items()
+        if any(cause in row.size for row in results[methods[0]])
     ]
     whole = "the whole error (parts of opposite sign cancel)"
     handles += plt.plot([], [], "k--o", markersize=4, label=whole)
