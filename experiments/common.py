@@ -196,7 +196,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit("interrupted; a training with checkpoints continues with --resume")
 
 
-def _shown(steps: int) -> list[int]:
+def shown(steps: int) -> list[int]:
     """1, 2, 4, 8, ... and the last step."""
     return sorted({2**k for k in range(steps.bit_length())} | {steps})
 
@@ -205,7 +205,7 @@ def _table(result: dict) -> str:
     names = list(result["runs"])
     head = "    T" + "".join(f"  {name:>9}  energy/ANN" for name in names)
     lines = [head]
-    for t in _shown(result["settings"]["steps"]):
+    for t in shown(result["settings"]["steps"]):
         cells = (
             f"  {run['accuracy'][t - 1]:>9.2%}  {run['energy_over_ann'][t - 1]:>10.3f}"
             if t <= len(run["accuracy"])

@@ -272,7 +272,8 @@ def build(model: Model, spiking: Spiking, image_shape: tuple[int, ...]) -> Spiki
       image_shape: `(H, W, C)`.
 
     Returns:
-      The circuit: `spiking` with other kernels, for `step`.
+      The circuit: `spiking` with other kernels, for `step`, and for every MaxPool what
+      one of its spikes is worth.
     """
     rows = {row.path: row for row in trace_shapes(model.layers, image_shape)}
     circuit = dict(spiking)
@@ -301,6 +302,8 @@ def _build(model, layers, spiking, unit, scope, rows, circuit):
                 unit = None
             case Relu():
                 unit = spiking[path].theta
+            case MaxPool():
+                circuit[path] = unit
             case _:
                 unit = _unit_after(layer, unit, (1, *rows[path].input))
     return unit

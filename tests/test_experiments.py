@@ -32,7 +32,7 @@ def run(monkeypatch, tmp_path):
 def tiny_cifar(monkeypatch):
     """32x32 images of two kinds instead of CIFAR."""
 
-    def load(name, data_dir):
+    def load(name, data_dir, validation=None):
         rng = np.random.default_rng(0)
         labels = np.arange(300, dtype=np.int32) % 2
         images = rng.integers(0, 100, (300, 32, 32, 3)).astype(np.uint8)
@@ -103,6 +103,30 @@ def test_compare(run, tiny_cifar, tmp_path, capsys):
     assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
     assert all(row["largest_burst"] >= 1 for row in record["rows"])
     assert [len(row["accuracy"]) for row in record["headlines"]] == [4, 4]
+
+
+def test_errors(run, tiny_cifar, tmp_path, capsys):
+    layers = jb.zoo.vgg_tiny(10)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jb.Network(layers).init(jax.random.key(0), images)
+    save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    few = ("--limit", "3", "--calibration", "10", "--steps", "6")
+    source = ("--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors")
+    run("errors", *source, *few, "--out", "here")
+    record = _results(tmp_path / "here", "errors")
+    for figure in ("staircase", "limit"):
+        data = (tmp_path / f"here/{figure}.png").read_bytes()
+        assert data.startswith(b"\x89PNG")
+    assert record["times"] == [1, 2, 4, 6]
+    assert len(record["layers"]) == 6
+    means = record["mean_over_layers_percent"]
+    pooling = [mean["pooling"][-1] for mean in means.values()]
+    assert min(pooling[:2]) > 0.1 > 1e-3 > max(pooling[2:])  # + lateral pooling
+    for mean in means.values():
+        assert mean["total"][-1] > 0
+    lateral, gated = (np.array(record["limit"][it]) for it in ("lateral", "gated"))
+    assert lateral[255] < 2 * lateral[31] and gated[255] > 3 * gated[31]
+    assert "+ signed spikes" in capsys.readouterr().out
 
 
 def _as_pytorch(variables):
