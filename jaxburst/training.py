@@ -34,8 +34,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxburst.ann import Network, accuracy
-from jaxburst.data import Split, batch_indices, crop_and_flip, normalise
+from jaxburst.augmentation import KINDS, augment
+from jaxburst.data import Split, batch_indices, normalise
 from jaxburst.layers import Layers, Residual, validate, walk
+
+PRECISIONS = ("float32", "bfloat16")
+"""What a network can be trained in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +56,13 @@ class Recipe:
         PyTorch's SGD: of all parameters, biases and normalisations included.
       warmup_epochs: length of the warm-up; may be a fraction.
       label_smoothing: share of the target that is spread evenly over all classes.
-      augment: whether images are flipped, and shifted by up to an eighth of their
-        height (4 pixels of 32).
+      augment: how images are varied. `crop_flip`: flipped, and shifted by up to an
+        eighth of their height (4 pixels of 32). `authors`: moreover by AutoAugment's
+        policy and Cutout; see `augmentation.augment`. Or `none`.
+      precision: what a step computes the network in, `float32` or `bfloat16`.
+        Parameters, batch statistics, loss and optimiser are float32 in either case.
+      ema: decay of an exponential moving average over the steps, of parameters and
+        batch statistics, which is then the trained network; 0 for the last ones.
       seed: chooses the initial weights, the batches and the augmentation.
 
     Raises:
@@ -68,7 +77,9 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup_epochs: float = 0
     label_smoothing: float = 0.1
-    augment: bool = True
+    augment: str = "authors"
+    precision: str = "float32"
+    ema: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -98,9 +109,11 @@ class Recipe:
             "label_smoothing",
             "a number in 0 <= x < 1",
         )
+        for name, known in (("augment", KINDS), ("precision", PRECISIONS)):
+            require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        require(_is_number(self.ema, 1), "ema", "a number in 0 <= x < 1")
         require(_is_whole(self.seed, 0, 2**32), "seed", "a whole number below 2**32")
-        for name in ("nesterov", "augment"):
-            require(isinstance(getattr(self, name), bool), name, "True or False")
+        require(isinstance(self.nesterov, bool), "nesterov", "True or False")
         require(
             not self.nesterov or self.momentum > 0, "nesterov", "False without momentum"
         )
@@ -257,6 +270,7 @@ class _State(NamedTuple):
     batch_stats: dict
     opt_state: Any
     step: jax.Array  # steps taken, int32 []
+    average: dict = {}  # of `params` and `batch_stats`, by `Recipe.ema`
 
 
 def _optimiser(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -281,7 +295,8 @@ def _initial(layers: Layers, recipe: Recipe, shape: tuple[int, ...]) -> _State:
     variables = Network(layers).init(key, jnp.zeros((1, *shape[1:])))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     optimiser = _optimiser(recipe, shape[0] // recipe.batch_size)
-    return _State(params, batch_stats, optimiser.init(params), jnp.int32(0))
+    average = {"params": params, "batch_stats": batch_stats} if recipe.ema else {}
+    return _State(params, batch_stats, optimiser.init(params), jnp.int32(0), average)
 
 
 # One step per call: within a loop, XLA on CPU takes over twenty times as long for the
@@ -308,18 +323,21 @@ def _step(state, rows, images, labels, *, layers, recipe, mean, std, mesh):
         (images[rows], labels[rows]), NamedSharding(mesh, PartitionSpec("data"))
     )
     pixels, targets = batch
-    if recipe.augment:
-        _, augmentation = _keys(recipe)
-        key = jax.random.fold_in(augmentation, state.step)
-        pixels = crop_and_flip(key, pixels, padding=images.shape[1] // 8)
+    _, augmentation = _keys(recipe)
+    key = jax.random.fold_in(augmentation, state.step)
+    inputs = normalise(augment(recipe.augment, key, pixels), mean, std)
 
     def objective(params):
+        rounded, x = jax.tree.map(
+            lambda array: array.astype(recipe.precision), (params, inputs)
+        )
         (logits, _), updated = Network(layers).apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            normalise(pixels, mean, std),
+            {"params": rounded, "batch_stats": state.batch_stats},
+            x,
             train=True,
             mutable=["batch_stats"],
         )
+        logits = logits.astype(jnp.float32)
         goal = jax.nn.one_hot(targets, layers[-1].features)
         goal = optax.smooth_labels(goal, recipe.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, goal).mean()
@@ -331,10 +349,23 @@ def _step(state, rows, images, labels, *, layers, recipe, mean, std, mesh):
     optimiser = _optimiser(recipe, len(images) // recipe.batch_size)
     updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = _State(params, batch_stats, opt_state, state.step + 1)
+    average = _average(recipe, state, {"params": params, "batch_stats": batch_stats})
+    state = _State(params, batch_stats, opt_state, state.step + 1, average)
     # Every device holds the whole state again, as before the step.
     state = lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec()))
     return state, loss, hits
+
+
+def _average(recipe: Recipe, state: _State, variables: dict) -> dict:
+    """The moving average, with the variables after step `t` in it.
+
+    With the decay `d`, those after step `i` count in proportion to `d^(t - i)`, and the
+    initial ones not at all (Kingma and Ba, ICLR 2015, section 3).
+    """
+    if not recipe.ema:
+        return {}
+    share = (1 - recipe.ema) / (1 - recipe.ema ** (state.step + 1))
+    return jax.tree.map(lambda a, v: a + share * (v - a), state.average, variables)
 
 
 class _Loop:
@@ -445,7 +476,8 @@ def _give_up(what: str, step: int, learning_rate: Callable, store) -> NoReturn:
 
 def _variables(state: _State) -> dict:
     """The trained network, on the default device."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    last = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.average or last
     return jax.tree.map(jnp.asarray, jax.device_get(variables))
 
 
@@ -558,7 +590,7 @@ def _checkpointer(directory: Path, clean: bool = False):
 
 def _save(store, state: _State, record: dict) -> None:
     state = jax.device_get(state)
-    store.save(int(state.step), state, custom_metadata=record, force=True)
+    store.save(int(state.step), _tree(state), custom_metadata=record, force=True)
     folder = Path(store.latest.path)
     sums = folder / f"{_SUMS}.part"
     sums.write_text(json.dumps(_sums(folder), indent=1))
@@ -569,11 +601,22 @@ def _load(store, step: int, layers: Layers, run: dict) -> tuple[_State, dict]:
     """Reads a checkpoint, if it is one of `run`."""
     record = store.checkpointables_metadata(step).custom_metadata
     _require_same(Path(store.directory), record, run)
-    recipe, shape = Recipe(**record["recipe"]), tuple(record["split"]["shape"])
+    # Of the recipe, the tree depends on this alone.
+    recipe = Recipe(batch_size=1, ema=record["recipe"].get("ema", 0.0))
+    shape = tuple(record["split"]["shape"])
     abstract = jax.eval_shape(lambda: _initial(layers, recipe, shape))
     # As NumPy arrays, which belong to no device.
     target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
-    return store.load(step, target), record
+    return _State(**store.load(step, _tree(target))), record
+
+
+def _tree(state: _State) -> dict:
+    """What of a state is stored: without an average, none."""
+    return {
+        name: part
+        for name, part in state._asdict().items()
+        if name != "average" or part
+    }
 
 
 def _sums(folder: Path) -> dict[str, str]:
