@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -172,6 +173,10 @@ def fit(
     do, GPUs with `XLA_FLAGS=--xla_gpu_deterministic_ops=true`. As many devices as
     divide the batch share it; batch normalisation sees the whole batch.
 
+    Several processes (`jax.distributed.initialize`) train one network if each makes the
+    same call, with the whole split; all get the same result. The first one alone
+    reports, and reads and writes `directory`.
+
     Args:
       layers: the network.
       split: images to train on.
@@ -214,17 +219,24 @@ def fit(
         )
     if resume and directory is None:
         raise ValueError("resume: expected the directory of the run, found None")
-    console = _console(progress)
-    opened = contextlib.nullcontext() if directory is None else _open(directory, resume)
-    with opened as store:
-        run = None if store is None else _describe(layers, recipe, split)
-        if store is not None and store.latest is not None:
-            state, record = _load(store, store.latest.step, layers, run)
-        else:
-            state = _initial(layers, recipe, split.images.shape)
-            record = {"history": [], "losses": [], "hits": []}
+    _check_processes(recipe)
+    console = _console(progress and jax.process_index() == 0)
+    with contextlib.ExitStack() as stack:
+        store = run = None
+
+        def begin() -> tuple[_State, dict]:
+            nonlocal store, run
+            if directory is not None:
+                store = stack.enter_context(_open(directory, resume))
+                run = _describe(layers, recipe, split)
+                if store.latest is not None:
+                    return _load(store, store.latest.step, layers, run)
             if resume:
                 console.print(f"{directory}: no checkpoint, starting at the beginning")
+            state = _initial(layers, recipe, split.images.shape)
+            return state, {"history": [], "losses": [], "hits": []}
+
+        state, record = _in_first_process(begin)
         loop = _Loop(layers, split, recipe, state)
         history = _train(
             loop, record, validation, console, checkpoint_every, store, run
@@ -378,7 +390,8 @@ class _Loop:
         devices = jax.devices()[: math.gcd(recipe.batch_size, jax.device_count())]
         mesh = Mesh(np.array(devices), ("data",))
         self.state, images, labels = jax.device_put(
-            (state, split.images, split.labels), NamedSharding(mesh, PartitionSpec())
+            (jax.device_get(state), split.images, split.labels),
+            NamedSharding(mesh, PartitionSpec()),
         )
         self._step = functools.partial(
             _step,
@@ -428,6 +441,7 @@ def _train(loop, record, validation, console, checkpoint_every, store, run) -> l
             timed, seconds = timed + len(new_losses), seconds + elapsed
             # About a second at a time keeps the bar moving.
             pace = max(1, round((stop - first) / elapsed))
+            pace = _in_first_process(lambda pace=pace: pace)
             row = {
                 "epoch": epoch_end // loop.steps_per_epoch,
                 "step": stop,
@@ -479,6 +493,42 @@ def _variables(state: _State) -> dict:
     last = {"params": state.params, "batch_stats": state.batch_stats}
     variables = state.average or last
     return jax.tree.map(jnp.asarray, jax.device_get(variables))
+
+
+# Several processes.
+
+
+def _in_first_process(function: Callable):
+    """Calls a function in process 0, and returns or raises in all what it does there.
+
+    What is returned is pickled, if there are several processes.
+    """
+    if jax.process_count() == 1:
+        return function()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    content = np.zeros(0, np.uint8)
+    if jax.process_index() == 0:
+        try:
+            outcome = jax.device_get(function()), None
+        except Exception as error:
+            outcome = None, error
+        content = np.frombuffer(pickle.dumps(outcome), np.uint8)
+    size = int(broadcast_one_to_all(np.int32(len(content))))
+    content = broadcast_one_to_all(np.resize(content, size))
+    result, error = pickle.loads(np.asarray(content).tobytes())
+    if error is not None:
+        raise error
+    return result
+
+
+def _check_processes(recipe: Recipe) -> None:
+    devices = jax.device_count()
+    if jax.process_count() > 1 and recipe.batch_size % devices:
+        raise ValueError(
+            f"Recipe.batch_size: expected a multiple of {devices}, the devices of all "
+            f"processes, found {recipe.batch_size}"
+        )
 
 
 # Checks.
