@@ -174,8 +174,8 @@ def fit(
     divide the batch share it; batch normalisation sees the whole batch.
 
     Several processes (`jax.distributed.initialize`) train one network if each makes the
-    same call, with the whole split; all get the same result. The first one alone
-    reports, and reads and writes `directory`.
+    same call, with the whole split and a `directory` that all can reach. All return the
+    same network; the first alone reports.
 
     Args:
       layers: the network.
@@ -212,6 +212,11 @@ def fit(
             f"Recipe.batch_size: expected at most {len(split)}, the images in split, "
             f"found {recipe.batch_size}"
         )
+    if jax.process_count() > 1 and recipe.batch_size % jax.device_count():
+        raise ValueError(
+            f"Recipe.batch_size: expected a multiple of {jax.device_count()}, the "
+            f"devices of all processes, found {recipe.batch_size}"
+        )
     if not _is_whole(checkpoint_every, 1):
         raise ValueError(
             "checkpoint_every: expected a whole number of steps, at least 1, found "
@@ -219,24 +224,17 @@ def fit(
         )
     if resume and directory is None:
         raise ValueError("resume: expected the directory of the run, found None")
-    _check_processes(recipe)
     console = _console(progress and jax.process_index() == 0)
-    with contextlib.ExitStack() as stack:
-        store = run = None
-
-        def begin() -> tuple[_State, dict]:
-            nonlocal store, run
-            if directory is not None:
-                store = stack.enter_context(_open(directory, resume))
-                run = _describe(layers, recipe, split)
-                if store.latest is not None:
-                    return _load(store, store.latest.step, layers, run)
+    opened = contextlib.nullcontext() if directory is None else _open(directory, resume)
+    with opened as store:
+        run = None if store is None else _describe(layers, recipe, split)
+        if store is not None and store.latest is not None:
+            state, record = _load(store, store.latest.step, layers, run)
+        else:
+            state = _initial(layers, recipe, split.images.shape)
+            record = {"history": [], "losses": [], "hits": []}
             if resume:
                 console.print(f"{directory}: no checkpoint, starting at the beginning")
-            state = _initial(layers, recipe, split.images.shape)
-            return state, {"history": [], "losses": [], "hits": []}
-
-        state, record = _in_first_process(begin)
         loop = _Loop(layers, split, recipe, state)
         history = _train(
             loop, record, validation, console, checkpoint_every, store, run
@@ -439,9 +437,8 @@ def _train(loop, record, validation, console, checkpoint_every, store, run) -> l
                     _give_up(f"the loss is {loss}", step, learning_rate, store)
             losses, hits = losses + new_losses, hits + new_hits
             timed, seconds = timed + len(new_losses), seconds + elapsed
-            # About a second at a time keeps the bar moving.
-            pace = max(1, round((stop - first) / elapsed))
-            pace = _in_first_process(lambda pace=pace: pace)
+            # About a second at a time keeps the bar moving; all processes agree on it.
+            pace = _in_first(functools.partial(max, 1, round((stop - first) / elapsed)))
             row = {
                 "epoch": epoch_end // loop.steps_per_epoch,
                 "step": stop,
@@ -498,10 +495,10 @@ def _variables(state: _State) -> dict:
 # Several processes.
 
 
-def _in_first_process(function: Callable):
+def _in_first(function: Callable):
     """Calls a function in process 0, and returns or raises in all what it does there.
 
-    What is returned is pickled, if there are several processes.
+    Among several processes, what is returned must be small, and can be pickled.
     """
     if jax.process_count() == 1:
         return function()
@@ -510,7 +507,7 @@ def _in_first_process(function: Callable):
     content = np.zeros(0, np.uint8)
     if jax.process_index() == 0:
         try:
-            outcome = jax.device_get(function()), None
+            outcome = function(), None
         except Exception as error:
             outcome = None, error
         content = np.frombuffer(pickle.dumps(outcome), np.uint8)
@@ -520,15 +517,6 @@ def _in_first_process(function: Callable):
     if error is not None:
         raise error
     return result
-
-
-def _check_processes(recipe: Recipe) -> None:
-    devices = jax.device_count()
-    if jax.process_count() > 1 and recipe.batch_size % devices:
-        raise ValueError(
-            f"Recipe.batch_size: expected a multiple of {devices}, the devices of all "
-            f"processes, found {recipe.batch_size}"
-        )
 
 
 # Checks.
@@ -600,6 +588,12 @@ _SUMS = "sha256.json"
 def _open(directory: str | Path, resume: bool):
     """The checkpoints in a directory that will be written to, the latest one intact."""
     directory = Path(directory).expanduser().resolve()
+    _in_first(lambda: _inspect(directory, resume))
+    return _checkpointer(directory, clean=True)
+
+
+def _inspect(directory: Path, resume: bool) -> None:
+    """Makes the directory, refuses what cannot be used, removes what is unfinished."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -620,7 +614,6 @@ def _open(directory: str | Path, resume: bool):
             shutil.rmtree(checkpoint)
     for latest in _steps(directory)[-1:]:
         _verify(latest)
-    return _checkpointer(directory, clean=True)
 
 
 def _steps(directory: Path) -> list[Path]:
@@ -641,6 +634,8 @@ def _checkpointer(directory: Path, clean: bool = False):
 def _save(store, state: _State, record: dict) -> None:
     state = jax.device_get(state)
     store.save(int(state.step), _tree(state), custom_metadata=record, force=True)
+    if jax.process_index() > 0:
+        return
     folder = Path(store.latest.path)
     sums = folder / f"{_SUMS}.part"
     sums.write_text(json.dumps(_sums(folder), indent=1))
