@@ -69,6 +69,12 @@ class Config:
       learning_rate: its peak.
       nesterov: whether the momentum is Nesterov's.
       warmup_epochs: length of the warm-up; may be a fraction.
+      augment: how training images are varied: cropped and flipped, moreover by
+        AutoAugment and Cutout as Li and Zeng do (authors), or not at all.
+      precision: what training computes the network in; bfloat16 takes less time and
+        memory on accelerators. Weights and statistics stay float32.
+      ema: decay of a moving average of the weights over the training steps, which is
+        then the trained network, such as 0.999; 0 for the last weights.
       resume: continue the training in `out` where it stopped.
       validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
@@ -83,6 +89,9 @@ class Config:
     learning_rate: float = 0.1
     nesterov: bool = False
     warmup_epochs: float = 0
+    augment: Literal[jb.augmentation.KINDS] = "authors"
+    precision: Literal[jb.training.PRECISIONS] = "float32"
+    ema: float = 0.0
     resume: bool = False
     validation: int = 5000
     train_limit: int | None = None
@@ -112,6 +121,9 @@ def main(name: str, description: str) -> None:
             learning_rate=config.learning_rate,
             nesterov=config.nesterov,
             warmup_epochs=config.warmup_epochs,
+            augment=config.augment,
+            precision=config.precision,
+            ema=config.ema,
             seed=config.seed,
         )
         variables, _ = jb.fit(

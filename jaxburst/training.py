@@ -634,9 +634,11 @@ def _checkpointer(directory: Path, clean: bool = False):
 def _save(store, state: _State, record: dict) -> None:
     state = jax.device_get(state)
     store.save(int(state.step), _tree(state), custom_metadata=record, force=True)
-    if jax.process_index() > 0:
-        return
-    folder = Path(store.latest.path)
+    _in_first(lambda: _seal(Path(store.latest.path)))
+
+
+def _seal(folder: Path) -> None:
+    """Makes a written checkpoint count."""
     sums = folder / f"{_SUMS}.part"
     sums.write_text(json.dumps(_sums(folder), indent=1))
     os.replace(sums, folder / _SUMS)
