@@ -71,8 +71,8 @@ class Config:
       warmup_epochs: length of the warm-up; may be a fraction.
       augment: how training images are varied: cropped and flipped, moreover by
         AutoAugment and Cutout as Li and Zeng do (authors), or not at all.
-      precision: what training computes the network in; bfloat16 takes less time and
-        memory on accelerators. Weights and statistics stay float32.
+      precision: what training computes the network in; bfloat16 halves the memory of
+        activations. Weights and statistics stay float32.
       ema: decay of a moving average of the weights over the training steps, which is
         then the trained network, such as 0.999; 0 for the last weights.
       resume: continue the training in `out` where it stopped.
