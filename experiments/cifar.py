@@ -57,6 +57,22 @@ class Source:
             variables = jb.training.restore(layers, self.checkpoint)
         return dataset, layers, variables
 
+    def load_trained(
+        self, name: str
+    ) -> tuple[jb.data.Dataset, jb.layers.Layers, dict]:
+        """As `load`, but weights that are not given are those released."""
+        dataset, layers, variables = self.load(name)
+        if variables is None:
+            released = f"{self.arch}-{name}"
+            if released not in jb.released.names():
+                raise ValueError(
+                    f"no weights of {self.arch} on {name} are released (there are "
+                    f"{', '.join(jb.released.names())}); give --checkpoint or "
+                    "--torch-weights"
+                )
+            layers, variables = jb.pretrained(released)
+        return dataset, layers, variables
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -69,6 +85,12 @@ class Config:
       learning_rate: its peak.
       nesterov: whether the momentum is Nesterov's.
       warmup_epochs: length of the warm-up; may be a fraction.
+      augment: how training images are varied: cropped and flipped, moreover by
+        AutoAugment and Cutout as Li and Zeng do (authors), or not at all.
+      precision: what training computes the network in; bfloat16 halves the memory of
+        activations. Weights and statistics stay float32.
+      ema: decay of a moving average of the weights over the training steps, which is
+        then the trained network, such as 0.999; 0 for the last weights.
       resume: continue the training in `out` where it stopped.
       validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
@@ -83,6 +105,9 @@ class Config:
     learning_rate: float = 0.1
     nesterov: bool = False
     warmup_epochs: float = 0
+    augment: Literal[jb.augmentation.KINDS] = "authors"
+    precision: Literal[jb.training.PRECISIONS] = "float32"
+    ema: float = 0.0
     resume: bool = False
     validation: int = 5000
     train_limit: int | None = None
@@ -112,6 +137,9 @@ def main(name: str, description: str) -> None:
             learning_rate=config.learning_rate,
             nesterov=config.nesterov,
             warmup_epochs=config.warmup_epochs,
+            augment=config.augment,
+            precision=config.precision,
+            ema=config.ema,
             seed=config.seed,
         )
         variables, _ = jb.fit(

@@ -43,7 +43,7 @@ def main() -> None:
         epochs=config.epochs,
         batch_size=64,
         warmup_epochs=min(1, config.epochs / 2),
-        augment=False,  # a mirrored digit is another digit
+        augment="none",  # a mirrored digit is another digit
         seed=config.seed,
     )
     results = {}

@@ -6,7 +6,7 @@ The ten-line program:
 
     data = jb.data.digits()
     layers = jb.zoo.vgg_tiny(classes=10)
-    recipe = jb.Recipe(epochs=20, batch_size=64, augment=False)
+    recipe = jb.Recipe(epochs=20, batch_size=64, augment="none")
     variables, history = jb.fit(layers, data.train, recipe)
     neuron = jb.Burst(gamma=5)
     thresholds = jb.calibrate(layers, variables, data.train.inputs[:500], neuron)
@@ -21,6 +21,7 @@ from jaxburst import (
     analysis,
     ann,
     anytime,
+    augmentation,
     balancing,
     calibration,
     checkpoint,
@@ -61,6 +62,7 @@ __all__ = [
     "analysis",
     "ann",
     "anytime",
+    "augmentation",
     "balance",
     "balancing",
     "calibrate",

@@ -3,8 +3,7 @@
     cifar = data.load("cifar100", "data")       # downloads and prepares at first
     rows = data.batch_indices(seed, step, 128, len(cifar.train))
     batch = cifar.train[rows]
-    images = data.crop_and_flip(key, batch.images)
-    inputs = data.normalise(images, batch.mean, batch.std)
+    inputs = data.normalise(batch.images, batch.mean, batch.std)
 
 TensorFlow is never needed: tensorflow-datasets reads its array_record files without it,
 and `prepare` writes them without it. `N` counts images, `B` those of a batch; images
@@ -22,7 +21,6 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -278,23 +276,6 @@ def prepare(name: str, data_dir) -> Path:
     return directory
 
 
-def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
-    """Shifts each image at random, and mirrors half of them.
-
-    Each image gets a border of `padding` black pixels, is cropped at a random place
-    to its old size, then flipped left to right with probability 1/2.
-
-    Args:
-      key: JAX random key.
-      images: pixels, before `normalise` (so that the border is black). `[B, H, W, C]`.
-      padding: width of the border, in pixels; static under `jit`.
-
-    Returns:
-      As `images`, same dtype.
-    """
-    return _crop_and_flip(images, *_draw(key, len(images), padding), padding)
-
-
 def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     """Which images make the batch of a training step: a pure function, hence resumable.
 
@@ -351,27 +332,6 @@ def _check_validation(name: str, validation: int, size: int) -> None:
             f"{name}: validation must be in 0 .. {size - 1}, to leave some of the "
             f"{size} images to train on; found {validation}"
         )
-
-
-def _draw(key, batch: int, padding: int):
-    """Random corners `[B, 2]` (row, column) and flips `[B]`."""
-    corner_key, flip_key = jax.random.split(key)
-    corners = jax.random.randint(
-        corner_key, (batch, 2), 0, 2 * padding + 1, dtype=jnp.int32
-    )
-    return corners, jax.random.bernoulli(flip_key, shape=(batch,))
-
-
-def _crop_and_flip(images, corners, flips, padding: int):
-    batch, height, width, _ = images.shape
-    border = (padding, padding)
-    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
-    row = np.arange(height, dtype=np.int32)[None, :]
-    column = np.arange(width, dtype=np.int32)[None, :]
-    rows = corners[:, :1] + row
-    columns = corners[:, 1:] + jnp.where(flips[:, None], width - 1 - column, column)
-    image = np.arange(batch, dtype=np.int32)[:, None, None]
-    return padded[image, rows[:, :, None], columns[:, None, :]]
 
 
 # CIFAR on disk.

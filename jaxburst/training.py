@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -34,8 +35,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxburst.ann import Network, accuracy
-from jaxburst.data import Split, batch_indices, crop_and_flip, normalise
+from jaxburst.augmentation import KINDS, augment
+from jaxburst.data import Split, batch_indices, normalise
 from jaxburst.layers import Layers, Residual, validate, walk
+
+PRECISIONS = ("float32", "bfloat16")
+"""What a network can be trained in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +57,13 @@ class Recipe:
         PyTorch's SGD: of all parameters, biases and normalisations included.
       warmup_epochs: length of the warm-up; may be a fraction.
       label_smoothing: share of the target that is spread evenly over all classes.
-      augment: whether images are flipped, and shifted by up to an eighth of their
-        height (4 pixels of 32).
+      augment: how images are varied. `crop_flip`: flipped, and shifted by up to an
+        eighth of their height (4 pixels of 32). `authors`: moreover by AutoAugment's
+        policy and Cutout; see `augmentation.augment`. Or `none`.
+      precision: what a step computes the network in, `float32` or `bfloat16`.
+        Parameters, batch statistics, loss and optimiser are float32 in either case.
+      ema: decay of an exponential moving average over the steps, of parameters and
+        batch statistics, which is then the trained network; 0 for the last ones.
       seed: chooses the initial weights, the batches and the augmentation.
 
     Raises:
@@ -68,7 +78,9 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup_epochs: float = 0
     label_smoothing: float = 0.1
-    augment: bool = True
+    augment: str = "authors"
+    precision: str = "float32"
+    ema: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -98,9 +110,11 @@ class Recipe:
             "label_smoothing",
             "a number in 0 <= x < 1",
         )
+        for name, known in (("augment", KINDS), ("precision", PRECISIONS)):
+            require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        require(_is_number(self.ema, 1), "ema", "a number in 0 <= x < 1")
         require(_is_whole(self.seed, 0, 2**32), "seed", "a whole number below 2**32")
-        for name in ("nesterov", "augment"):
-            require(isinstance(getattr(self, name), bool), name, "True or False")
+        require(isinstance(self.nesterov, bool), "nesterov", "True or False")
         require(
             not self.nesterov or self.momentum > 0, "nesterov", "False without momentum"
         )
@@ -159,6 +173,10 @@ def fit(
     do, GPUs with `XLA_FLAGS=--xla_gpu_deterministic_ops=true`. As many devices as
     divide the batch share it; batch normalisation sees the whole batch.
 
+    Several processes (`jax.distributed.initialize`) train one network if each makes the
+    same call, with the whole split and a `directory` that all can reach. All return the
+    same network; the first alone reports.
+
     Args:
       layers: the network.
       split: images to train on.
@@ -194,6 +212,11 @@ def fit(
             f"Recipe.batch_size: expected at most {len(split)}, the images in split, "
             f"found {recipe.batch_size}"
         )
+    if jax.process_count() > 1 and recipe.batch_size % jax.device_count():
+        raise ValueError(
+            f"Recipe.batch_size: expected a multiple of {jax.device_count()}, the "
+            f"devices of all processes, found {recipe.batch_size}"
+        )
     if not _is_whole(checkpoint_every, 1):
         raise ValueError(
             "checkpoint_every: expected a whole number of steps, at least 1, found "
@@ -201,7 +224,7 @@ def fit(
         )
     if resume and directory is None:
         raise ValueError("resume: expected the directory of the run, found None")
-    console = _console(progress)
+    console = _console(progress and jax.process_index() == 0)
     opened = contextlib.nullcontext() if directory is None else _open(directory, resume)
     with opened as store:
         run = None if store is None else _describe(layers, recipe, split)
@@ -233,6 +256,25 @@ def restore(layers: Layers, directory: str | Path) -> dict:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run is that of other layers, or its checkpoint is damaged.
     """
+    directory, step = _latest(directory)
+    with _checkpointer(directory) as store:
+        here = {"layers": _describe_layers(layers)}
+        state, _ = _load(store, step, layers, here)
+    return _variables(state)
+
+
+def record(directory: str | Path) -> dict:
+    """What a run wrote down: its `recipe`, `split`, `layers` and `history`.
+
+    Args, errors: as `restore`.
+    """
+    directory, step = _latest(directory)
+    with _checkpointer(directory) as store:
+        return store.checkpointables_metadata(step).custom_metadata
+
+
+def _latest(directory: str | Path) -> tuple[Path, int]:
+    """The directory, and the step of its latest whole checkpoint, verified."""
     directory = Path(directory).expanduser().resolve()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: expected a run, found no directory")
@@ -241,10 +283,7 @@ def restore(layers: Layers, directory: str | Path) -> dict:
     if not whole:
         raise FileNotFoundError(f"{directory}: expected a run, found no checkpoint")
     _verify(whole[-1])
-    with _checkpointer(directory) as store:
-        here = {"layers": _describe_layers(layers)}
-        state, _ = _load(store, int(whole[-1].name), layers, here)
-    return _variables(state)
+    return directory, int(whole[-1].name)
 
 
 # The loop.
@@ -257,6 +296,7 @@ class _State(NamedTuple):
     batch_stats: dict
     opt_state: Any
     step: jax.Array  # steps taken, int32 []
+    average: dict = {}  # of `params` and `batch_stats`, by `Recipe.ema`
 
 
 def _optimiser(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -281,7 +321,8 @@ def _initial(layers: Layers, recipe: Recipe, shape: tuple[int, ...]) -> _State:
     variables = Network(layers).init(key, jnp.zeros((1, *shape[1:])))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     optimiser = _optimiser(recipe, shape[0] // recipe.batch_size)
-    return _State(params, batch_stats, optimiser.init(params), jnp.int32(0))
+    average = {"params": params, "batch_stats": batch_stats} if recipe.ema else {}
+    return _State(params, batch_stats, optimiser.init(params), jnp.int32(0), average)
 
 
 # One step per call: within a loop, XLA on CPU takes over twenty times as long for the
@@ -308,18 +349,21 @@ def _step(state, rows, images, labels, *, layers, recipe, mean, std, mesh):
         (images[rows], labels[rows]), NamedSharding(mesh, PartitionSpec("data"))
     )
     pixels, targets = batch
-    if recipe.augment:
-        _, augmentation = _keys(recipe)
-        key = jax.random.fold_in(augmentation, state.step)
-        pixels = crop_and_flip(key, pixels, padding=images.shape[1] // 8)
+    _, augmentation = _keys(recipe)
+    key = jax.random.fold_in(augmentation, state.step)
+    inputs = normalise(augment(recipe.augment, key, pixels), mean, std)
 
     def objective(params):
+        rounded, x = jax.tree.map(
+            lambda array: array.astype(recipe.precision), (params, inputs)
+        )
         (logits, _), updated = Network(layers).apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            normalise(pixels, mean, std),
+            {"params": rounded, "batch_stats": state.batch_stats},
+            x,
             train=True,
             mutable=["batch_stats"],
         )
+        logits = logits.astype(jnp.float32)
         goal = jax.nn.one_hot(targets, layers[-1].features)
         goal = optax.smooth_labels(goal, recipe.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, goal).mean()
@@ -331,10 +375,23 @@ def _step(state, rows, images, labels, *, layers, recipe, mean, std, mesh):
     optimiser = _optimiser(recipe, len(images) // recipe.batch_size)
     updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = _State(params, batch_stats, opt_state, state.step + 1)
+    average = _average(recipe, state, {"params": params, "batch_stats": batch_stats})
+    state = _State(params, batch_stats, opt_state, state.step + 1, average)
     # Every device holds the whole state again, as before the step.
     state = lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec()))
     return state, loss, hits
+
+
+def _average(recipe: Recipe, state: _State, variables: dict) -> dict:
+    """The moving average, with the variables after step `t` in it.
+
+    With the decay `d`, those after step `i` count in proportion to `d^(t - i)`, and the
+    initial ones not at all (Kingma and Ba, ICLR 2015, section 3).
+    """
+    if not recipe.ema:
+        return {}
+    share = (1 - recipe.ema) / (1 - recipe.ema ** (state.step + 1))
+    return jax.tree.map(lambda a, v: a + share * (v - a), state.average, variables)
 
 
 class _Loop:
@@ -347,7 +404,8 @@ class _Loop:
         devices = jax.devices()[: math.gcd(recipe.batch_size, jax.device_count())]
         mesh = Mesh(np.array(devices), ("data",))
         self.state, images, labels = jax.device_put(
-            (state, split.images, split.labels), NamedSharding(mesh, PartitionSpec())
+            (jax.device_get(state), split.images, split.labels),
+            NamedSharding(mesh, PartitionSpec()),
         )
         self._step = functools.partial(
             _step,
@@ -395,8 +453,8 @@ def _train(loop, record, validation, console, checkpoint_every, store, run) -> l
                     _give_up(f"the loss is {loss}", step, learning_rate, store)
             losses, hits = losses + new_losses, hits + new_hits
             timed, seconds = timed + len(new_losses), seconds + elapsed
-            # About a second at a time keeps the bar moving.
-            pace = max(1, round((stop - first) / elapsed))
+            # About a second at a time keeps the bar moving; all processes agree on it.
+            pace = _in_first(functools.partial(max, 1, round((stop - first) / elapsed)))
             row = {
                 "epoch": epoch_end // loop.steps_per_epoch,
                 "step": stop,
@@ -445,8 +503,36 @@ def _give_up(what: str, step: int, learning_rate: Callable, store) -> NoReturn:
 
 def _variables(state: _State) -> dict:
     """The trained network, on the default device."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    last = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = state.average or last
     return jax.tree.map(jnp.asarray, jax.device_get(variables))
+
+
+# Several processes.
+
+
+def _in_first(function: Callable):
+    """Calls a function in process 0, and returns or raises in all what it does there.
+
+    Among several processes, what is returned must be small, and can be pickled.
+    """
+    if jax.process_count() == 1:
+        return function()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    content = np.zeros(0, np.uint8)
+    if jax.process_index() == 0:
+        try:
+            outcome = function(), None
+        except Exception as error:
+            outcome = None, error
+        content = np.frombuffer(pickle.dumps(outcome), np.uint8)
+    size = int(broadcast_one_to_all(np.int32(len(content))))
+    content = broadcast_one_to_all(np.resize(content, size))
+    result, error = pickle.loads(np.asarray(content).tobytes())
+    if error is not None:
+        raise error
+    return result
 
 
 # Checks.
@@ -518,6 +604,12 @@ _SUMS = "sha256.json"
 def _open(directory: str | Path, resume: bool):
     """The checkpoints in a directory that will be written to, the latest one intact."""
     directory = Path(directory).expanduser().resolve()
+    _in_first(lambda: _inspect(directory, resume))
+    return _checkpointer(directory, clean=True)
+
+
+def _inspect(directory: Path, resume: bool) -> None:
+    """Makes the directory, refuses what cannot be used, removes what is unfinished."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -538,7 +630,6 @@ def _open(directory: str | Path, resume: bool):
             shutil.rmtree(checkpoint)
     for latest in _steps(directory)[-1:]:
         _verify(latest)
-    return _checkpointer(directory, clean=True)
 
 
 def _steps(directory: Path) -> list[Path]:
@@ -558,8 +649,12 @@ def _checkpointer(directory: Path, clean: bool = False):
 
 def _save(store, state: _State, record: dict) -> None:
     state = jax.device_get(state)
-    store.save(int(state.step), state, custom_metadata=record, force=True)
-    folder = Path(store.latest.path)
+    store.save(int(state.step), _tree(state), custom_metadata=record, force=True)
+    _in_first(lambda: _seal(Path(store.latest.path)))
+
+
+def _seal(folder: Path) -> None:
+    """Makes a written checkpoint count."""
     sums = folder / f"{_SUMS}.part"
     sums.write_text(json.dumps(_sums(folder), indent=1))
     os.replace(sums, folder / _SUMS)
@@ -569,11 +664,22 @@ def _load(store, step: int, layers: Layers, run: dict) -> tuple[_State, dict]:
     """Reads a checkpoint, if it is one of `run`."""
     record = store.checkpointables_metadata(step).custom_metadata
     _require_same(Path(store.directory), record, run)
-    recipe, shape = Recipe(**record["recipe"]), tuple(record["split"]["shape"])
+    # Of the recipe, the tree depends on this alone.
+    recipe = Recipe(batch_size=1, ema=record["recipe"].get("ema", 0.0))
+    shape = tuple(record["split"]["shape"])
     abstract = jax.eval_shape(lambda: _initial(layers, recipe, shape))
     # As NumPy arrays, which belong to no device.
     target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
-    return store.load(step, target), record
+    return _State(**store.load(step, _tree(target))), record
+
+
+def _tree(state: _State) -> dict:
+    """What of a state is stored: without an average, none."""
+    return {
+        name: part
+        for name, part in state._asdict().items()
+        if name != "average" or part
+    }
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -425,53 +425,6 @@ def test_normalise_refuses_what_it_would_get_wrong():
         data.normalise(PIXELS, MEAN, (0.5, 0.0, 0.5))
 
 
-# Augmentation.
-
-
-def images_of(batch, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(1, 256, (batch, 6, 7, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("padding", [0, 1, 4])
-def test_crop_and_flip_against_numpy(padding):
-    key, images = jax.random.key(3), images_of(16)
-    corners, flips = map(np.asarray, data._draw(key, 16, padding))
-    border = ((padding, padding), (padding, padding), (0, 0))
-    expected = []
-    for image, (row, column), flip in zip(images, corners, flips, strict=True):
-        crop = np.pad(image, border)[row : row + 6, column : column + 7]
-        expected.append(crop[:, ::-1] if flip else crop)
-    out = data.crop_and_flip(key, images, padding)
-    assert out.dtype == np.uint8 and out.shape == images.shape
-    np.testing.assert_array_equal(out, np.stack(expected))
-
-
-def test_crop_and_flip_is_the_same_under_jit():
-    key, images = jax.random.key(3), images_of(16)
-    np.testing.assert_array_equal(
-        jax.jit(data.crop_and_flip)(key, images), data.crop_and_flip(key, images)
-    )
-
-
-def test_every_shift_and_both_sides_occur():
-    corners, flips = data._draw(jax.random.key(0), 4000, 4)
-    counts = np.zeros((9, 9), int)
-    np.add.at(counts, tuple(np.asarray(corners).T), 1)
-    assert counts.min() > 20 and counts.sum() == 4000
-    assert 0.45 < np.asarray(flips).mean() < 0.55
-
-
-def test_keys_decide():
-    images = images_of(16)
-    one, same, other = (
-        np.asarray(data.crop_and_flip(jax.random.key(seed), images))
-        for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-
-
 # The order of training.
 
 

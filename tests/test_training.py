@@ -19,12 +19,15 @@ import pytest
 
 from jaxburst import data, training, zoo
 from jaxburst.ann import Network, accuracy
-from jaxburst.data import Split, batch_indices, crop_and_flip
+from jaxburst.augmentation import augment
+from jaxburst.data import Split, batch_indices
 from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu
 from jaxburst.training import Recipe, fit, restore, schedule
 
 LAYERS = (Conv(4, norm=True), Relu(), MaxPool(2), Flatten(), Dense(3))
-RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=0.5)  # 5 steps per epoch
+RECIPE = Recipe(  # 5 steps per epoch
+    epochs=3, batch_size=16, warmup_epochs=0.5, augment="crop_flip", ema=0.8
+)
 
 
 def blobs(count: int = 90, seed: int = 0) -> Split:
@@ -80,7 +83,7 @@ def run(finished, tmp_path):
 
 
 def test_learns_a_separable_task():
-    recipe = Recipe(epochs=8, batch_size=16, learning_rate=0.05, augment=False)
+    recipe = Recipe(epochs=8, batch_size=16, learning_rate=0.05, augment="none")
     variables, history = train(recipe=recipe)
     losses = [row["loss"] for row in history]
     assert losses[-1] < 0.6 * losses[0]
@@ -90,7 +93,7 @@ def test_learns_a_separable_task():
 
 def test_learns_digits_with_a_residual_network():
     digits = data.digits()
-    recipe = Recipe(epochs=3, batch_size=64, augment=False)
+    recipe = Recipe(epochs=3, batch_size=64, augment="none")
     variables, history = train(
         recipe=recipe, layers=zoo.resnet_tiny(10), split=digits.train
     )
@@ -117,15 +120,18 @@ def test_validation_changes_nothing(uninterrupted):
 # By the textbook.
 
 
-@pytest.mark.parametrize(("nesterov", "augment"), [(False, True), (True, False)])
-def test_equals_a_plain_loop(nesterov, augment):
+@pytest.mark.parametrize(
+    ("nesterov", "kind", "ema"), [(False, "crop_flip", 0.0), (True, "none", 0.7)]
+)
+def test_equals_a_plain_loop(nesterov, kind, ema):
     recipe = Recipe(
         epochs=2,
         batch_size=16,
         weight_decay=0.01,
         warmup_epochs=0.6,
         nesterov=nesterov,
-        augment=augment,
+        augment=kind,
+        ema=ema,
         seed=3,
     )
     variables, history = train(recipe=recipe)
@@ -146,7 +152,7 @@ def plain_loop(recipe, steps):
     variables = network.init(initial_key, jnp.zeros((1, 8, 8, 1)))
     params, statistics = variables["params"], variables["batch_stats"]
     velocity = jax.tree.map(jnp.zeros_like, params)
-    losses = []
+    losses, visited = [], []
 
     @jax.jit
     def loss_and_gradient(params, statistics, inputs, labels):
@@ -168,9 +174,8 @@ def plain_loop(recipe, steps):
     for step in range(steps):
         rows = batch_indices(recipe.seed, step, recipe.batch_size, len(SPLIT))
         images = jnp.asarray(SPLIT.images[rows])
-        if recipe.augment:
-            key = jax.random.fold_in(augmentation_key, step)
-            images = crop_and_flip(key, images, padding=1)
+        key = jax.random.fold_in(augmentation_key, step)
+        images = augment(recipe.augment, key, images)
         inputs = (images / 255 - SPLIT.mean[0]) / SPLIT.std[0]
         (loss, statistics), gradient = loss_and_gradient(
             params, statistics, inputs, SPLIT.labels[rows]
@@ -187,7 +192,16 @@ def plain_loop(recipe, steps):
                 lambda v, g, m=momentum: g + m * v, velocity, gradient
             )
         params = jax.tree.map(lambda p, u, r=rate: p - r * u, params, update)
-    return {"params": params, "batch_stats": statistics}, losses
+        visited.append({"params": params, "batch_stats": statistics})
+    weights = np.float64(recipe.ema) ** np.arange(steps)[::-1]  # 0^0 = 1: the last one
+    weights /= weights.sum()
+    return jax.tree.map(lambda *values: mean_of(weights, values), *visited), losses
+
+
+def mean_of(weights, values):
+    return sum(
+        weight * np.asarray(v) for weight, v in zip(weights, values, strict=True)
+    )
 
 
 def by_hand(recipe, steps_per_epoch, step):
@@ -197,6 +211,44 @@ def by_hand(recipe, steps_per_epoch, step):
         return recipe.learning_rate * (step + 1) / warm
     angle = math.pi * (step - warm) / (total - warm)
     return recipe.learning_rate * (1 + math.cos(angle)) / 2
+
+
+def test_bfloat16_is_float32_coarsely():
+    recipe = Recipe(epochs=4, batch_size=16, learning_rate=0.05, augment="none")
+    exact, history = train(recipe=recipe)
+    rough, rough_history = train(
+        recipe=dataclasses.replace(recipe, precision="bfloat16")
+    )
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(rough)} == {"float32"}
+    distances = jax.tree.map(
+        lambda a, b: np.abs(a - b).max() / np.abs(a).max(), exact, rough
+    )
+    assert 0 < max(jax.tree.leaves(distances)) < 0.1
+    assert rough_history[0]["loss"] == pytest.approx(history[0]["loss"], rel=0.02)
+
+
+def test_bfloat16_is_what_a_step_computes_in():
+    recipe = dataclasses.replace(RECIPE, precision="bfloat16")
+    state = training._initial(LAYERS, recipe, SPLIT.images.shape)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    lowered = training._step.lower(
+        state,
+        np.arange(16, dtype=np.int32),
+        SPLIT.images,
+        SPLIT.labels,
+        layers=LAYERS,
+        recipe=recipe,
+        mean=SPLIT.mean,
+        std=SPLIT.std,
+        mesh=mesh,
+    )
+    products = [
+        line
+        for line in lowered.as_text().splitlines()
+        if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+    ]
+    assert len(products) >= 4
+    assert all("xf32>" not in line for line in products)
 
 
 @pytest.mark.parametrize("warmup_epochs", [0, 0.25, 1, 4.9])
@@ -307,6 +359,19 @@ def test_restore_reads_the_network_back(run, uninterrupted):
     (run / "18" / "sha256.json").unlink()
     variables = restore(LAYERS, run)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+
+
+def test_restore_reads_what_was_trained_before_there_was_an_average(tmp_path):
+    variables, _ = train(tmp_path, dataclasses.replace(RECIPE, ema=0.0))
+    path = tmp_path / "15" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(path.read_text())
+    recipe = metadata["custom_metadata"]["recipe"]
+    del recipe["ema"]
+    recipe["augment"] = True
+    path.write_text(json.dumps(metadata))
+    sums = tmp_path / "15" / "sha256.json"
+    sums.write_text(json.dumps(training._sums(tmp_path / "15")))
+    jax.tree.map(np.testing.assert_array_equal, restore(LAYERS, tmp_path), variables)
 
 
 def test_compiles_once(tmp_path):
@@ -447,7 +512,11 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
         ("weight_decay", math.inf),
         ("warmup_epochs", 300),
         ("label_smoothing", 1.0),
-        ("augment", None),
+        ("augment", True),
+        ("augment", "cutout"),
+        ("precision", "float16"),
+        ("ema", 1),
+        ("ema", True),
         ("seed", -1),
     ],
 )
