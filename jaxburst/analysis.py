@@ -16,7 +16,7 @@ import numpy as np
 from jaxburst.conversion import Spiking, forward
 from jaxburst.data import check_normalised
 from jaxburst.layers import MaxPool, Relu, walk
-from jaxburst.neuron import Burst, fire, over_channels, worth
+from jaxburst.neuron import Burst, over_channels, worth
 from jaxburst.pooling import max_pool
 from jaxburst.simulation import Model, build, check, drive, rest, step
 
@@ -291,34 +291,25 @@ def _errors(model, spiking, images, steps):
         return unit * sent, unit * max_pool(total, pools[path])
 
     def advance(carry, _):
-        state, sums = carry
-        drives = {}
-
-        def respond(path, threshold, membrane, current, t):
-            drives[path] = current + over_channels(threshold.bias, current)
-            return fire(model.neuron, threshold, membrane, current)
-
-        state, info = step(model, circuit, current, state, respond)
-        sums = {
-            path: (charge + drives[path], sent + info.spikes[path])
-            for path, (charge, sent) in sums.items()
-        }
+        state, counts = carry
+        state, info = step(model, circuit, current, state)
+        counts = jax.tree.map(jnp.add, counts, info.spikes)
         time = state["time"].astype(current.dtype)
         shown = {}
-        for path, (charge, sent) in sums.items():
+        for path, sent in counts.items():
+            activation = activations[path]
             theta = over_channels(circuit[path].theta, sent)
             start, end = begin[path].potential, state[path].potential
-            rate, activation = theta * sent / time, activations[path]
-            found = parts(theta, start, end, charge / time, rate, activation, time)
+            rate = theta * sent / time
+            mean = rate + (end - start) / time  # what came in: charge is conserved
+            found = parts(theta, start, end, mean, rate, activation, time)
             shown[path] = _means(found | {"total": rate - activation})
         for path in pools:
             out, expected = pooled(path, state, time)
             shown[path] = _means(dict.fromkeys(("pooling", "total"), out - expected))
-        return (state, sums), shown
+        return (state, counts), shown
 
-    nothing = {
-        path: (jnp.zeros_like(value),) * 2 for path, value in activations.items()
-    }
+    nothing = jax.tree.map(jnp.zeros_like, activations)
     (state, _), shown = jax.lax.scan(advance, (begin, nothing), length=steps)
     time = state["time"].astype(current.dtype)
     expected = {path: pooled(path, state, time)[1] for path in pools}

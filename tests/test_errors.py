@@ -46,10 +46,10 @@ def test_the_causes_add_up_to_the_error(name, signed):
                 expected = [np.mean(part), np.abs(part).mean()]
                 np.testing.assert_allclose(kept, expected, rtol=0, atol=1e-12)
     happened = {"inherited", "initial", "remainder", "stuck"}
-    if not signed:  # signed neurons take such spikes back
+    if not signed and len(it.relus) > 2:  # signed neurons take such spikes back
         happened.add("inactivated")
     for cause in happened:
-        assert max(rows[path].size[cause].max() for path in it.relus) > 1e-3
+        assert max(rows[path].size[cause].max() for path in it.relus) > 1e-4
     assert rows[it.relus[0]].size["inherited"].max() < 1e-12
 
 
