@@ -28,7 +28,7 @@ class Source:
       data_dir: folder of the prepared dataset; it is downloaded there if missing.
     """
 
-    arch: Literal[tuple(jb.zoo.NETWORKS)] = "vgg16"
+    arch: Literal[tuple(jb.zoo.NETWORKS)] = "vgg9"
     checkpoint: Path | None = None
     torch_weights: Path | None = None
     mean: tuple[float, float, float] | None = None
@@ -57,9 +57,7 @@ class Source:
             variables = jb.training.restore(layers, self.checkpoint)
         return dataset, layers, variables
 
-    def load_trained(
-        self, name: str
-    ) -> tuple[jb.data.Dataset, jb.layers.Layers, dict]:
+    def load_trained(self, name: str) -> tuple[jb.data.Dataset, jb.layers.Layers, dict]:
         """As `load`, but weights that are not given are those released."""
         dataset, layers, variables = self.load(name)
         if variables is None:
@@ -67,8 +65,8 @@ class Source:
             if released not in jb.released.names():
                 raise ValueError(
                     f"no weights of {self.arch} on {name} are released (there are "
-                    f"{', '.join(jb.released.names())}); give --checkpoint or "
-                    "--torch-weights"
+                    f"{', '.join(jb.released.names()) or 'none'}); give --checkpoint "
+                    "or --torch-weights, or train with cifar10.py or cifar100.py"
                 )
             layers, variables = jb.pretrained(released)
         return dataset, layers, variables
@@ -76,11 +74,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains (or loads) a network, converts it, simulates it on the test images.
+    """Loads a network or trains it, converts it, simulates it on the test images.
+
+    Without --epochs it is loaded: the released one, or that of the weights given.
 
     Attributes:
       source: which network, with which weights and data.
-      epochs: passes over the training images.
+      epochs: passes over the training images, to train; Li and Zeng take 300.
       batch_size: training images per step.
       learning_rate: its peak.
       nesterov: whether the momentum is Nesterov's.
@@ -100,7 +100,7 @@ class Config:
     """
 
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
-    epochs: int = 300
+    epochs: int | None = None
     batch_size: int = 128
     learning_rate: float = 0.1
     nesterov: bool = False
@@ -120,6 +120,8 @@ class Config:
             raise ValueError(
                 f"--train-limit must be at least 1, found {self.train_limit}"
             )
+        if self.epochs and (self.source.checkpoint or self.source.torch_weights):
+            raise ValueError("give --epochs to train or weights to load, not both")
 
 
 def main(name: str, description: str) -> None:
@@ -127,8 +129,10 @@ def main(name: str, description: str) -> None:
     config = tyro.cli(Config, description=description)
     arch = config.source.arch
     folder = prepare_folder(config.out or Path("runs", name, arch))
-    dataset, layers, variables = config.source.load(name, config.validation)
-    if variables is None:
+    if config.epochs is None:
+        dataset, layers, variables = config.source.load_trained(name)
+    else:
+        dataset, layers, _ = config.source.load(name, config.validation)
         train = dataset.train[: config.train_limit]
         print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
         recipe = jb.Recipe(

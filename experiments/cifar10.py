@@ -1,10 +1,10 @@
 """A network on CIFAR-10: train it or load it, convert it to burst spikes, simulate it.
 
-    python experiments/cifar10.py
+    python experiments/cifar10.py --arch vgg16 --epochs 300 --validation 0
 
-trains VGG-16 for 300 epochs and wants an accelerator. The CIFAR ResNets that others
-have trained convert as they are. This one is that of akamaster/pytorch_resnet_cifar10,
-saved as safetensors:
+trains VGG-16 by the recipe of Li and Zeng and wants an accelerator. The CIFAR ResNets
+that others have trained convert as they are. This one is that of
+akamaster/pytorch_resnet_cifar10, saved as safetensors:
 
     python experiments/cifar10.py --arch resnet20 \\
         --torch-weights resnet20.safetensors \\

@@ -165,9 +165,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "errors", name))
-    dataset, layers, variables = config.source.load(config.dataset)
-    if variables is None:
-        raise ValueError("give the trained network: --checkpoint or --torch-weights")
+    dataset, layers, variables = config.source.load_trained(config.dataset)
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(len(dataset.train), config.calibration, replace=False)
     images = dataset.test[: config.limit].inputs
