@@ -166,6 +166,7 @@ def _write(directory: Path, arrays: dict, description: dict[str, Any]) -> Path:
         description["sha256"] = _sha256(made / "weights.safetensors", description)
         (made / "network.json").write_text(json.dumps(description, indent=1) + "\n")
         made.chmod(0o755)
+        (made / "weights.safetensors").chmod(0o644)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
