@@ -57,6 +57,15 @@ class Source:
             variables = jb.training.restore(layers, self.checkpoint)
         return dataset, layers, variables
 
+    def load_trained(self, name: str) -> tuple[jb.data.Dataset, jb.layers.Layers, dict]:
+        """As `load`, for an experiment that does not train."""
+        dataset, layers, variables = self.load(name)
+        if variables is None:
+            raise ValueError(
+                "give the trained network: --checkpoint or --torch-weights"
+            )
+        return dataset, layers, variables
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from cifar import IMAGE, Source, run
-from common import prepare_folder, provenance, write_file, write_json
+from common import prepare_folder, provenance, reached, write_file, write_json
 
 import jaxburst as jb
 from jaxburst import energy
@@ -96,9 +96,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "compare", name))
-    dataset, layers, variables = config.source.load(config.dataset)
-    if variables is None:
-        raise ValueError("give the trained network: --checkpoint or --torch-weights")
+    dataset, layers, variables = config.source.load_trained(config.dataset)
     rng = np.random.default_rng(config.seed)
     draws = [
         dataset.train[rng.choice(len(dataset.train), config.calibration, False)].inputs
@@ -173,11 +171,8 @@ def measure(method, convert, steps, layers, variables, draws, test) -> dict:
 
 def _reached(row: dict, goal: float) -> str:
     """The first step, and the energy up to it, at which the accuracy is reached."""
-    accuracy = np.array(row["accuracy"])
-    if not (accuracy >= goal).any():
-        return "–"
-    t = int((accuracy >= goal).argmax())
-    return f"T = {t + 1} ({row['energy_over_ann'][t]:.2f})"
+    t = reached(row["accuracy"], goal)
+    return f"T = {t} ({row['energy_over_ann'][t - 1]:.2f})" if t else "–"
 
 
 def _line(row: dict, ann: float) -> str:

@@ -18,6 +18,10 @@ from jaxburst.simulation import Model, build, drive, rest, step
 Thresholds = dict[str, jax.Array]
 
 
+class ZeroThreshold(ValueError):
+    """The threshold of a layer would be 0: most of its activations are."""
+
+
 def calibrate(
     layers: Layers,
     variables: dict,
@@ -51,8 +55,9 @@ def calibrate(
       stays silent takes the largest threshold of its layer, with a warning.
 
     Raises:
-      ValueError: for an unusable argument, activations that are not finite, and a
-        Relu whose threshold would be 0; the message names the layer.
+      ValueError: for an unusable argument, activations that are not finite, and
+        (`ZeroThreshold`) a Relu whose threshold would be 0; the message names the
+        layer.
 
     References:
       Percentile: Rueckauer et al., 2017. Division by γ: the normalisation of Li and
@@ -89,7 +94,7 @@ def calibrate(
     for path, peak in peaks.items():
         values = peak.value()
         if not values.any():
-            raise ValueError(
+            raise ZeroThreshold(
                 f"{path}: its threshold would be 0, since the {percentile:g}th "
                 "percentile of its activations is 0; calibrate with a higher "
                 "percentile or more images, or remove a Relu that never fires"

@@ -6,7 +6,7 @@ import oracle
 import pytest
 from networks import case
 
-from jaxburst.calibration import calibrate
+from jaxburst.calibration import ZeroThreshold, calibrate
 from jaxburst.layers import Conv, Flatten, Relu
 from jaxburst.neuron import Burst
 
@@ -89,7 +89,7 @@ def test_a_relu_that_never_fires_is_named(per):
 
 
 def test_a_percentile_of_mostly_zeros_is_refused():
-    with pytest.raises(ValueError, match="10th percentile .* is 0"):
+    with pytest.raises(ZeroThreshold, match="10th percentile .* is 0"):
         thresholds(percentile=10)
 
 

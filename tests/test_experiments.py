@@ -32,7 +32,7 @@ def run(monkeypatch, tmp_path):
 def tiny_cifar(monkeypatch):
     """32x32 images of two kinds instead of CIFAR."""
 
-    def load(name, data_dir):
+    def load(name, data_dir, *, validation=None):
         rng = np.random.default_rng(0)
         labels = np.arange(300, dtype=np.int32) % 2
         images = rng.integers(0, 100, (300, 32, 32, 3)).astype(np.uint8)
@@ -90,19 +90,39 @@ def test_cifar_trains_then_loads_then_converts_foreign_weights(
     assert foreign["runs"]["IF"]["events"] == trained["runs"]["IF"]["events"]
 
 
-def test_compare(run, tiny_cifar, tmp_path, capsys):
+@pytest.fixture
+def untrained(tmp_path):
+    """Arguments for `vgg_tiny` with the weights it begins with."""
     layers = jb.zoo.vgg_tiny(10)
     images = np.zeros((1, 32, 32, 3), np.float32)
     variables = jb.Network(layers).init(jax.random.key(0), images)
     save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    return "--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors"
+
+
+def test_compare(run, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "10", "--draws", "2", "--calibration", "20", "--steps", "2")
-    source = ("--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors")
-    run("compare", *source, *few, "--out", "here")
+    run("compare", *untrained, *few, "--out", "here")
     record = _results(tmp_path / "here", "compare")
     assert len(record["rows"]) == 9
     assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
     assert all(row["largest_burst"] >= 1 for row in record["rows"])
     assert len(record["headline"]["accuracy"]) == 4
+
+
+def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
+    few = ("--limit", "20", "--calibration", "20", "--selection", "10")
+    short = ("--steps", "3", "--longest", "6", "--percentiles", "99.9")
+    run("energy", *untrained, *few, *short, "--out", "here")
+    record = _results(tmp_path / "here", "energy")
+    assert set(record["runs"]) == {"burst", "IF"}
+    for spikes in record["runs"].values():
+        assert len(spikes["trials"]) == 2
+        assert sum(map(sum, spikes["events"].values())) > 0
+    assert [row["goal"] for row in record["rows"]] == [0.01, 0.01, 0.005, 0.005]
+    printed = capsys.readouterr().out
+    assert "| 0.5 points | every step |" in printed
+    assert all(line in printed for line in record["verdicts"])
 
 
 def _as_pytorch(variables):
