@@ -7,12 +7,14 @@ figure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -129,6 +131,14 @@ def convert(
     thresholds = jb.calibrate(layers, variables, images, neuron, percentile=percentile)
     spiking = jb.convert(layers, variables, thresholds, initial=initial)
     return jb.Model(layers, neuron, pool), spiking
+
+
+@contextlib.contextmanager
+def silent_channels():
+    """Some channels never fire: true of most networks, and of no consequence."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="channels with the threshold 0")
+        yield
 
 
 def reached(accuracy: Sequence[float], goal: float) -> int | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from cifar import IMAGE, Source, run
-from common import prepare_folder, provenance, reached, write_file, write_json
+from common import (
+    prepare_folder,
+    provenance,
+    reached,
+    silent_channels,
+    write_file,
+    write_json,
+)
 
 import jaxburst as jb
 from jaxburst import energy
@@ -143,9 +149,7 @@ def measure(method, convert, steps, layers, variables, draws, test) -> dict:
     """Converts by one method with each draw, and simulates."""
     accuracy, spent, seconds = [], [], []
     for images in draws:
-        with warnings.catch_warnings():
-            # Some channels never fire: true of every draw, and of no consequence.
-            warnings.filterwarnings("ignore", message="channels with the threshold 0")
+        with silent_channels():
             model, spiking = convert(layers, variables, images)
         start = time.perf_counter()
         curves = jb.evaluate(model, spiking, test, steps)

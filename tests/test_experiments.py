@@ -125,6 +125,21 @@ def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     assert all(line in printed for line in record["verdicts"])
 
 
+def test_ablation(run, tiny_cifar, untrained, tmp_path):
+    few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--gamma", "2")
+    grids = ("--gammas", "2", "3", "--percentiles", "1", "99.9")
+    run("ablation", *untrained, *few, *grids, "--out", "here")
+    record = _results(tmp_path / "here", "ablation")
+    factors = {row["factor"] for row in record["rows"]}
+    assert {"bursts", "max pooling", "percentile", "reset", "SpiCalib"} <= factors
+    paper, *others = record["rows"]
+    lengths = {len(row["accuracy"]) for row in others if "accuracy" in row}
+    assert lengths == {3, 6}, "integrate-and-fire gets gamma times as many steps"
+    assert paper["energy_over_ann"][-1] > paper["energy_over_ann"][0] > 0
+    text = (tmp_path / "here/ablation.md").read_text()
+    assert "a threshold would be 0" in text and "99.9, without labels" in text
+
+
 def _as_pytorch(variables):
     """The state dict that PyTorch would write for `vgg_tiny` on 32x32 images."""
     state = {}
