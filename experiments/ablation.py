@@ -100,7 +100,7 @@ def factors(config: Config, layers, chosen: float) -> dict[str, dict[str, Settin
             "by subtraction": paper,
             "to zero": replace(paper, neuron=jb.Burst(gamma, reset="zero")),
         },
-        "v_0": {"0": paper, "θ / 2": replace(paper, initial=0.5)},
+        "v₀": {"0": paper, "θ / 2": replace(paper, initial=0.5)},
         "SpiCalib": {"off": paper}
         | {
             f"allowance {some}": replace(paper, neuron=jb.Burst(gamma, allowance=some))
@@ -235,17 +235,20 @@ def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
     for name, axis in zip(names, axes.flat, strict=False):
         drawn = [row for row in rows if row["factor"] == name and "accuracy" in row]
         others = plt.colormaps["plasma"](np.linspace(0.1, 0.85, max(len(drawn) - 1, 1)))
-        for row, colour in zip(drawn, ["black", *others], strict=False):
+        for i, row in enumerate(drawn):
+            style = {"color": others[i - 1], "linewidth": 1.2}
+            if i == 0:  # wide, so that what lies on it shows
+                style = {"color": "black", "linewidth": 2.8}
             accuracy = 100 * np.array(row["accuracy"])
             times = np.arange(1, len(accuracy) + 1)
-            axis.plot(times, accuracy, color=colour, label=row["value"], linewidth=1.4)
+            axis.plot(times, accuracy, label=row["value"], **style)
         axis.axhline(100 * ann, color="0.35", linestyle="--", linewidth=0.9)
         axis.set_title(name, fontsize=10)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=7, loc="lower right")
-    axes[0, 0].set_ylim(100 * ann - 40, 100 * ann + 3)
+    axes[0, 0].set_ylim(0, 100 * ann + 3)
     figure.supxlabel("time steps", fontsize=10)
     figure.supylabel("accuracy (%)", fontsize=10)
     figure.suptitle(f"{title} (black: the paper's setting; dashed: ANN)", fontsize=11)

@@ -272,7 +272,14 @@ def _draw(path: Path, runs: dict, rows: list[dict], ann: float, title: str) -> N
         axis.grid(alpha=0.3)
     left.set_ylim(100 * ann - 20, 100 * ann + 2)
     left.set_ylabel("test accuracy (%)")
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(
+        *(handles, labels),
+        frameon=False,
+        fontsize=8,
+        ncols=3,
+        loc="outside lower center",
+    )
     figure.suptitle(f"{title}; dots: within 1 and 0.5 points", fontsize=11)
     figure.savefig(path, dpi=130, format="png")
     plt.close(figure)

@@ -125,6 +125,31 @@ def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     assert all(line in printed for line in record["verdicts"])
 
 
+def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
+    """By hand: bursts within 0.5 points after 2 steps and 3 units, IF after 4 and 2."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    energy = runpy.run_path(str(EXPERIMENTS / "energy.py"))
+
+    def measured(accuracy, spent):
+        times = np.arange(1, len(spent) + 1)
+        energies = {"once": spent, "every step": list(spent + times)}
+        return {"accuracy": accuracy, "energy_over_ann": energies}
+
+    runs = {
+        "burst": measured([0.5, 0.896, 0.9], np.array([1.0, 3, 9])),
+        "IF": measured([0.1, 0.2, 0.891, 0.895], np.array([0.5, 1, 1.5, 2])),
+    }
+    rows = energy["compare"](runs, 0.9)
+    assert [row["time_ratio"] for row in rows] == [2 / 3, 2 / 3, 0.5, 0.5]
+    assert [row["energy_ratio"] for row in rows] == [3 / 1.5, 5 / 4.5, 3 / 2, 5 / 6]
+    said = energy["verdicts"](rows)
+    assert len(said) == 4 and all("OTHERWISE" in line for line in said)
+    runs["IF"] = measured([0.1, 0.891], np.array([0.5, 9]))
+    said = energy["verdicts"](energy["compare"](runs, 0.9))
+    assert "energy of bursts over IF 0.333, claimed 0.693: as claimed" in said[0]
+    assert said[-1] == "within 0.5 points: no ratio, not reached by IF"
+
+
 def test_ablation(run, tiny_cifar, untrained, tmp_path):
     few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--gamma", "2")
     grids = ("--gammas", "2", "3", "--percentiles", "1", "99.9")
