@@ -7,13 +7,15 @@ figure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -77,13 +79,10 @@ def compare(
         if name == "refining":
             model, spiking = jb.presets.refining(layers, variables, images)
         else:
-            neuron = jb.Burst(gamma)
-            thresholds = jb.calibrate(
-                layers, variables, images, neuron, percentile=settings.percentile
-            )
-            model = jb.Model(layers, neuron)
-            spiking = jb.convert(
-                layers, variables, thresholds, initial=settings.initial
+            model, spiking = convert(
+                *(layers, variables, images, jb.Burst(gamma)),
+                percentile=settings.percentile,
+                initial=settings.initial,
             )
         steps = min(settings.steps, 8) if name == "refining" else settings.steps
         start = time.perf_counter()
@@ -116,6 +115,36 @@ def compare(
         "ann_joules": jb.energy.ann_joules(layers, shape),
         "runs": runs,
     }
+
+
+def convert(
+    layers: jb.layers.Layers,
+    variables: dict,
+    images: np.ndarray,
+    neuron: jb.Burst,
+    *,
+    percentile: float,
+    initial: float,
+    pool: str = "lateral",
+) -> tuple[jb.Model, dict]:
+    """A network of bursts, or of IF, with a percentile for its range."""
+    thresholds = jb.calibrate(layers, variables, images, neuron, percentile=percentile)
+    spiking = jb.convert(layers, variables, thresholds, initial=initial)
+    return jb.Model(layers, neuron, pool), spiking
+
+
+@contextlib.contextmanager
+def silent_channels():
+    """Some channels never fire: true of most networks, and of no consequence."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="channels with the threshold 0")
+        yield
+
+
+def reached(accuracy: Sequence[float], goal: float) -> int | None:
+    """The first time step, from 1, with at least the accuracy of the goal."""
+    hits = np.array(accuracy) >= goal
+    return int(hits.argmax()) + 1 if hits.any() else None
 
 
 def write(folder: Path, name: str, results: dict[str, dict], config: object) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from cifar import IMAGE, Source, run
-from common import prepare_folder, provenance, write_file, write_json
+from common import (
+    prepare_folder,
+    provenance,
+    reached,
+    silent_channels,
+    write_file,
+    write_json,
+)
 
 import jaxburst as jb
 from jaxburst import energy
@@ -152,9 +158,7 @@ def measure(method, convert, steps, layers, variables, draws, test) -> dict:
     """Converts by one method with each draw, and simulates."""
     accuracy, spent, seconds = [], [], []
     for images in draws:
-        with warnings.catch_warnings():
-            # Some channels never fire: true of every draw, and of no consequence.
-            warnings.filterwarnings("ignore", message="channels with the threshold 0")
+        with silent_channels():
             model, spiking = convert(layers, variables, images)
         start = time.perf_counter()
         curves = jb.evaluate(model, spiking, test, steps)
@@ -180,11 +184,8 @@ def measure(method, convert, steps, layers, variables, draws, test) -> dict:
 
 def _reached(row: dict, goal: float) -> str:
     """The first step, and the energy up to it, at which the accuracy is reached."""
-    accuracy = np.array(row["accuracy"])
-    if not (accuracy >= goal).any():
-        return "–"
-    t = int((accuracy >= goal).argmax())
-    return f"T = {t + 1} ({row['energy_over_ann'][t]:.2f})"
+    t = reached(row["accuracy"], goal)
+    return f"T = {t} ({row['energy_over_ann'][t - 1]:.2f})" if t else "–"
 
 
 def _line(row: dict, ann: float) -> str:

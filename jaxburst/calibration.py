@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.ann import apply_in_batches, check_finite
-from jaxburst.conversion import Spiking, forward
+from jaxburst.conversion import Spiking, convert, forward
 from jaxburst.layers import Layers, Relu, validate, walk
 from jaxburst.neuron import Burst, Refining, over_channels, worth
-from jaxburst.simulation import Model, answer, build, drive, rest, step
+from jaxburst.simulation import Model, answer, build, drive, infer, rest, step
 
 Thresholds = dict[str, jax.Array]
+
+
+class ZeroThreshold(ValueError):
+    """The threshold of a layer would be 0: most of its activations are."""
 
 
 def calibrate(
@@ -51,8 +55,9 @@ def calibrate(
       stays silent takes the largest threshold of its layer, with a warning.
 
     Raises:
-      ValueError: for an unusable argument, activations that are not finite, and a
-        Relu whose threshold would be 0; the message names the layer.
+      ValueError: for an unusable argument, activations that are not finite, and
+        (`ZeroThreshold`) a Relu whose threshold would be 0; the message names the
+        layer.
 
     References:
       Percentile: Rueckauer et al., 2017. Division by γ: the normalisation of Li and
@@ -89,7 +94,7 @@ def calibrate(
     for path, peak in peaks.items():
         values = peak.value()
         if not values.any():
-            raise ValueError(
+            raise ZeroThreshold(
                 f"{path}: its threshold would be 0, since the {percentile:g}th "
                 "percentile of its activations is 0; calibrate with a higher "
                 "percentile or more images, or remove a Relu that never fires"
@@ -106,6 +111,103 @@ def calibrate(
             stacklevel=2,
         )
     return thresholds
+
+
+def choose_percentile(
+    layers: Layers,
+    variables: dict,
+    images: np.ndarray,
+    neuron: Burst,
+    *,
+    steps: int,
+    candidates: tuple[float, ...] = (95, 97, 99, 99.5, 99.9, 99.99, 100),
+    initial: float = 0.5,
+    batch_size: int = 100,
+) -> tuple[float, dict[float, float]]:
+    """Chooses the percentile for `calibrate` by the network's outputs; no labels.
+
+    Every other image calibrates; on the rest, the spiking network's class
+    probabilities after `steps` steps should diverge least from the trained network's.
+
+    Args:
+      layers: the network.
+      variables: its trained `{'params', 'batch_stats'}`.
+      images: calibration images `[N, H, W, C]`, normalised; at least 2.
+      neuron: the neuron to calibrate for.
+      steps: number of time steps that the network will be given. Few favour a low
+        percentile, many a high one.
+      candidates: the percentiles to choose from. One that leaves some threshold 0 is
+        passed over.
+      initial: initial potential over threshold, as for `convert`.
+      batch_size: number of images at a time.
+
+    Returns:
+      `(percentile, {candidate: mean divergence})`; the smallest of the divergences is
+      the percentile's.
+
+    Raises:
+      ValueError: for fewer than 2 images, as `calibrate`, and where every candidate
+        leaves some threshold 0.
+
+    References:
+      The objective: Brain-Cog-Lab's search for MSAT, there by Bayesian optimisation.
+    """
+    if len(images) < 2:
+        raise ValueError(
+            "choose_percentile: one half of the images calibrates and one scores; "
+            f"pass at least 2, found {len(images)}"
+        )
+    seen, unseen = images[::2], images[1::2]
+    parts = apply_in_batches(layers, variables, unseen, batch_size)
+    expected = np.concatenate([logits for logits, _ in parts])
+    model = Model(layers, neuron)
+    scores: dict[float, float] = {}
+    for percentile in candidates:
+        try:
+            thresholds = calibrate(
+                *(layers, variables, seen, neuron),
+                percentile=percentile,
+                batch_size=batch_size,
+            )
+        except ZeroThreshold:
+            continue
+        spiking = convert(layers, variables, thresholds, initial=initial)
+        found = _outputs(model, spiking, unseen, steps, batch_size)
+        scores[percentile] = float(divergence(expected, found).mean())
+    if not scores:
+        raise ZeroThreshold(
+            f"choose_percentile: all of {candidates} leave some threshold 0; pass "
+            "higher candidates"
+        )
+    return min(scores, key=scores.get), scores
+
+
+def _outputs(model, spiking, images, steps, batch_size) -> np.ndarray:
+    """Logits of all images; one compilation serves all batches."""
+    batch_size, found = min(batch_size, len(images)), []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        missing = [(0, batch_size - len(batch))] + [(0, 0)] * 3
+        logits = infer(model, spiking, np.pad(batch, missing), steps)
+        found.append(np.asarray(logits)[: len(batch)])
+    return np.concatenate(found)
+
+
+def divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    r"""Kullback-Leibler divergence of class probabilities, in nats.
+
+    .. math:: \sum_k p_k \log (p_k / q_k)
+
+    with `p` and `q` the softmax of the logits `expected` and `found`, `[..., classes]`.
+    """
+    expected, found = _log_softmax(expected), _log_softmax(found)
+    return (np.exp(expected) * (expected - found)).sum(-1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def calibrate_mse(

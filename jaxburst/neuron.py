@@ -33,12 +33,16 @@ class Burst:
         ones.
       reset: `'subtract'` the charge of the spikes, or set the potential to `'zero'`
         after a spike (the hard-reset baseline).
+      allowance: how many steps longer than usual a neuron may stay silent before its
+        spikes count as false, and it takes back one at every step (SpiCalib); `None`
+        never does.
     """
 
     gamma: int | None = 5
     signed: bool = False
     reset: str = "subtract"
     gammas: tuple[tuple[str, int | None], ...] = ()
+    allowance: int | None = None
 
     def __post_init__(self):
         _check_gamma("Burst", self.gamma)
@@ -53,6 +57,23 @@ class Burst:
                 "Burst: a signed neuron takes back charge it keeps count of, so it "
                 "resets by subtraction; use reset='subtract'"
             )
+        if self.allowance is None:
+            return
+        if not (_whole(self.allowance) and self.allowance >= 0):
+            raise ValueError(
+                "Burst: allowance, in time steps, must be a whole number of at least "
+                f"0, or None to take nothing back; found {self.allowance!r}"
+            )
+        if self.signed:
+            raise ValueError(
+                "Burst: a signed neuron takes back false spikes as soon as its "
+                "potential says so; use signed=True or an allowance, not both"
+            )
+
+    @property
+    def counts(self) -> bool:
+        """Whether the neuron keeps count of what it has sent."""
+        return self.signed or self.allowance is not None
 
     def at(self, path: str) -> Burst:
         """The neuron of one layer: `gamma` is the layer's own, for `fire`."""
@@ -83,8 +104,7 @@ class Refining:
 
     def __post_init__(self):
         _check_gamma("Refining", self.gamma)
-        whole = isinstance(self.ratio, int) and not isinstance(self.ratio, bool)
-        if not (whole and self.ratio >= 2):
+        if not (_whole(self.ratio) and self.ratio >= 2):
             raise ValueError(
                 "Refining: ratio, by which spikes weigh less at every step, must be a "
                 f"whole number of at least 2; found {self.ratio!r}"
@@ -97,9 +117,12 @@ class Refining:
             )
 
 
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_gamma(kind: str, gamma: int | None) -> None:
-    whole = isinstance(gamma, int) and not isinstance(gamma, bool)
-    if gamma is not None and not (whole and gamma >= 1):
+    if gamma is not None and not (_whole(gamma) and gamma >= 1):
         raise ValueError(
             f"{kind}: gamma, the largest number of spikes per step, must be a whole "
             f"number of at least 1, or None for no limit; found {gamma!r}"
@@ -126,16 +149,33 @@ class Threshold(NamedTuple):
     bias: jax.Array
 
 
+class History(NamedTuple):
+    """When neurons with an `allowance` fired: whole numbers.
+
+    Attributes:
+      time: steps taken so far, a scalar.
+      bursts: how many of them had a spike, `[B, ...]`.
+      last: the latest that had, counted from 1, `[B, ...]`.
+    """
+
+    time: jax.Array
+    bursts: jax.Array
+    last: jax.Array
+
+
 class Membrane(NamedTuple):
     """What a layer of neurons carries from step to step.
 
     Attributes:
       potential: `v`, `[B, ...]`, in units of activation.
-      sent: spikes sent so far, whole numbers `[B, ...]`; `None` unless `signed`.
+      sent: spikes sent so far, less those taken back, whole numbers `[B, ...]`; `None`
+        for neurons that keep no count.
+      history: `None` unless the neuron has an `allowance`.
     """
 
     potential: jax.Array
     sent: jax.Array | None
+    history: History | None = None
 
 
 def fire(
@@ -153,8 +193,19 @@ def fire(
     :math:`v_T + \theta \sum_t n_t = v_0 + \sum_t I_t`. With `reset='zero'` the
     potential is 0 after a spike instead.
 
+    With an `allowance` a neuron that had :math:`k` steps with spikes, the last of them
+    :math:`l`, is taken as falsely active when it stays silent for longer than its mean
+    interval from the beginning, :math:`l / k`, and the allowance:
+
+    .. math:: n_t = -1 \quad\text{where}\quad t - l > l / k + \mathrm{allowance}
+        \quad\text{and}\quad N_{t-1} \ge 1
+
+    The charge of a spike that is taken back does not return to the potential, or the
+    neuron would at once fire again; the law of charge then holds for the positive
+    spikes alone.
+
     Args:
-      neuron: gamma, signed and reset.
+      neuron: gamma, signed, reset and allowance.
       threshold: `θ`, and the bias that is part of the current. `initial` is not read.
       membrane: the state after the previous step, `[B, ...]`.
       current: the input `I_t`, `[B, ...]`, in units of activation.
@@ -165,7 +216,8 @@ def fire(
 
     References:
       Li and Zeng, IJCAI 2022, "burst spikes"; signed neurons with memory as in Wang et
-      al., "Signed Neuron with Memory", IJCAI 2022.
+      al., "Signed Neuron with Memory", IJCAI 2022; the allowance: Li, He, Dong, Kong
+      and Zeng, "Spike Calibration", arXiv 2207.02702.
     """
     theta = over_channels(threshold.theta, current)
     bias = over_channels(threshold.bias, current)
@@ -183,10 +235,27 @@ def fire(
         potential = jnp.where(spikes > 0, jnp.zeros_like(charged), charged)
     else:
         potential = charged - theta * spikes
-    sent = None
-    if neuron.signed:
+    sent, history = None, None
+    if neuron.allowance is not None:
+        history, spikes = _take_back(neuron.allowance, membrane, spikes)
+    if neuron.counts:
         sent = membrane.sent + spikes.astype(membrane.sent.dtype)
-    return Membrane(potential, sent), spikes
+    return Membrane(potential, sent, history), spikes
+
+
+def _take_back(
+    allowance: int, membrane: Membrane, spikes: jax.Array
+) -> tuple[History, jax.Array]:
+    """The history after this step, and -1 for spikes of neurons overdue."""
+    fires = spikes > 0
+    time = membrane.history.time + 1
+    bursts = membrane.history.bursts + fires.astype(jnp.int32)
+    last = jnp.where(fires, time, membrane.history.last)
+    # Times the number of bursts, so that all of it is whole numbers.
+    overdue = (time - last - allowance) * bursts > last
+    back = overdue & (membrane.sent > 0)
+    spikes = jnp.where(back, jnp.full_like(spikes, -1), spikes)
+    return History(time, bursts, last), spikes
 
 
 def worth(neuron: Burst | Refining, t: jax.Array) -> jax.Array | float:

@@ -45,6 +45,7 @@ from jaxburst.layers import (
 )
 from jaxburst.neuron import (
     Burst,
+    History,
     Membrane,
     Pool,
     Refining,
@@ -175,12 +176,14 @@ def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
         if isinstance(row.layer, Relu):
             theta, initial, _ = spiking[row.path]
             potential = jnp.zeros(input_shape, dtype)
-            counts = jnp.zeros(input_shape, jnp.int32)
+            counts, history = jnp.zeros(input_shape, jnp.int32), None
             if isinstance(model.neuron, Burst):
                 start = over_channels(theta, counts) * over_channels(initial, counts)
                 potential += start.astype(dtype)
-                counts = counts if model.neuron.signed else None
-            state[row.path] = Membrane(potential, counts)
+                if model.neuron.allowance is not None:
+                    history = History(jnp.zeros((), jnp.int32), counts, counts)
+                counts = counts if model.neuron.counts else None
+            state[row.path] = Membrane(potential, counts, history)
         elif isinstance(row.layer, MaxPool):
             empty = (jnp.zeros(side, dtype) for side in (input_shape, output_shape))
             state[row.path] = Pool(*empty)

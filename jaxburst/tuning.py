@@ -20,7 +20,7 @@ import numpy as np
 from jaxburst import energy as joules
 from jaxburst.ann import apply_in_batches
 from jaxburst.balancing import balance
-from jaxburst.calibration import Thresholds, calibrate_mse, correct
+from jaxburst.calibration import Thresholds, calibrate_mse, correct, divergence
 from jaxburst.conversion import Spiking, convert
 from jaxburst.layers import Layers
 from jaxburst.neuron import Burst, Refining
@@ -362,8 +362,7 @@ class _Bench:
         )
         logits = np.concatenate(logits, axis=1)
         agreement = (logits.argmax(-1) == self.logits.argmax(-1)[None]).mean(1)
-        expected, found = _log_softmax(self.logits)[None], _log_softmax(logits)
-        kl = (np.exp(expected) * (expected - found)).sum(-1).mean(1)
+        kl = divergence(self.logits[None], logits).mean(1)
         scores = zip(spent.tolist(), agreement.tolist(), kl.tolist(), strict=True)
         return [Point(number, t, *row, settings) for t, row in enumerate(scores, 1)]
 
@@ -411,12 +410,6 @@ def _row(name: str, point: Point) -> str:
         shown = f"{value:.2f}" if isinstance(value, float) else str(value)
         cells.append(f"{shown:>{width}}")
     return " ".join(cells).rstrip()
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def _check(images, steps: int, trials: int) -> None:

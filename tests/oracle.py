@@ -56,7 +56,26 @@ def fire(neuron, theta, start, current):
         potential = potential + step - theta * spikes
         sent = sent + spikes
         sequence.append(spikes)
-    return np.stack(sequence)
+    sequence = np.stack(sequence)
+    if neuron.allowance is None:
+        return sequence
+    for place in np.ndindex(sequence.shape[1:]):
+        own = (slice(None), *place)
+        sequence[own] = take_back(sequence[own], neuron.allowance)
+    return sequence
+
+
+def take_back(spikes, allowance):
+    """Spikes `[T]` of one neuron, with -1 when overdue by its list of firing times."""
+    times, found = [0], []
+    for t, n in enumerate(spikes, 1):
+        if n > 0:
+            times.append(t)
+        elif len(times) > 1 and sum(found) > 0:
+            if t - times[-1] > np.diff(times).mean() + allowance:
+                n = -1
+        found.append(n)
+    return np.array(found)
 
 
 def windows(x, window, stride, padding, fill):

@@ -6,7 +6,12 @@ import oracle
 import pytest
 from networks import case
 
-from jaxburst.calibration import calibrate
+from jaxburst.calibration import (
+    ZeroThreshold,
+    calibrate,
+    choose_percentile,
+    divergence,
+)
 from jaxburst.layers import Conv, Flatten, Relu
 from jaxburst.neuron import Burst
 
@@ -89,7 +94,7 @@ def test_a_relu_that_never_fires_is_named(per):
 
 
 def test_a_percentile_of_mostly_zeros_is_refused():
-    with pytest.raises(ValueError, match="10th percentile .* is 0"):
+    with pytest.raises(ZeroThreshold, match="10th percentile .* is 0"):
         thresholds(percentile=10)
 
 
@@ -130,3 +135,45 @@ def test_weights_that_are_not_finite_are_named_even_where_a_relu_swallows_them()
         ValueError, match="residual0/body/conv0/kernel: a weight is not finite"
     ):
         thresholds(variables=broken)
+
+
+def test_the_percentile_chosen_without_labels_diverges_least():
+    """A second way: every candidate converted, simulated and compared by itself."""
+    candidates, images = (60, 99, 100), np.concatenate([IMAGES, IMAGES[:3] + 0.1])
+    neuron = Burst(3)
+    chosen, scores = choose_percentile(
+        *(IT.layers, IT.variables, images, neuron),
+        steps=4,
+        candidates=(10, *candidates),  # 10 leaves a threshold 0 and is passed over
+        batch_size=3,
+    )
+    expected, _ = oracle.ann(IT.layers, IT.variables, images[1::2])
+    _, seen = oracle.ann(IT.layers, IT.variables, images[::2])
+    own = {}
+    for p in candidates:
+        theta = {path: np.percentile(a, p) / 3 for path, a in seen.items()}
+        logits, spikes, _ = oracle.snn(
+            *(IT.layers, IT.variables, images[1::2], 4, neuron, "lateral", theta, 0.5)
+        )
+        assert all(n.any() for n in spikes.values())
+        own[p] = divergence(expected, logits[-1]).mean()
+    assert scores.keys() == own.keys()
+    np.testing.assert_allclose(list(scores.values()), list(own.values()), rtol=1e-9)
+    assert chosen == min(own, key=own.get)
+    assert len(set(own.values())) == 3
+
+
+def test_divergence_by_hand():
+    half, quarter = np.log([[0.5, 0.5], [0.25, 0.75]])
+    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    np.testing.assert_allclose(divergence(half + 7, quarter), expected, rtol=1e-12)
+    assert divergence(half, half) == 0
+
+
+def test_a_percentile_is_not_chosen_from_nothing():
+    with pytest.raises(ValueError, match="at least 2, found 1"):
+        choose_percentile(IT.layers, IT.variables, IMAGES[:1], Burst(), steps=2)
+    with pytest.raises(ZeroThreshold, match="all of .10,. leave"):
+        choose_percentile(
+            *(IT.layers, IT.variables, IMAGES, Burst()), steps=2, candidates=(10,)
+        )

@@ -32,7 +32,7 @@ def run(monkeypatch, tmp_path):
 def tiny_cifar(monkeypatch):
     """32x32 images of two kinds instead of CIFAR."""
 
-    def load(name, data_dir, validation=None):
+    def load(name, data_dir, *, validation=None):
         rng = np.random.default_rng(0)
         labels = np.arange(300, dtype=np.int32) % 2
         images = rng.integers(0, 100, (300, 32, 32, 3)).astype(np.uint8)
@@ -90,14 +90,19 @@ def test_cifar_trains_then_loads_then_converts_foreign_weights(
     assert foreign["runs"]["IF"]["events"] == trained["runs"]["IF"]["events"]
 
 
-def test_compare(run, tiny_cifar, tmp_path, capsys):
+@pytest.fixture
+def untrained(tmp_path):
+    """Arguments for `vgg_tiny` with the weights it begins with."""
     layers = jb.zoo.vgg_tiny(10)
     images = np.zeros((1, 32, 32, 3), np.float32)
     variables = jb.Network(layers).init(jax.random.key(0), images)
     save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    return "--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors"
+
+
+def test_compare(run, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "10", "--draws", "2", "--calibration", "20", "--steps", "2")
-    source = ("--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors")
-    run("compare", *source, *few, "--out", "here")
+    run("compare", *untrained, *few, "--out", "here")
     record = _results(tmp_path / "here", "compare")
     assert len(record["rows"]) == 10
     assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
@@ -105,14 +110,9 @@ def test_compare(run, tiny_cifar, tmp_path, capsys):
     assert [len(row["accuracy"]) for row in record["headlines"]] == [4, 4]
 
 
-def test_errors(run, tiny_cifar, tmp_path, capsys):
-    layers = jb.zoo.vgg_tiny(10)
-    images = np.zeros((1, 32, 32, 3), np.float32)
-    variables = jb.Network(layers).init(jax.random.key(0), images)
-    save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+def test_errors(run, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "3", "--calibration", "10", "--steps", "6")
-    source = ("--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors")
-    run("errors", *source, *few, "--out", "here")
+    run("errors", *untrained, *few, "--out", "here")
     record = _results(tmp_path / "here", "errors")
     for figure in ("staircase", "limit"):
         data = (tmp_path / f"here/{figure}.png").read_bytes()
@@ -127,6 +127,61 @@ def test_errors(run, tiny_cifar, tmp_path, capsys):
     lateral, gated = (np.array(record["limit"][it]) for it in ("lateral", "gated"))
     assert lateral[255] < 2 * lateral[31] and gated[255] > 3 * gated[31]
     assert "+ signed spikes" in capsys.readouterr().out
+
+
+def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
+    few = ("--limit", "20", "--calibration", "20", "--selection", "10")
+    short = ("--steps", "3", "--longest", "6", "--percentiles", "99.9")
+    run("energy", *untrained, *few, *short, "--out", "here")
+    record = _results(tmp_path / "here", "energy")
+    assert set(record["runs"]) == {"burst", "IF"}
+    for spikes in record["runs"].values():
+        assert len(spikes["trials"]) == 2
+        assert sum(map(sum, spikes["events"].values())) > 0
+    assert [row["goal"] for row in record["rows"]] == [0.01, 0.01, 0.005, 0.005]
+    printed = capsys.readouterr().out
+    assert "| 0.5 points | every step |" in printed
+    assert all(line in printed for line in record["verdicts"])
+
+
+def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
+    """By hand: bursts within 0.5 points after 2 steps and 3 units, IF after 4 and 2."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    energy = runpy.run_path(str(EXPERIMENTS / "energy.py"))
+
+    def measured(accuracy, spent):
+        times = np.arange(1, len(spent) + 1)
+        energies = {"once": spent, "every step": list(spent + times)}
+        return {"accuracy": accuracy, "energy_over_ann": energies}
+
+    runs = {
+        "burst": measured([0.5, 0.896, 0.9], np.array([1.0, 3, 9])),
+        "IF": measured([0.1, 0.2, 0.891, 0.895], np.array([0.5, 1, 1.5, 2])),
+    }
+    rows = energy["compare"](runs, 0.9)
+    assert [row["time_ratio"] for row in rows] == [2 / 3, 2 / 3, 0.5, 0.5]
+    assert [row["energy_ratio"] for row in rows] == [3 / 1.5, 5 / 4.5, 3 / 2, 5 / 6]
+    said = energy["verdicts"](rows)
+    assert len(said) == 4 and all("OTHERWISE" in line for line in said)
+    runs["IF"] = measured([0.1, 0.891], np.array([0.5, 9]))
+    said = energy["verdicts"](energy["compare"](runs, 0.9))
+    assert "energy of bursts over IF 0.333, claimed 0.693: as claimed" in said[0]
+    assert said[-1] == "within 0.5 points: no ratio, not reached by IF"
+
+
+def test_ablation(run, tiny_cifar, untrained, tmp_path):
+    few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--gamma", "2")
+    grids = ("--gammas", "2", "3", "--percentiles", "1", "99.9")
+    run("ablation", *untrained, *few, *grids, "--out", "here")
+    record = _results(tmp_path / "here", "ablation")
+    factors = {row["factor"] for row in record["rows"]}
+    assert {"bursts", "max pooling", "percentile", "reset", "SpiCalib"} <= factors
+    paper, *others = record["rows"]
+    lengths = {len(row["accuracy"]) for row in others if "accuracy" in row}
+    assert lengths == {3, 6}, "integrate-and-fire gets gamma times as many steps"
+    assert paper["energy_over_ann"][-1] > paper["energy_over_ann"][0] > 0
+    text = (tmp_path / "here/ablation.md").read_text()
+    assert "a threshold would be 0" in text and "99.9, without labels" in text
 
 
 def _as_pytorch(variables):

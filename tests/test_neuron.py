@@ -13,6 +13,7 @@ from networks import quick
 from jaxburst.layers import MaxPool
 from jaxburst.neuron import (
     Burst,
+    History,
     Membrane,
     Pool,
     Threshold,
@@ -39,13 +40,16 @@ def unroll(neuron, currents, theta=1.0, initial=0.0, bias=0.0):
 @quick
 def _unroll(neuron, threshold, currents):
     start = jnp.broadcast_to(threshold.theta * threshold.initial, currents.shape[1:])
-    sent = jnp.zeros(start.shape, jnp.int32) if neuron.signed else None
+    counts, history = jnp.zeros(start.shape, jnp.int32), None
+    if neuron.allowance is not None:
+        history = History(jnp.zeros((), jnp.int32), counts, counts)
+    sent = counts if neuron.counts else None
 
     def advance(membrane, current):
         membrane, spikes = fire(neuron, threshold, membrane, current)
         return membrane, (membrane.potential, spikes)
 
-    return jax.lax.scan(advance, Membrane(start, sent), currents)[1]
+    return jax.lax.scan(advance, Membrane(start, sent, history), currents)[1]
 
 
 def noise(seed=0, steps=200, size=64):
@@ -172,6 +176,43 @@ def test_hard_reset_forgets_what_is_over():
     np.testing.assert_array_equal(potentials[:, 0], [0.75, 0, 0.25, 0, 0.5])
 
 
+def test_false_spikes_are_taken_back_by_hand():
+    # t             1  2  3  4  5  6  7  8  9
+    # current       2  0  2  0  0  0  0  0  1
+    # last / k      1  1  3/2 since then, one more step allowed: due up to t = 5
+    # spikes        2  0  2  0  0 -1 -1 -1  1
+    currents = np.array([2, 0, 2, 0, 0, 0, 0, 0, 1.0]).reshape(-1, 1)
+    _, spikes = unroll(Burst(2, allowance=1), currents)
+    np.testing.assert_array_equal(spikes[:, 0], [2, 0, 2, 0, 0, -1, -1, -1, 1])
+
+
+def fading(steps=200, size=64):
+    """Currents that excite at first and inhibit later, as those of false spikes."""
+    return noise(steps=steps, size=size) - np.linspace(0, 3, steps).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("allowance", [0, 3, 20])
+@pytest.mark.parametrize("gamma", [1, 5])
+def test_false_spikes_are_taken_back_down_to_none(gamma, allowance):
+    currents = fading()
+    before, plain = unroll(Burst(gamma), currents)
+    after, found = unroll(Burst(gamma, allowance=allowance), currents)
+    assert (found == -1).any() and found.min() == -1
+    assert found.sum() < plain.sum()
+    assert found.cumsum(0).min() == 0, "no more is taken back than was sent"
+    np.testing.assert_array_equal(np.maximum(found, 0), plain)
+    np.testing.assert_array_equal(after, before)
+    neuron = Burst(gamma, allowance=allowance)
+    expected = oracle.fire(neuron, 1.0, np.zeros(64), currents)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_nothing_is_carried_for_what_is_off():
+    state = jax.tree.leaves(Membrane(jnp.zeros(3), None))
+    assert len(state) == 1
+    assert not Burst().counts and Burst(allowance=0).counts
+
+
 def test_thresholds_per_channel_and_potentials_per_neuron():
     """Each neuron fires as it would alone."""
     theta = np.array([0.5, 0.8, 1.3])
@@ -201,6 +242,9 @@ def test_thresholds_per_channel_and_potentials_per_neuron():
         ({"gamma": True}, "gamma"),
         ({"reset": "hard"}, "reset"),
         ({"signed": True, "reset": "zero"}, "signed"),
+        ({"allowance": -1}, "allowance"),
+        ({"allowance": 2.0}, "allowance"),
+        ({"allowance": 4, "signed": True}, "signed"),
     ],
 )
 def test_impossible_neurons_are_refused(settings, word):
@@ -210,7 +254,9 @@ def test_impossible_neurons_are_refused(settings, word):
 
 def test_a_neuron_is_a_static_argument():
     assert Burst(5) == Burst() and hash(Burst(5)) == hash(Burst())
-    assert repr(Burst(5)) == "Burst(gamma=5, signed=False, reset='subtract')"
+    assert repr(Burst(5)) == (
+        "Burst(gamma=5, signed=False, reset='subtract', allowance=None)"
+    )
 
 
 @functools.partial(quick, static=(0, 1))

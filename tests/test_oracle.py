@@ -18,11 +18,13 @@ SETTINGS = {
     "unbounded": (Burst(None), "channel", "lateral"),
     "signed": (Burst(2, signed=True), "channel", "lateral"),
     "gated": (Burst(5), "layer", "gated"),
+    "allowance": (Burst(2, allowance=1), "layer", "lateral"),
 }
 EVERYWHERE = ("integrate and fire", "burst", "unbounded, signed", "unbounded")
 CASES = [(name, setting) for name in NAMES for setting in EVERYWHERE]
 CASES += [(name, "signed") for name in ("residual first", "nested", "windows")]
 CASES += [(name, "gated") for name in POOLED]
+CASES += [(name, "allowance") for name in ("vgg", "resnet")]
 
 
 @pytest.mark.parametrize("initial", [0.0, 0.5])
@@ -40,7 +42,7 @@ def test_simulation_equals_the_oracle(name, setting, initial):
         assert largest > 1
     else:
         assert largest == neuron.gamma, "the cap binds"
-    assert (min(count.min() for count in spikes.values()) < 0) == neuron.signed
+    assert (min(count.min() for count in spikes.values()) < 0) == neuron.counts
 
     trace = it.simulate(it.spiking(neuron, per, initial), neuron, pool)
     jax.tree.map(np.testing.assert_array_equal, trace.spikes, spikes)
