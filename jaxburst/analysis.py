@@ -226,6 +226,11 @@ def errors(
             "errors: a reset to zero loses charge, so the rate says nothing about what "
             "remains; use reset='subtract', or `report`"
         )
+    if model.neuron.allowance is not None:
+        raise ValueError(
+            "errors: the charge of spikes taken back by an allowance is lost, so the "
+            "rate says nothing about what remains; use allowance=None, or `report`"
+        )
     check_normalised(images)
     check(model, spiking, images.shape, steps)
     shown, activation = jax.device_get(_errors(model, spiking, images, steps))

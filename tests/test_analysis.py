@@ -116,7 +116,11 @@ def test_the_causes_add_up_in_single_precision():
 
 @pytest.mark.parametrize(
     ("neuron", "says"),
-    [(jb.Refining(), "use a Burst"), (jb.Burst(1, reset="zero"), "reset='subtract'")],
+    [
+        (jb.Refining(), "use a Burst"),
+        (jb.Burst(1, reset="zero"), "reset='subtract'"),
+        (jb.Burst(5, allowance=2), "use allowance=None"),
+    ],
 )
 def test_neurons_without_conserved_rates_are_refused(neuron, says):
     model = jb.Model(LAYERS, neuron)

@@ -175,7 +175,7 @@ def test_corrections_are_rescaled_too():
         theta = spiking[path].theta
         rng = np.random.default_rng(0)
         initial, bias = rng.uniform(0, 1, (2, 4, 4, theta.size))  # one per neuron
-        spiking[path] = Threshold(theta, jnp.asarray(initial), jnp.asarray(bias))
+        spiking[path] = Threshold(theta, jnp.asarray(initial), jnp.asarray(bias)[None])
     before = it.simulate(spiking, Burst(5))
     normalised = _normalise(it.layers, spiking, it.image_shape)
     after = it.simulate(normalised, Burst(5))
