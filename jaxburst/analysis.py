@@ -263,13 +263,13 @@ def parts(
 
     Everything but `time` is `[B, ...]`, in units of activation, and so is the result.
     """
-    active = drive > 0
+    active = drive > 1e-6 * theta  # less is rounding, and as good as no drive
 
     def where(condition, value):
         return jnp.where(condition, value, jnp.zeros_like(value))
 
     return {
-        "inherited": jnp.maximum(drive, 0.0) - activation,
+        "inherited": where(active, drive) - activation,
         "inactivated": where(~active, rate),
         "initial": where(active, start / time),
         "remainder": where(active & (0 <= end) & (end < theta), -end / time),

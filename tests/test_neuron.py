@@ -255,7 +255,7 @@ def test_impossible_neurons_are_refused(settings, word):
 def test_a_neuron_is_a_static_argument():
     assert Burst(5) == Burst() and hash(Burst(5)) == hash(Burst())
     assert repr(Burst(5)) == (
-        "Burst(gamma=5, signed=False, reset='subtract', allowance=None)"
+        "Burst(gamma=5, signed=False, reset='subtract', gammas=(), allowance=None)"
     )
 
 
