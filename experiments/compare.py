@@ -234,7 +234,7 @@ def _headline(rows: list[dict], ann: float, images: int) -> str:
 
 
 def _draw(path: Path, rows: list[dict], ann: float, name: str) -> None:
-    """Accuracy against energy, with the Pareto front of all methods."""
+    """Accuracy against energy, with the Pareto front of the spiking methods."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -244,10 +244,11 @@ def _draw(path: Path, rows: list[dict], ann: float, name: str) -> None:
     points = []
     for row in rows:
         spent, accuracy = row["energy_over_ann"], 100 * np.array(row["accuracy"])
-        points += list(zip(spent, accuracy, strict=True))
         marker = {"marker": "o", "markersize": 3.5, "linewidth": 1.2}
         if row["method"].startswith("quantised"):
             marker = {"marker": "D", "markersize": 6, "linewidth": 0}
+        else:
+            points += list(zip(spent, accuracy, strict=True))
         axis.plot(spent, accuracy, label=row["method"], **marker)
     front, best = [], -np.inf
     for spent, accuracy in sorted(points):
@@ -257,7 +258,7 @@ def _draw(path: Path, rows: list[dict], ann: float, name: str) -> None:
     axis.step(*zip(*front, strict=True), where="post", color="0.2", linewidth=0.8)
     axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
     axis.set_xscale("log")
-    axis.set_ylim(100 * ann - 40, 100 * ann + 3)
+    axis.set_ylim(100 * ann - 25, 100 * ann + 2)
     axis.set(
         title=f"{name.replace('_', ', ')}: accuracy and energy, a dot per time step",
         xlabel="energy / ANN",
