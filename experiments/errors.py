@@ -398,7 +398,7 @@ def _draw_limit(path: Path, found: dict[str, np.ndarray]) -> None:
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
     axis.set(
         title=f"bursts, γ = {GAMMA}, none saturated: flat is an error like 1/T",
         xlabel="time steps T",
