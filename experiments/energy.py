@@ -7,8 +7,8 @@ The paper claims nearly lossless conversion at 0.693 times the energy and about 
 of the time steps of the typical, integrate-and-fire conversion. Here each method takes
 the percentile and the initial potential that serve it best on training images that its
 calibration does not see; then the test set says when it comes within 1 point and 0.5
-points of the trained network, and what was spent until then. Some two hours on 2
-cores for ResNet-20 and 10,000 images.
+points of the trained network, and what was spent until then. With 10,000
+images it takes hours on 2 CPU cores; `--limit` and `--longest` shorten it.
 """
 
 from __future__ import annotations

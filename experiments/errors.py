@@ -19,7 +19,6 @@ as one likes to the trained network's under lateral pooling, and do not under ga
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from cifar import Source, run
-from common import prepare_folder, provenance, shown, write_file, write_json
+from common import (
+    prepare_folder,
+    provenance,
+    shown,
+    silent_channels,
+    write_file,
+    write_json,
+)
 
 import jaxburst as jb
 from jaxburst.analysis import CAUSES, LayerErrors
@@ -85,9 +91,7 @@ def remedies(layers, variables, images) -> dict[str, tuple[jb.Model, dict]]:
     signed = jb.Burst(GAMMA, signed=True)
     highest = jb.calibrate(layers, variables, images, one)
     split = {path: theta / GAMMA for path, theta in highest.items()}
-    with warnings.catch_warnings():
-        # A channel that never fires in calibration is of no consequence.
-        warnings.filterwarnings("ignore", message="channels with the threshold 0")
+    with silent_channels():
         best = jb.calibrate_mse(layers, variables, images, burst)
     rows = {
         "integrate-and-fire": (one, "gated", highest, 0.0),

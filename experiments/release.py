@@ -5,7 +5,7 @@
 
 Measures it on the whole test set before and after rounding, refuses to release one that
 rounding changes by more than 0.1 points, and writes jaxburst/weights/ARCH-DATASET with
-its recipe and accuracy. A few minutes on 2 CPU cores.
+its recipe and accuracy. A minute on one CPU core.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import numpy as np
 from jaxburst.ann import apply_in_batches, check_finite
 from jaxburst.conversion import Spiking, convert, forward
 from jaxburst.layers import Layers, Relu, validate, walk
-from jaxburst.neuron import Burst, Refining, over_channels, worth
-from jaxburst.simulation import Model, answer, build, drive, infer, rest, step
+from jaxburst.neuron import Burst, Refining, answer, over_channels, worth
+from jaxburst.simulation import Model, build, drive, infer, rest, step
 
 Thresholds = dict[str, jax.Array]
 

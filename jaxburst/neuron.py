@@ -318,6 +318,23 @@ def refine(
     return Membrane(potential, sent + spikes.astype(sent.dtype)), spikes
 
 
+def answer(
+    neuron: Burst | Refining,
+    path: str,
+    threshold: Threshold,
+    membrane: Membrane,
+    current: jax.Array,
+    t: jax.Array,
+) -> tuple[Membrane, jax.Array]:
+    """How the layer of neurons at `path` answers its current at step `t`.
+
+    The bias of the threshold is that of this step.
+    """
+    if isinstance(neuron, Burst):
+        return fire(neuron.at(path), threshold, membrane, current)
+    return refine(neuron, threshold, membrane, current, t)
+
+
 def over_channels(value: jax.Array, x: jax.Array) -> jax.Array:
     """Gives a scalar, per-channel or per-neuron value the rank of `x`, `[B, ...]`."""
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)

@@ -49,13 +49,11 @@ from jaxburst.neuron import (
     Membrane,
     Pool,
     Refining,
-    Threshold,
-    fire,
+    answer,
     gated_pool,
     lateral_pool,
     over_channels,
     over_rows,
-    refine,
     worth,
 )
 from jaxburst.pooling import area, subsample, sum_pool
@@ -221,23 +219,6 @@ def _now(model: Model, state: State) -> _Now:
     presented = 1.0 if repeating else (t == 1).astype(dtype)
     value = 1.0 if repeating else worth(neuron, t).astype(dtype)
     return _Now(t, presented, value, respond)
-
-
-def answer(
-    neuron: Burst | Refining,
-    path: str,
-    threshold: Threshold,
-    membrane: Membrane,
-    current: jax.Array,
-    t: jax.Array,
-) -> tuple[Membrane, jax.Array]:
-    """How the layer of neurons at `path` answers its current at step `t`.
-
-    The bias of the threshold is that of this step.
-    """
-    if isinstance(neuron, Burst):
-        return fire(neuron.at(path), threshold, membrane, current)
-    return refine(neuron, threshold, membrane, current, t)
 
 
 def readout(model: Model, state: State) -> jax.Array:

@@ -266,7 +266,12 @@ def restore(layers: Layers, directory: str | Path) -> dict:
 def record(directory: str | Path) -> dict:
     """What a run wrote down: its `recipe`, `split`, `layers` and `history`.
 
-    Args, errors: as `restore`.
+    Args:
+      directory: as given to `fit`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: its checkpoint is damaged.
     """
     directory, step = _latest(directory)
     with _checkpointer(directory) as store:
