@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxburst.convolution import convolve, prepare
+from jaxburst.convolution import convolve_once
 from jaxburst.data import Split, check_normalised
 from jaxburst.layers import (
     AvgPool,
@@ -124,7 +124,7 @@ class _Affine(nn.Module):
             kernel = self.param(
                 "kernel", nn.initializers.he_normal(), shape, jnp.float32
             )
-            x = convolve(x, prepare(kernel, layer, x.shape[1:]), layer)
+            x = convolve_once(x, kernel, layer)
         else:
             shape = (channels, layer.features)
             init = nn.initializers.lecun_normal()

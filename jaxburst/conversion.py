@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxburst.ann import EPSILON, apply_in_batches, check_finite
-from jaxburst.convolution import convolve, prepare
+from jaxburst.convolution import convolve_once
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -207,7 +207,7 @@ def _forward(layers, spiking, x, scope, record, relu):
         match layer:
             case Conv():
                 kernel, bias = spiking[path]
-                x = convolve(x, prepare(kernel, layer, x.shape[1:]), layer)
+                x = convolve_once(x, kernel, layer)
                 x = x + bias.reshape(1, 1, 1, -1)
             case Dense():
                 kernel, bias = spiking[path]

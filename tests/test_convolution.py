@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 
-from jaxburst.convolution import convolve, prepare
+from jaxburst.convolution import convolve, convolve_once, prepare
 from jaxburst.layers import Conv
 
 
@@ -85,26 +85,55 @@ def test_gradients_through_a_small_map(stride):
         np.testing.assert_allclose(ours_is, theirs_is, rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="Winograd pays on CPU only")
-@pytest.mark.parametrize("side", [4, 8])
-def test_winograd_equals_the_definition_up_to_rounding(side):
+on_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="Winograd pays on CPU only"
+)
+
+
+@on_cpu
+@pytest.mark.parametrize("sides", [(4, 4), (8, 8), (16, 12), (7, 14)])
+def test_winograd_equals_the_definition_up_to_rounding(sides):
     rng = np.random.default_rng(2)
-    x = rng.normal(size=(2, side, side, 128)).astype(np.float32)
-    kernel = rng.normal(size=(3, 3, 128, 130)).astype(np.float32)
-    layer = Conv(130)
+    x = rng.normal(size=(2, *sides, 64)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 64, 33)).astype(np.float32)
+    layer = Conv(33)
     prepared = prepare(jnp.asarray(kernel), layer, x.shape[1:], exact=False)
-    assert prepared.shape == (36, 128, 130), "this shape is one that pays"
+    assert prepared.shape == (36, 64, 33), "this shape is one that pays"
     expected = by_definition(x.astype(float), kernel.astype(float), 1, 1)
     found = np.asarray(jax.jit(convolve, static_argnums=2)(x, prepared, layer))
     error = np.abs(found - expected).max() / np.abs(expected).max()
     assert error < 1e-5
 
 
+@on_cpu
+@pytest.mark.parametrize("sides", [(8, 8), (7, 14)])
+def test_gradients_of_winograd_are_those_of_the_convolution(sides):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3, *sides, 32)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 32, 40)).astype(np.float32)
+    layer = Conv(40)
+    assert prepare(kernel, layer, x.shape[1:], exact=False) is not kernel, "it pays"
+
+    def loss(convolution):
+        return lambda x, kernel: jnp.tanh(0.1 * convolution(x, kernel)).sum()
+
+    def theirs(x, kernel):
+        return convolve(x, kernel, layer)
+
+    found, expected = (
+        jax.jit(jax.grad(loss(convolution), (0, 1)))(x, kernel)
+        for convolution in (lambda x, kernel: convolve_once(x, kernel, layer), theirs)
+    )
+    for ours_is, theirs_is in zip(found, expected, strict=True):
+        error = np.abs(ours_is - theirs_is).max() / np.abs(theirs_is).max()
+        assert error < 1e-5
+
+
 @pytest.mark.parametrize(
     "shape, layer",
     [
-        ((4, 4, 128), Conv(64)),  # too few channels
-        ((16, 16, 128), Conv(128)),  # too large a map
+        ((8, 8, 64), Conv(16)),  # too few channels
+        ((5, 5, 64), Conv(64)),  # most of two tiles would be padding
         ((8, 8, 128), Conv(128, stride=2)),
         ((8, 8, 128), Conv(128, kernel=1, padding=0)),
     ],
