@@ -42,6 +42,7 @@ from jaxburst.balancing import balance
 from jaxburst.calibration import calibrate, calibrate_mse, correct
 from jaxburst.checkpoint import load, save
 from jaxburst.conversion import convert, normalise, verify
+from jaxburst.direct import direct
 from jaxburst.layers import summary, validate
 from jaxburst.neuron import Burst, Refining
 from jaxburst.pytorch import load_pytorch
@@ -73,6 +74,7 @@ __all__ = [
     "convert",
     "correct",
     "data",
+    "direct",
     "energy",
     "evaluate",
     "fit",

@@ -7,6 +7,10 @@ Spikes cross all layers within one step, and what is affine in the image up to t
 Relu is computed once, outside the loop. The last Dense integrates and does not spike;
 logits are in the trained network's unit.
 
+As a layer needs nothing but the spikes of the layers below, it may as well take several
+steps before the next layer takes its own: its convolutions then see a larger batch. How
+many steps at once, and how many images, is a `Plan`; what comes out is the same.
+
 The kind of neuron is the coding. `Burst` repeats: image and biases are presented at
 every step, and the logits at step `t` are the mean of the currents up to `t`.
 `Refining` refines: they are presented once, a spike is a change, and the logits are the
@@ -115,10 +119,12 @@ class Info(NamedTuple):
       events: `{path: [B]}`, spikes of this step per image, a burst of k as k and a
         negative spike as one. Of a Relu: those sent; of a Conv or Dense: those that
         enter it, after max pooling and before average pooling (which merges into it).
+      potentials: `{path: v_t}`, `[B, ...]`, of the Relus that `simulate` records.
     """
 
     spikes: dict[str, jax.Array]
     events: dict[str, jax.Array]
+    potentials: dict[str, jax.Array]
 
 
 class Trace(NamedTuple):
@@ -148,11 +154,11 @@ class _Signal(NamedTuple):
     unit: jax.Array | None = None
     events: jax.Array | None = None
 
-    @property
-    def charge(self) -> jax.Array:
+    def charge(self, worth: jax.Array | float) -> jax.Array:
+        """What it is in activation units; `worth` as in `_Now`."""
         if self.unit is None:
             return self.value
-        return self.value * over_channels(self.unit, self.value)
+        return _of_steps(worth, self.value * over_channels(self.unit, self.value))
 
 
 def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
@@ -190,23 +196,25 @@ def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
 
 
 class _Now(NamedTuple):
-    """What the coding makes of a time step.
+    """What the coding makes of the time steps of a block, `K` of them.
 
     Attributes:
-      t: the step, counted from 1.
-      presented: 1 where the image and the biases are presented, else 0.
-      worth: what one spike is worth, over the threshold.
+      t: the steps, counted from 1, `[K]`.
+      presented: 1 where the image and the biases are presented, else 0; `[K]` or one.
+      worth: what one spike is worth, over the threshold; `[K]` or one.
       respond: how a layer of neurons answers its current.
+      record: the Relus whose potentials are wanted.
     """
 
     t: jax.Array
     presented: jax.Array | float
     worth: jax.Array | float
     respond: Respond
+    record: tuple[str, ...]
 
 
-def _now(model: Model, state: State) -> _Now:
-    neuron, t = model.neuron, state["time"] + 1
+def _now(model: Model, state: State, steps: int, record: tuple[str, ...]) -> _Now:
+    neuron, t = model.neuron, state["time"] + 1 + jnp.arange(steps, dtype=jnp.int32)
     repeating = isinstance(neuron, Burst)
 
     def respond(path, threshold, membrane, current, t):
@@ -218,7 +226,7 @@ def _now(model: Model, state: State) -> _Now:
     dtype = state[_readout(model)].dtype
     presented = 1.0 if repeating else (t == 1).astype(dtype)
     value = 1.0 if repeating else worth(neuron, t).astype(dtype)
-    return _Now(t, presented, value, respond)
+    return _Now(t, presented, value, respond, record)
 
 
 def readout(model: Model, state: State) -> jax.Array:
@@ -322,8 +330,8 @@ def drive(model: Model, circuit: Spiking, images: jax.Array) -> jax.Array:
       What the first Relu (or Residual) receives at every step.
     """
     pairs = named(model.layers)[: _stem(model.layers)]
-    once = _Now(None, 1.0, 1.0, None)
-    return _advance(model, pairs, circuit, {}, _Signal(images), "", None, once).charge
+    once, signal = _Now(None, 1.0, 1.0, None, ()), _Signal(images[None])
+    return _advance(model, pairs, circuit, {}, signal, "", None, once).charge(1.0)[0]
 
 
 def step(
@@ -346,65 +354,104 @@ def step(
     Returns:
       `(state, info)`: the state after this step, and what the step shows.
     """
-    state, info = dict(state), Info({}, {})
+    state, (_, info) = _block(model, circuit, current, state, 1, (), respond)
+    return state, jax.tree.map(lambda of_steps: of_steps[0], info)
+
+
+def _block(model, circuit, current, state, steps, record=(), respond=None):
+    """Advances by some steps, every layer by all of them before the next layer.
+
+    Returns `(state, (logits, info))`, both with the steps in front, `[K, B, ...]`.
+    """
+    state, info = dict(state), Info({}, {}, {})
     pairs = named(model.layers)[_stem(model.layers) :]
-    now = _now(model, state)
+    now = _now(model, state, steps, record)
     now = now._replace(respond=respond or now.respond)
-    signal = _Signal(current * now.presented)
+    image = jnp.broadcast_to(current, (steps, *current.shape))
+    signal = _Signal(_of_steps(now.presented, image))
     output = _advance(model, pairs, circuit, state, signal, "", info, now)
-    state[_readout(model)] = state[_readout(model)] + output.charge
-    return state | {"time": now.t}, info
+    path = _readout(model)
+
+    def integrate(total: State, arriving) -> tuple[State, jax.Array]:
+        charge, time = arriving
+        total = {path: total[path] + charge, "time": time}
+        return total, readout(model, total)
+
+    total = {name: state[name] for name in (path, "time")}
+    arriving = (output.charge(now.worth), now.t)
+    total, logits = _over_steps(integrate, total, arriving)
+    return state | total, (logits, info)
+
+
+def _over_steps(advance: Callable, state, arriving):
+    """`lax.scan`, without a loop for a single step."""
+    if len(jax.tree.leaves(arriving)[0]) > 1:
+        return jax.lax.scan(advance, state, arriving)
+    state, shown = advance(state, jax.tree.map(lambda x: x[0], arriving))
+    return state, jax.tree.map(lambda x: x[None], shown)
+
+
+def _of_steps(factor: jax.Array | float, value: jax.Array) -> jax.Array:
+    """Multiplies `[K, B, ...]` by `[K]`, or by one number."""
+    if isinstance(factor, float):
+        return value if factor == 1 else factor * value
+    return factor.reshape(-1, *[1] * (value.ndim - 1)) * value
+
+
+def _at_once(layer_function: Callable, value: jax.Array) -> jax.Array:
+    """Applies a function of `[B, ...]` to `[K, B, ...]`, steps beside images."""
+    merged = layer_function(value.reshape(-1, *value.shape[2:]))
+    return merged.reshape(*value.shape[:2], *merged.shape[1:])
 
 
 def _advance(model, pairs, circuit, state, signal, scope, info, now) -> _Signal:
-    """Sends a signal through the named layers; updates `state` and `info` in place."""
+    """Sends the signal of a block of steps, `[K, B, ...]`, through the named layers.
+
+    Updates `state` and `info` in place.
+    """
     for name, layer in pairs:
         path = f"{scope}{name}"
         match layer:
             case Conv() | Dense():
                 kernel, bias = circuit[path]
                 if isinstance(layer, Conv):
-                    current = convolve(signal.value, kernel, layer)
+                    weigh = partial(convolve, prepared=kernel, layer=layer)
                 else:
-                    current = signal.value @ kernel
+                    weigh = partial(jnp.matmul, b=kernel)
+                current = _at_once(weigh, signal.value)
                 if signal.events is not None:
                     info.events[path] = signal.events
                 if signal.unit is not None:
-                    current = current * now.worth
-                bias = over_channels(bias, current) * now.presented
-                signal = _Signal(current + bias)
+                    current = _of_steps(now.worth, current)
+                bias = over_channels(bias, current)
+                signal = _Signal(current + _of_steps(now.presented, bias))
             case Relu():
-                state[path], spikes = now.respond(
-                    path, circuit[path], state[path], signal.charge, now.t
-                )
+                spikes = _answer(path, circuit[path], state, signal, info, now)
                 info.spikes[path] = spikes
                 info.events[path] = _count(spikes)
-                unit = circuit[path].theta * now.worth
-                signal = _Signal(spikes, unit, info.events[path])
+                signal = _Signal(spikes, circuit[path].theta, info.events[path])
             case MaxPool():
-                pool = _POOLS[model.pool]
-                before = state[path]
-                if isinstance(model.neuron, Refining):  # the same charge in new quanta
-                    before = Pool(*(count * model.neuron.ratio for count in before))
-                state[path], spikes = pool(layer, before, signal.value)
+                pool = partial(_pool, model, layer)
+                state[path], spikes = _over_steps(pool, state[path], signal.value)
                 signal = _Signal(spikes, signal.unit, _count(spikes))
             case AvgPool():
-                total = sum_pool(signal.value, layer)
+                total = _at_once(partial(sum_pool, layer=layer), signal.value)
                 if signal.unit is None:
-                    total = total / area(layer, signal.value.shape)
-                unit = _unit_after(layer, signal.unit, signal.value.shape)
+                    total = total / area(layer, signal.value.shape[1:])
+                unit = _unit_after(layer, signal.unit, signal.value.shape[1:])
                 signal = _Signal(total, unit, signal.events)
             case Flatten():
-                flat = signal.value.reshape(signal.value.shape[0], -1)
-                unit = _unit_after(layer, signal.unit, signal.value.shape)
+                flat = signal.value.reshape(*signal.value.shape[:2], -1)
+                unit = _unit_after(layer, signal.unit, signal.value.shape[1:])
                 signal = _Signal(flat, unit, signal.events)
             case Subsample():
-                signal = _Signal(subsample(signal.charge, layer))
+                charge = signal.charge(now.worth)
+                signal = _Signal(_at_once(partial(subsample, layer=layer), charge))
             case Residual(body, shortcut):
                 inside, around = (
                     _advance(
                         model, named(part), circuit, state, signal, within, info, now
-                    ).charge
+                    ).charge(now.worth)
                     for part, within in (
                         (body, f"{path}/body/"),
                         (shortcut, f"{path}/shortcut/"),
@@ -415,12 +462,80 @@ def _advance(model, pairs, circuit, state, signal, scope, info, now) -> _Signal:
     return signal
 
 
+def _answer(path, threshold, state, signal, info, now) -> jax.Array:
+    """The spikes of a layer of neurons, step after step; `[K, B, ...]`."""
+    recorded = path in now.record
+
+    def advance(membrane: Membrane, arriving):
+        current, t = arriving
+        membrane, spikes = now.respond(path, threshold, membrane, current, t)
+        return membrane, (spikes, membrane.potential if recorded else None)
+
+    arriving = (signal.charge(now.worth), now.t)
+    state[path], (spikes, potentials) = _over_steps(advance, state[path], arriving)
+    if recorded:
+        info.potentials[path] = potentials
+    return spikes
+
+
+def _pool(model, layer, before: Pool, spikes: jax.Array) -> tuple[Pool, jax.Array]:
+    if isinstance(model.neuron, Refining):  # the same charge in new quanta
+        before = Pool(*(count * model.neuron.ratio for count in before))
+    return _POOLS[model.pool](layer, before, spikes)
+
+
 def _count(spikes: jax.Array) -> jax.Array:
-    """Events per image: `Σ|n|`, `[B]`."""
-    return jnp.abs(spikes).sum(tuple(range(1, spikes.ndim)), dtype=jnp.int32)
+    """Events per step and image: `Σ|n|`, `[K, B]`."""
+    return jnp.abs(spikes).sum(tuple(range(2, spikes.ndim)), dtype=jnp.int32)
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "record"))
+class Plan(NamedTuple):
+    """The order of a simulation. What comes out does not depend on it.
+
+    Attributes:
+      steps: how many time steps a layer takes before the next takes its own.
+      images: how many images are simulated at a time.
+    """
+
+    steps: int
+    images: int
+
+    def __str__(self) -> str:
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps, layer by layer,"
+        return f"{steps} of {self.images} images at a time"
+
+
+def plan(batch: int, steps: int, schedule: str = "auto") -> Plan:
+    """Chooses the order of a simulation.
+
+    `'step'` takes one step at a time through all layers: its memory does not depend on
+    the number of steps. `'layer'` takes as many as make 256 images, each layer all of
+    them before the next: kernels are read once for all. `'auto'` does so up to 32
+    images on a CPU, where larger batches are no faster, and up to 256 elsewhere. A CPU
+    simulates large batches in parts of at most 32 images, which fit its cache.
+
+    Args:
+      batch: number of images.
+      steps: number of time steps.
+      schedule: `'auto'`, `'step'` or `'layer'`.
+
+    Returns:
+      The `Plan`.
+    """
+    if schedule not in ("auto", "step", "layer"):
+        raise ValueError(
+            f"schedule must be 'auto', 'step' or 'layer', found {schedule!r}; logits "
+            "from one pass, without events, are `jaxburst.direct`"
+        )
+    on_cpu, images = jax.default_backend() == "cpu", batch
+    if on_cpu and jax.local_device_count() == 1:
+        images = max(part for part in range(1, 33) if batch % part == 0)
+        images = images if images >= 16 else batch
+    most = {"step": 1, "layer": 256, "auto": 32 if on_cpu else 256}[schedule]
+    return Plan(min(steps, max(1, most // images)), images)
+
+
+@partial(jax.jit, static_argnames=("model", "steps", "record", "schedule"))
 def simulate(
     model: Model,
     spiking: Spiking,
@@ -428,10 +543,12 @@ def simulate(
     steps: int,
     *,
     record: tuple[str, ...] = (),
+    schedule: str = "auto",
 ) -> Trace:
     """Presents images for a number of time steps and records what is asked for.
 
-    Memory does not grow with `steps` but for what is recorded.
+    Memory does not grow with `steps` but for what is recorded (and, in layer order, up
+    to the length of a block).
 
     Args:
       model: the network, neuron and pooling; static.
@@ -439,6 +556,7 @@ def simulate(
       images: `[B, H, W, C]`, normalised.
       steps: number of time steps `T`; static.
       record: paths of Relus whose spikes and potentials are wanted; static.
+      schedule: the order of the work, see `plan`; static.
 
     Returns:
       The `Trace`: logits and events of every step.
@@ -454,28 +572,45 @@ def simulate(
             f"simulate: cannot record {unknown}; the Relus are {_relus(model)}"
         )
     circuit = build(model, spiking, images.shape[1:])
-    return _unroll(model, circuit, images, steps, record)
+    order = plan(len(images), steps, schedule)
+    return _unroll(model, circuit, images, steps, order, record)
 
 
-def _unroll(model, circuit, images, steps, record=()) -> Trace:
+def _unroll(model, circuit, images, steps, order, record=()) -> Trace:
+    if order.images < len(images):
+        parts = images.reshape(-1, order.images, *images.shape[1:])
+        traces = jax.lax.map(
+            lambda part: _unroll(model, circuit, part, steps, order, record), parts
+        )
+        return jax.tree.map(  # [parts, T, images, ...] to [T, B, ...]
+            lambda x: x.swapaxes(0, 1).reshape(steps, len(images), *x.shape[3:]), traces
+        )
     current = drive(model, circuit, images)
 
-    def advance(state: State, _) -> tuple[State, Trace]:
-        state, info = step(model, circuit, current, state)
-        shown = Trace(
-            logits=readout(model, state),
-            events=info.events,
-            spikes={path: info.spikes[path] for path in record},
-            potentials={path: state[path].potential for path in record},
-        )
-        return state, shown
+    def advance(state: State, _, taken: int = order.steps) -> tuple[State, Trace]:
+        state, (logits, info) = _block(model, circuit, current, state, taken, record)
+        spikes = {path: info.spikes[path] for path in record}
+        return state, Trace(logits, info.events, spikes, info.potentials)
 
+    blocks, left = divmod(steps, order.steps)
     state = rest(model, circuit, images.shape)
-    return jax.lax.scan(advance, state, length=steps)[1]
+    state, trace = jax.lax.scan(advance, state, length=blocks)
+    trace = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trace)
+    if left:
+        _, last = advance(state, None, left)
+        trace = jax.tree.map(lambda *both: jnp.concatenate(both), trace, last)
+    return trace
 
 
-@partial(jax.jit, static_argnames=("model", "steps"))
-def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("model", "steps", "schedule"))
+def infer(
+    model: Model,
+    spiking: Spiking,
+    images: jax.Array,
+    steps: int,
+    *,
+    schedule: str = "auto",
+) -> jax.Array:
     """The logits `[B, classes]` after `steps` time steps, and nothing else.
 
     Args and errors: as `simulate`.
@@ -483,14 +618,23 @@ def infer(model: Model, spiking: Spiking, images: jax.Array, steps: int) -> jax.
     check_normalised(images)
     check(model, spiking, images.shape, steps)
     circuit = build(model, spiking, images.shape[1:])
-    current = drive(model, circuit, images)
-    state = jax.lax.fori_loop(
-        0,
-        steps,
-        lambda _, state: step(model, circuit, current, state)[0],
-        rest(model, circuit, images.shape),
-    )
-    return readout(model, state)
+    order = plan(len(images), steps, schedule)
+    blocks, left = divmod(steps, order.steps)
+
+    def infer_part(part: jax.Array) -> jax.Array:
+        current = drive(model, circuit, part)
+
+        def advance(state: State, taken: int = order.steps) -> State:
+            return _block(model, circuit, current, state, taken)[0]
+
+        state = rest(model, circuit, part.shape)
+        state = jax.lax.fori_loop(0, blocks, lambda _, state: advance(state), state)
+        return readout(model, advance(state, left) if left else state)
+
+    if order.images == len(images):
+        return infer_part(images)
+    parts = images.reshape(-1, order.images, *images.shape[1:])
+    return jax.lax.map(infer_part, parts).reshape(len(images), -1)
 
 
 class Curves(NamedTuple):
@@ -514,6 +658,7 @@ def evaluate(
     steps: int,
     *,
     batch_size: int = 100,
+    schedule: str = "auto",
     progress: bool = True,
 ) -> Curves:
     """Simulates a whole data set; one compilation serves all batches.
@@ -525,6 +670,7 @@ def evaluate(
       steps: number of time steps `T`.
       batch_size: number of images at a time; a last partial batch is padded, and what
         was padded is not counted.
+      schedule: the order of the work, see `plan`.
       progress: whether to show a progress bar.
 
     Returns:
@@ -539,16 +685,19 @@ def evaluate(
     shape = (batch_size, *split.images.shape[1:])
     check(model, spiking, shape, steps)
     circuit = build(model, spiking, shape[1:])
+    order = plan(batch_size, steps, schedule)
     correct = np.zeros(steps, np.int64)
     events: dict[str, np.ndarray] = {}
     parts = batches(split, batch_size)
     if progress:
         count = -(-len(split) // batch_size)
-        parts = track(parts, f"Simulating {steps} steps", count)
+        parts = track(parts, f"Simulating {steps} steps, {order}", count)
     for part, inputs in parts:
         missing = batch_size - len(part)
         labels = np.pad(part.labels, (0, missing), constant_values=-1)
-        hits, counts = jax.device_get(_score(model, circuit, inputs, labels, steps))
+        hits, counts = jax.device_get(
+            _score(model, circuit, inputs, labels, steps, order)
+        )
         correct += hits
         for path, count in counts.items():
             total = count[:, : len(part)].sum(1, dtype=np.int64)
@@ -558,10 +707,10 @@ def evaluate(
     return Curves(correct / len(split), means, len(split))
 
 
-@partial(jax.jit, static_argnames=("model", "steps"))
-def _score(model, circuit, images, labels, steps):
+@partial(jax.jit, static_argnames=("model", "steps", "order"))
+def _score(model, circuit, images, labels, steps, order):
     """Right answers per step `[T]`, and events per step and image `{path: [T, B]}`."""
-    trace = _unroll(model, circuit, images, steps)
+    trace = _unroll(model, circuit, images, steps, order)
     hits = trace.logits.argmax(-1).astype(labels.dtype) == labels.reshape(1, -1)
     return hits.sum(1, dtype=jnp.int32), trace.events
 
