@@ -614,7 +614,7 @@ def measure(layers, batch: int, steps: int, config) -> dict:
     with silent_channels():
         thresholds = jb.calibrate(layers, variables, seen, neuron)
     spiking = jb.convert(layers, variables, thresholds)
-    model = jb.Model(layers, neuron)
+    model = jb.Model(layers, neuron, exact=config.exact)
     programs = {}
     for build in (jaxburst_programs, torch_programs, spikingjelly_programs):
         programs |= build(model, spiking, images, steps)
@@ -719,6 +719,9 @@ def arguments() -> argparse.Namespace:
         "--gamma", type=int, default=1, help="spikes per step at most; 1 is IF"
     )
     parser.add_argument("--pool", choices=["lateral", "average"], default="lateral")
+    parser.add_argument(
+        "--exact", action="store_true", help="jaxburst without Winograd's algorithm"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     config = parser.parse_args()
