@@ -9,7 +9,7 @@ frameworks. Medians over the rounds as a table and as JSON. PyTorch and SpikingJ
 come with the extra `oracles`; what is missing is left out, and said so.
 
 The network has random weights and sees random images: the time hardly depends on them,
-but thresholds are calibrated on these very images, so that spikes flow (how many is
+but thresholds are calibrated on others like them, so that spikes flow (how many is
 written down). Membranes start at half a threshold. Max pooling is by lateral
 inhibition in all programs; SpikingJelly has none, and gets a module of its own for it.
 `--pool average` exchanges every MaxPool for an AvgPool instead, which SpikingJelly
