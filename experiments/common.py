@@ -183,12 +183,18 @@ def write_file(path: Path, draw: Callable[[Path], None]) -> None:
     print(f"wrote {path}")
 
 
-def provenance() -> dict:
-    """Command, versions and machine, for the JSON of an experiment."""
-    packages = ("jaxburst", "jax", "jaxlib", "flax", "optax", "numpy")
+def provenance(*optional: str) -> dict:
+    """Command, versions and machine, for the JSON of an experiment.
+
+    `optional` packages are named where they are installed.
+    """
+    versions = {"jaxburst": jb.__version__}
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy", *optional):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
         "command": ["python", *sys.argv],
-        "versions": {package: metadata.version(package) for package in packages},
+        "versions": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [device.device_kind for device in jax.devices()],

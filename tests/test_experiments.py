@@ -1,5 +1,6 @@
 """Every experiment runs on tiny settings and writes what it promises."""
 
+import importlib.util
 import json
 import runpy
 import sys
@@ -182,6 +183,78 @@ def test_ablation(run, tiny_cifar, untrained, tmp_path):
     assert paper["energy_over_ann"][-1] > paper["energy_over_ann"][0] > 0
     text = (tmp_path / "here/ablation.md").read_text()
     assert "a threshold would be 0" in text and "99.9, without labels" in text
+
+
+@pytest.fixture
+def without_peers(monkeypatch):
+    """As on a machine without PyTorch, whether it is there or not."""
+    find = importlib.util.find_spec
+
+    def find_spec(name, *rest):
+        return None if name in ("torch", "spikingjelly") else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
+def test_throughput_without_peers(run, without_peers, tmp_path, capsys):
+    few = ("--batch-sizes", "2", "--steps", "3", "--rounds", "2", "--pool", "average")
+    run("throughput", "--arch", "vgg_tiny", *few, "--out", "here")
+    record = json.loads((tmp_path / "here/throughput.json").read_text())
+    (result,) = record["results"]["vgg_tiny"]
+    assert set(result["programs"]) == {"jaxburst step", "jaxburst ANN"}
+    _check_rates("vgg_tiny", result, ann="jaxburst ANN")
+    printed = capsys.readouterr().out
+    for name in ("PyTorch", "SpikingJelly"):
+        assert f"without {name}: torch" in printed
+    assert "extra `oracles`" in printed
+
+
+@pytest.mark.parametrize("arch, gamma", [("vgg_tiny", "1"), ("resnet_tiny", "3")])
+def test_throughput_races_the_same_network(run, tmp_path, arch, gamma):
+    for name in ("torch", "spikingjelly"):
+        pytest.importorskip(name, reason=f"{name} comes with jaxburst[oracles]")
+    few = ("--batch-sizes", "16", "--steps", "5", "--rounds", "1", "--gamma", gamma)
+    run("throughput", "--arch", arch, *few, "--out", "here")
+    record = json.loads((tmp_path / "here/throughput.json").read_text())
+    assert {"torch", "spikingjelly"} <= set(record["provenance"]["versions"])
+    (result,) = record["results"][arch]
+    assert len(result["programs"]) == 6
+    for program in result["programs"].values():
+        assert program["difference_of_logits"]["median"] < 1e-4
+        assert program["spread_of_logits"] > 0.1
+        assert program["same_predictions"] >= 0.9
+    _check_rates(arch, result, ann="PyTorch ANN")
+
+
+def test_throughput_refuses_another_network(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    throughput = runpy.run_path(str(EXPERIMENTS / "throughput.py"))
+    logits = np.random.default_rng(0).normal(size=(8, 10))
+    moved = logits + np.where(np.arange(8) == 0, 1, 1e-6).reshape(-1, 1)
+    programs = {
+        name: throughput["Program"](lambda found=found: found, "SNN", 0.0, None)
+        for name, found in (("one", logits), ("two", moved), ("three", -logits))
+    }
+    with pytest.raises(ArithmeticError, match="three: .* not the same network"):
+        throughput["compared"](programs)
+    del programs["three"]
+    assert throughput["compared"](programs)["two"]["same_predictions"] == 1
+
+
+def _check_rates(arch, result, ann):
+    """The numbers of one batch size, computed again from the times."""
+    macs = jb.energy.macs(jb.zoo.NETWORKS[arch](10), (32, 32, 3))
+    once, every = macs["conv0"], sum(macs.values()) - macs["conv0"]
+    peak = max(map(max, result["peak_operations_per_second"].values()))
+    assert min(result["spikes_per_neuron_and_step"].values()) > 0.01
+    assert result["programs"][ann]["over_t_times_ann"] == 1
+    for program in result["programs"].values():
+        steps = result["steps"] if program["kind"] == "SNN" else 1
+        rate = result["batch"] / np.median(program["seconds"])
+        assert np.isclose(program["image_steps_per_second"], rate * steps)
+        share = 2 * rate * (once + steps * every) / peak
+        assert np.isclose(program["fraction_of_peak"], share)
+        assert program["compile_seconds"] >= 0 and program["bytes"] >= 0
 
 
 def _as_pytorch(variables):
