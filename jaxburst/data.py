@@ -706,9 +706,7 @@ def _imagenet_builder(archives: dict[str, Path]):
                 names = sorted(tar.getnames())
             labels = {"validation": dict(zip(names, known, strict=False))}
             return {
-                split: self._generate_examples(
-                    downloads.iter_archive(path), labels.get(split)
-                )
+                split: self._generate_examples(_members(path), labels.get(split))
                 for split, path in archives.items()
             }
 
@@ -722,6 +720,14 @@ def _imagenet_builder(archives: dict[str, Path]):
             return fixed
 
     return Builder
+
+
+def _members(archive: Path) -> Iterator[tuple[str, Any]]:
+    """`(name, file)` of what is in a tar archive, one after the other."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, tar.extractfile(member)
 
 
 def _stock_builder(name: str):

@@ -299,7 +299,7 @@ def test_a_damaged_file_is_refused(prepared):
 def test_importing_is_light():
     code = (
         "import sys, jaxburst.data\n"
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'sklearn'}\n"
+        "heavy = {'grain', 'tensorflow', 'tensorflow_datasets', 'sklearn'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
