@@ -254,6 +254,12 @@ def test_nothing_is_read_before_it_is_used(tiny, monkeypatch):
     np.testing.assert_allclose(dataset.test.inputs, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_training_wants_images_in_memory(tiny):
+    split = data.imagenet(tiny.root).train
+    with pytest.raises(TypeError, match="found them on disk"):
+        jb.fit(zoo.resnet18_imagenet(1000), split)
+
+
 def cut(image: np.ndarray) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
