@@ -18,7 +18,10 @@ Data: with `pip install "jaxburst[imagenet]"`, put ILSVRC2012_img_train.tar and
 ILSVRC2012_img_val.tar, which image-net.org gives to those who register, into
 DIR/downloads/manual/ and pass `--data-dir DIR`. The first run writes them to
 DIR/imagenet2012/5.1.0 as tensorflow-datasets does, without TensorFlow; a folder that
-it has written is read as it is. Images stay on disk. Memory grows with --at-once.
+it has written is read as it is. Images stay on disk.
+
+Memory grows with --at-once: for each image a VGG-16 keeps up to 140 MB of membranes and
+running sums, a ResNet-18 up to 23, and as much again while it takes a step.
 """
 
 from __future__ import annotations
