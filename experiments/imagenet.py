@@ -6,7 +6,8 @@ simulates it on the 50,000 validation images, shared by all local devices; `--li
 tries it. Its time and accuracy have not been measured.
 
 Weights: torchvision's `resnet18`, `resnet34` and `vgg16_bn`, or the networks that timm
-publishes under the same names, saved once where PyTorch is installed:
+publishes under the same names (images are cut as torchvision cuts them), saved once
+where PyTorch is installed:
 
     import torchvision
     from safetensors.torch import save_file
@@ -21,7 +22,7 @@ DIR/imagenet2012/5.1.0 as tensorflow-datasets does, without TensorFlow; a folder
 it has written is read as it is. Images stay on disk.
 
 Memory grows with --at-once: for each image a VGG-16 keeps up to 140 MB of membranes and
-running sums, a ResNet-18 up to 23, and as much again while it takes a step.
+running sums, a ResNet-18 up to 23, besides what a step needs while it is taken.
 """
 
 from __future__ import annotations
