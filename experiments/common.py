@@ -36,6 +36,7 @@ class Simulation:
       initial: initial potential over threshold (0 in the paper).
       calibration: number of training images that are looked at for the thresholds.
       limit: number of test images; all of them if not given.
+      at_once: number of images at a time; memory grows with it.
     """
 
     steps: int = 64
@@ -44,13 +45,14 @@ class Simulation:
     initial: float = 0.5
     calibration: int = 1000
     limit: int | None = None
+    at_once: int = 100
 
     def __post_init__(self):
         jb.Burst(self.gamma)
         jb.calibration.check_percentile(self.percentile)
         if not 0 <= self.initial <= 1:
             raise ValueError(f"initial must be between 0 and 1, found {self.initial}")
-        for name in ("steps", "calibration", "limit"):
+        for name in ("steps", "calibration", "limit", "at_once"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
@@ -72,28 +74,35 @@ def compare(
     test = dataset.test[: settings.limit]
     images = dataset.train[: settings.calibration].inputs
     shape = test.images.shape[1:]
-    ann = jb.accuracy(layers, variables, test)
+    at_once = settings.at_once
+    ann = jb.accuracy(layers, variables, test, at_once)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
     runs = {}
     for name, gamma in (("refining", None), ("burst", settings.gamma), ("IF", 1)):
         if name == "refining":
-            model, spiking = jb.presets.refining(layers, variables, images)
+            model, spiking = jb.presets.refining(
+                layers, variables, images, batch_size=at_once
+            )
         else:
             model, spiking = convert(
                 *(layers, variables, images, jb.Burst(gamma)),
                 percentile=settings.percentile,
                 initial=settings.initial,
+                batch_size=at_once,
             )
         steps = min(settings.steps, 8) if name == "refining" else settings.steps
         start = time.perf_counter()
-        curves = jb.evaluate(model, spiking, test, steps)
+        curves = jb.evaluate(model, spiking, test, steps, batch_size=at_once)
         seconds = time.perf_counter() - start
         if name == "burst":
-            folded = jb.verify(layers, variables, spiking, images[:100])
+            folded = jb.verify(
+                layers, variables, spiking, images[:100], batch_size=at_once
+            )
             worst = max(folded.values())
             print(f"folded against trained: largest difference {worst:.1e}")
-            rows = jb.analysis.report(model, spiking, images[:50], settings.steps)
-            print(f"\nlayers, {settings.steps} steps of bursts on 50 training images")
+            some = images[: min(at_once, 50)]
+            rows = jb.analysis.report(model, spiking, some, steps)
+            print(f"\nlayers, {steps} steps of bursts on {len(some)} training images")
             print(jb.analysis.table(rows), end="\n\n")
             notes = {"dataset": dataset.name, "mean": test.mean, "std": test.std}
             jb.save(folder / "spiking", model, spiking, notes)
@@ -126,9 +135,14 @@ def convert(
     percentile: float,
     initial: float,
     pool: str = "lateral",
+    batch_size: int = 100,
 ) -> tuple[jb.Model, dict]:
     """A network of bursts, or of IF, with a percentile for its range."""
-    thresholds = jb.calibrate(layers, variables, images, neuron, percentile=percentile)
+    thresholds = jb.calibrate(
+        *(layers, variables, images, neuron),
+        percentile=percentile,
+        batch_size=batch_size,
+    )
     spiking = jb.convert(layers, variables, thresholds, initial=initial)
     return jb.Model(layers, neuron, pool), spiking
 

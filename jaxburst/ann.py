@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxburst.convolution import convolve_once
 from jaxburst.data import Split, check_normalised
+from jaxburst.devices import evenly, share
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -151,7 +152,7 @@ def apply_in_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields `(logits, record)` of successive batches; one compilation serves all.
 
-    The record is in network order.
+    The record is in network order. All local devices share every batch.
 
     Args:
       layers: the network.
@@ -163,12 +164,14 @@ def apply_in_batches(
     if len(images) == 0:
         raise ValueError("there are no images; pass at least one, [N, H, W, C]")
     check_normalised(images)
-    batch_size = min(batch_size, len(images))
+    batch_size = evenly(min(batch_size, len(images)))
+    cut, copy = share(batch_size)
+    variables = copy(variables)
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         missing = batch_size - len(batch)
         padded = np.concatenate([batch, np.repeat(batch[:1], missing, axis=0)])
-        logits, record = jax.device_get(apply(layers, variables, padded))
+        logits, record = jax.device_get(apply(layers, variables, cut(padded)))
         count = len(batch)
         yield logits[:count], {path: record[path][:count] for path in relus}
 
@@ -190,15 +193,20 @@ def check_finite(variables: dict) -> None:
 def accuracy(
     layers: Layers, variables: dict, split: Split, batch_size: int = 250
 ) -> float:
-    """Share of the images of `split` that the trained network classifies correctly."""
+    """Share of the images of `split` that the trained network classifies correctly.
+
+    All local devices share every batch.
+    """
     if len(split) == 0:
         raise ValueError("accuracy: there are no images in this split")
-    correct, batch_size = 0, min(batch_size, len(split))
+    correct, batch_size = 0, evenly(min(batch_size, len(split)))
+    cut, copy = share(batch_size)
+    variables = copy(variables)
     for start in range(0, len(split), batch_size):
         # The last batch begins again from the front, so that one compilation serves.
         rows = np.arange(start, start + batch_size)
         part = split[rows % len(split)]
-        logits, _ = apply(layers, variables, part.inputs)
+        logits, _ = apply(layers, variables, cut(part.inputs))
         hits = np.asarray(logits).argmax(-1) == part.labels
         correct += int(hits[rows < len(split)].sum())
     return correct / len(split)

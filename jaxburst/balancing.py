@@ -15,6 +15,7 @@ import numpy as np
 from jaxburst import energy
 from jaxburst.calibration import Thresholds
 from jaxburst.conversion import Spiking, convert, forward
+from jaxburst.devices import share
 from jaxburst.layers import Layers, Relu, walk
 from jaxburst.neuron import Burst, Refining, over_channels, worth
 from jaxburst.simulation import Model, simulate
@@ -58,7 +59,8 @@ def balance(
     Raises:
       ValueError: as `convert` and `simulate`.
     """
-    spiking = convert(layers, variables, thresholds)
+    cut, copy = share(len(images))
+    images, spiking = cut(images), copy(convert(layers, variables, thresholds))
     spent = _operations(layers, spiking, images, neuron, steps)
     quantum = float(worth(neuron, jnp.asarray(steps)))
     exact = _logits(layers, spiking, images, quantum, -1)

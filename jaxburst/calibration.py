@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxburst.ann import apply_in_batches, check_finite
 from jaxburst.conversion import Spiking, convert, forward
+from jaxburst.devices import share
 from jaxburst.layers import Layers, Relu, validate, walk
 from jaxburst.neuron import Burst, Refining, answer, over_channels, worth
 from jaxburst.simulation import Model, build, drive, infer, rest, step
@@ -307,25 +308,37 @@ def correct(
       Li et al., "A Free Lunch From ANN", ICML 2021 (light calibration); for each step,
       Wu et al., "FTBC: Forward Temporal Bias Correction", ECCV 2024.
     """
-    _, record = jax.jit(forward, static_argnums=0)(model.layers, spiking, images)
-    targets = {path: _channel_mean(a) for path, a in record.items()}
-    if each_step or isinstance(model.neuron, Refining):
-        biases = _correct_each_step(model, spiking, images, steps, targets)
-        return _with_biases(spiking, biases)
-    # Of one shape from the beginning, so that one compilation serves all layers.
-    starts = {path: jnp.zeros_like(target)[None] for path, target in targets.items()}
-    spiking = _with_biases(spiking, starts)
-    for path, layer in walk(model.layers):
-        if isinstance(layer, Relu):
-            rate = _mean_rates(model, spiking, images, steps)[path]
-            bias = spiking[path].bias + (targets[path] - rate)[None]
-            spiking = _with_biases(spiking, {path: bias})
-    return spiking
+    cut, copy = share(len(images))
+    shared = copy(spiking), cut(images)
+    each_step = each_step or isinstance(model.neuron, Refining)
+    find = _correct_each_step if each_step else _correct_once
+    biases = find(model, *shared, steps)
+    # Where the rest is, not on every device that shared the images.
+    return _with_biases(spiking, jax.tree.map(jnp.asarray, jax.device_get(biases)))
 
 
 def _with_biases(spiking: Spiking, biases: dict[str, jax.Array]) -> Spiking:
     changed = {path: spiking[path]._replace(bias=bias) for path, bias in biases.items()}
     return spiking | changed
+
+
+def _targets(model, spiking, images):
+    """Mean activation of each channel, `{path: [C]}`."""
+    _, record = jax.jit(forward, static_argnums=0)(model.layers, spiking, images)
+    return {path: _channel_mean(a) for path, a in record.items()}
+
+
+def _correct_once(model, spiking, images, steps):
+    """One correction for all steps, layer by layer."""
+    targets = _targets(model, spiking, images)
+    # Of one shape from the beginning, so that one compilation serves all layers.
+    biases = {path: jnp.zeros_like(target)[None] for path, target in targets.items()}
+    for path, layer in walk(model.layers):
+        if isinstance(layer, Relu):
+            corrected = _with_biases(spiking, biases)
+            rate = _mean_rates(model, corrected, images, steps)[path]
+            biases[path] = biases[path] + (targets[path] - rate)[None]
+    return biases
 
 
 @partial(jax.jit, static_argnames=("model", "steps"))
@@ -342,8 +355,9 @@ def _mean_rates(model, spiking, images, steps):
     return {path: spiking[path].theta * mean.mean(0) for path, mean in means.items()}
 
 
-def _correct_each_step(model, spiking, images, steps, targets):
+def _correct_each_step(model, spiking, images, steps):
     """All corrections in one simulation: layers and steps come in the right order."""
+    targets = _targets(model, spiking, images)
     circuit = build(model, spiking, images.shape[1:])
     current = drive(model, circuit, images)
     state = rest(model, spiking, images.shape)

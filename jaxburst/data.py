@@ -1,4 +1,4 @@
-"""Images and labels in memory: scikit-learn's digits, and CIFAR through TFDS.
+"""Images and labels: scikit-learn's digits, and CIFAR and ImageNet through TFDS.
 
     cifar = data.load("cifar100", "data")       # downloads and prepares at first
     rows = data.batch_indices(seed, step, 128, len(cifar.train))
@@ -7,19 +7,22 @@
 
 TensorFlow is never needed: tensorflow-datasets reads its array_record files without it,
 and `prepare` writes them without it. `N` counts images, `B` those of a batch; images
-are uint8 `[N, H, W, C]`.
+are uint8 `[N, H, W, C]`. Digits and CIFAR are held in memory; ImageNet stays on disk,
+and what is asked for is decoded by grain.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,18 +35,72 @@ _ANEW = "delete that folder and run again: it will be prepared anew"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class OnDisk:
+    """An array that is read when it is used, one row from each record.
+
+    Indexing it by a slice, an array of indices or a mask chooses rows and reads none;
+    `np.asarray` reads them, on as many threads as there are CPU cores.
+
+    Attributes:
+      folder: where the records are, for error messages.
+      records: a sequence of records, as TFDS and array_record give.
+      rows: which of them, in which order. int `[N]`.
+      read: makes one row `[...]` of a record.
+      row_shape: the shape of a row.
+      dtype: its type.
+    """
+
+    folder: str | os.PathLike
+    records: Sequence
+    rows: np.ndarray
+    read: Callable[[Any], np.ndarray]
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(N, ...)`."""
+        return (len(self.rows), *self.row_shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index) -> OnDisk:
+        return dataclasses.replace(self, rows=self.rows[index])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        grain = _grain()
+        threads = os.cpu_count() or 1
+        options = grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=2 * threads
+        )
+        source = grain.MapDataset.source(self.rows)
+        read = source.map(lambda row: self.read(self.records[int(row)]))
+        values = np.empty(self.shape, self.dtype)
+        with _readable(self.folder):
+            for i, value in enumerate(read.to_iter_dataset(options)):
+                values[i] = value
+        return values if dtype is None else values.astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Labelled images, and the constants that normalise them.
 
     Attributes:
-      images: pixels 0..255. uint8 `[N, H, W, C]`.
-      labels: classes. int32 `[N]`.
+      images: pixels 0..255. uint8 `[N, H, W, C]`, in memory or `OnDisk`.
+      labels: classes. int32 `[N]`, likewise.
       mean: mean of each channel, in units of pixel/255.
       std: standard deviation of each channel, in the same unit.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray | OnDisk
+    labels: np.ndarray | OnDisk
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -64,7 +121,7 @@ class Split:
     @property
     def inputs(self) -> np.ndarray:
         """What the network is given: float32 `[N, H, W, C]`, 4 × `images.nbytes`."""
-        return normalise(self.images, self.mean, self.std)
+        return normalise(np.asarray(self.images), self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +129,7 @@ class Dataset:
     """Three disjoint splits.
 
     Attributes:
-      name: `digits`, `cifar10` or `cifar100`.
+      name: `digits`, `cifar10`, `cifar100` or `imagenet2012`.
       train: images to train on.
       validation: images held out of the training set, to choose by. May be empty.
       test: images to report on.
@@ -166,23 +223,26 @@ def batches(split: Split, batch_size: int) -> Iterator[tuple[Split, np.ndarray]]
 def load(
     name: str, data_dir="data", *, validation: int | None = None, download: bool = True
 ) -> Dataset:
-    """Loads a dataset by name: `digits`, `cifar10` or `cifar100`.
+    """Loads a dataset by name: `digits`, `cifar10`, `cifar100` or `imagenet2012`.
 
     Args:
       name: which dataset.
       data_dir: folder of the prepared datasets. Not used by `digits`.
       validation: images held out of the training set; None for the usual number.
-      download: whether a missing dataset may be downloaded. Not used by `digits`.
+      download: whether a missing dataset may be downloaded, or made from archives
+        that are there. Not used by `digits`.
 
     Raises:
-      ValueError: the name is unknown. See `digits`, `cifar10`, `cifar100` for others.
+      ValueError: the name is unknown. See `digits`, `cifar10`, `cifar100`, `imagenet`
+        for others.
     """
     held_out = {} if validation is None else {"validation": validation}
     if name == "digits":
         return digits(**held_out)
-    if name in _CIFAR:
-        return _cifar(name, data_dir, download=download, **held_out)
-    known = ", ".join(["digits", *_CIFAR])
+    stored = {"cifar10": cifar10, "cifar100": cifar100, "imagenet2012": imagenet}
+    if name in stored:
+        return stored[name](data_dir, download=download, **held_out)
+    known = ", ".join(["digits", *stored])
     raise ValueError(f"unknown dataset {name!r}: expected one of {known}")
 
 
@@ -238,40 +298,69 @@ def cifar10(
       ImportError: a package of `jaxburst[data]` is missing.
       ValueError: what is there cannot be used, or `validation` leaves no training set.
     """
-    return _cifar("cifar10", data_dir, validation=validation, download=download)
+    return _load("cifar10", data_dir, validation, download, _read)
 
 
 def cifar100(
     data_dir="data", *, validation: int = 5000, download: bool = True
 ) -> Dataset:
     """Loads CIFAR-100, the 100 fine classes. Everything else is as in `cifar10`."""
-    return _cifar("cifar100", data_dir, validation=validation, download=download)
+    return _load("cifar100", data_dir, validation, download, _read)
+
+
+def imagenet(data_dir="data", *, validation: int = 0, download: bool = True) -> Dataset:
+    """ImageNet: 1,281,167 training and 50,000 test images, 224×224×3, 1000 classes.
+
+    The published validation images are the `test` split. All images stay on disk, in
+    the order, random but fixed, in which TFDS writes them. One that is asked for is
+    decoded, its shorter side resized to 256 pixels (bilinear, antialiased), and the
+    224×224 pixels at its centre are cut out, as torchvision does for the networks it
+    publishes; `mean` and `std` are torchvision's.
+
+    Args:
+      data_dir: folder of the prepared datasets, as TFDS lays them out.
+      validation: images held out of the training set. A network that was trained
+        elsewhere has seen all of them.
+      download: whether to `prepare` the dataset, from archives that are there, when it
+        is not.
+
+    Raises:
+      FileNotFoundError: nothing (whole) is prepared there, and there are no archives;
+        says where to put them.
+      ImportError: a package of `jaxburst[imagenet]` is missing.
+      ValueError: what is there cannot be used, or `validation` leaves no training set.
+    """
+    _grain()  # not only when the first images are read
+    return _load("imagenet2012", data_dir, validation, download, _on_disk)
 
 
 def prepare(name: str, data_dir) -> Path:
-    """Downloads CIFAR and writes it as TFDS would, without TensorFlow.
+    """Writes CIFAR or ImageNet as TFDS would, without TensorFlow.
 
-    An archive put at `<data_dir>/downloads/manual/` by hand is used instead of
-    downloading. Either is checked against the SHA-256 that TFDS publishes. What is
-    prepared already is left alone.
+    Archives are looked for in `<data_dir>/downloads/manual/`. That of CIFAR is
+    downloaded if it is not there, and checked against the SHA-256 that TFDS publishes.
+    Those of ImageNet, `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`, have to
+    be put there: image-net.org gives them to those who register. They are 145 GB, and
+    so is what is made of them. What is prepared already is left alone.
 
     Args:
-      name: `cifar10` or `cifar100`.
+      name: `cifar10`, `cifar100` or `imagenet2012`.
       data_dir: folder of the prepared datasets.
 
     Returns:
       The folder of this dataset, `<data_dir>/<name>/<version>`.
 
     Raises:
-      As `cifar10`.
+      As `cifar10` and `imagenet`.
     """
-    if name not in _CIFAR:
+    if name not in _STORED:
         raise ValueError(
-            f"prepare: expected one of {', '.join(_CIFAR)}, found {name!r}"
+            f"prepare: expected one of {', '.join(_STORED)}, found {name!r}"
         )
     directory = _directory(name, data_dir)
     if not directory.exists():
-        _write(name, directory.parents[1])
+        write = _write_imagenet if name == "imagenet2012" else _write_cifar
+        write(name, directory.parents[1])
     _open(name, data_dir)
     return directory
 
@@ -334,40 +423,51 @@ def _check_validation(name: str, validation: int, size: int) -> None:
         )
 
 
-# CIFAR on disk.
+# Datasets on disk.
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cifar:
+class _Stored:
+    """What was published: constants, numbers of images, and where to test."""
+
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: int = 50_000
     test: int = 10_000
+    test_split: str = "test"
 
 
-_CIFAR = {
-    "cifar10": _Cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": _Cifar(100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+_STORED = {
+    "cifar10": _Stored(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Stored(100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet2012": _Stored(
+        *(1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        *(1_281_167, 50_000, "validation"),  # the test split has no labels
+    ),
 }
 
 
-def _cifar(name: str, data_dir, *, validation: int = 5000, download: bool) -> Dataset:
-    facts = _CIFAR[name]
+def _load(name: str, data_dir, validation: int, download: bool, read) -> Dataset:
+    facts = _STORED[name]
     _check_validation(name, validation, facts.train)
     if download:
         prepare(name, data_dir)
     builder = _open(name, data_dir)
-    try:
-        train, test = (
-            Split(*_read(builder, split), facts.mean, facts.std)
-            for split in ("train", "test")
-        )
-    except RuntimeError as error:  # what array_record raises for a damaged file
-        raise ValueError(
-            f"{name}: cannot read {builder.data_path} ({error}); {_ANEW}"
-        ) from error
+    train, test = (
+        Split(*read(builder, split), facts.mean, facts.std)
+        for split in ("train", facts.test_split)
+    )
     return Dataset(name, train[validation:], train[:validation], test, facts.classes)
+
+
+@contextlib.contextmanager
+def _readable(folder):
+    """Says what to do where array_record or Pillow cannot read what is in a folder."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"cannot read {folder} ({error}); {_ANEW}") from error
 
 
 def _open(name: str, data_dir):
@@ -391,29 +491,36 @@ def _open(name: str, data_dir):
             "cannot be read without TensorFlow; pass another data_dir (--data-dir)"
         )
     rows = {split: info.num_examples for split, info in builder.info.splits.items()}
-    expected = {"train": _CIFAR[name].train, "test": _CIFAR[name].test}
-    if rows != expected:
+    facts = _STORED[name]
+    expected = {"train": facts.train, facts.test_split: facts.test}
+    if rows | expected != rows:
         raise ValueError(
             f"{name}: expected images {expected} in {directory}, found {rows}; {_ANEW}"
         )
     return builder
 
 
-def _read(builder, split: str):
-    """All images and labels of a split, in the order of their content."""
-    from PIL import Image
-
+def _records(builder, split: str):
+    """The records of a split, with the images as they were encoded."""
     # TFDS would decode with OpenCV if that is installed, else warn about Pillow.
     raw = {"image": _tfds().decode.SkipDecoding()}
+    return builder.as_data_source(split=split, decoders=raw)
+
+
+def _read(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of a split of CIFAR, in the order of their content."""
+    from PIL import Image
+
     formats = ("PNG", "WEBP")
-    source = builder.as_data_source(split=split, decoders=raw)
+    source = _records(builder, split)
     size = len(source)
     images = np.empty((size, 32, 32, 3), np.uint8)
     labels = np.empty(size, np.int32)
     chunks = range(0, size, 1000)
     for start in track(chunks, f"Reading {builder.name} {split}", len(chunks)):
         stop = min(start + 1000, size)
-        records = source.__getitems__(range(start, stop))
+        with _readable(builder.data_path):
+            records = source.__getitems__(range(start, stop))
         for i, record in enumerate(records, start):
             # Naming the formats spares Pillow the search among all it knows.
             with Image.open(io.BytesIO(record["image"]), formats=formats) as image:
@@ -421,6 +528,33 @@ def _read(builder, split: str):
             labels[i] = record["label"]
     order = _content_order(images, labels)
     return images[order], labels[order]
+
+
+def _on_disk(builder, split: str) -> tuple[OnDisk, OnDisk]:
+    """Images and labels of a split of ImageNet."""
+    records = _records(builder, split)
+    rows, folder = np.arange(len(records)), builder.data_path
+    return (
+        OnDisk(folder, records, rows, _photograph, (224, 224, 3), np.uint8),
+        OnDisk(folder, records, rows, _label, (), np.int32),
+    )
+
+
+def _label(record: dict) -> int:
+    return record["label"]
+
+
+def _photograph(record: dict) -> np.ndarray:
+    """The centre of a photograph as torchvision cuts it, uint8 `[224, 224, 3]`."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(record["image"]), formats=("JPEG", "PNG")) as file:
+        image = file.convert("RGB")
+    short = min(image.size)
+    size = [int(256 * side / short) for side in image.size]
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((side - 224) / 2) for side in size)
+    return np.asarray(image.crop((left, top, left + 224, top + 224)))
 
 
 def _content_order(images, labels) -> np.ndarray:
@@ -432,7 +566,7 @@ def _content_order(images, labels) -> np.ndarray:
     return np.lexsort((labels, keys))
 
 
-def _write(name: str, data_dir: Path) -> None:
+def _write_cifar(name: str, data_dir: Path) -> None:
     """Makes the dataset from its archive, fetched if it is not there."""
     tfds = _tfds()
     from tensorflow_datasets.core.download.download_manager import (
@@ -440,9 +574,7 @@ def _write(name: str, data_dir: Path) -> None:
     )
 
     manual = data_dir / "downloads" / "manual"
-    builder = _tensorflow_free_builder(name)(
-        data_dir=data_dir, file_format="array_record"
-    )
+    builder = _cifar_builder(name)(data_dir=data_dir, file_format="array_record")
     url = builder._cifar_info.url
     archive = manual / url.rpartition("/")[2]
     if not archive.exists():
@@ -487,7 +619,7 @@ def _fetch(name: str, url: str, archive: Path, timeout: float = 10) -> None:
         part.unlink(missing_ok=True)
 
 
-def _tensorflow_free_builder(name: str):
+def _cifar_builder(name: str):
     """TFDS's own CIFAR builder, where it unpacks and encodes without TensorFlow."""
     from PIL import Image
 
@@ -526,8 +658,80 @@ def _tensorflow_free_builder(name: str):
     return Builder
 
 
+def _write_imagenet(name: str, data_dir: Path) -> None:
+    """Makes the dataset from the archives that were put there."""
+    tfds = _tfds()
+    manual = data_dir / "downloads" / "manual"
+    archives = {
+        split: manual / f"ILSVRC2012_img_{part}.tar"
+        for split, part in (("train", "train"), ("validation", "val"))
+    }
+    missing = [path.name for path in archives.values() if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{name}: expected a prepared dataset in {data_dir.resolve() / name}, or "
+            f"its archives to make it of; there is no {' and no '.join(missing)} in "
+            f"{manual.resolve()}. Register at https://image-net.org/download-images, "
+            "download them and put them there, or pass the data_dir (--data-dir) that "
+            "holds the prepared dataset"
+        )
+    builder = _imagenet_builder(archives)(data_dir=data_dir, file_format="array_record")
+    config = tfds.download.DownloadConfig(manual_dir=manual)
+    try:
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{name}: an archive in {manual} is damaged ({error}); download it again"
+        ) from error
+
+
+def _imagenet_builder(archives: dict[str, Path]):
+    """TFDS's own ImageNet builder, where it reads and encodes without TensorFlow."""
+    from PIL import Image
+    from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
+
+    odd = {
+        *imagenet2012_dataset_builder.CMYK_IMAGES,
+        *imagenet2012_dataset_builder.PNG_IMAGES,
+    }
+    stock = _stock_builder("imagenet2012")
+
+    class Builder(stock, skip_registration=True):
+        name = stock.name
+        pkg_dir_path = stock.pkg_dir_path
+
+        def _split_generators(self, downloads):
+            known = Path(self.pkg_dir_path, "validation_labels.txt").read_text().split()
+            with tarfile.open(archives["validation"]) as tar:
+                names = sorted(tar.getnames())
+            labels = {"validation": dict(zip(names, known, strict=False))}
+            return {
+                split: self._generate_examples(_members(path), labels.get(split))
+                for split, path in archives.items()
+            }
+
+        def _fix_image(self, image_fname, image):
+            if image_fname not in odd:
+                return image
+            # Like TFDS, for those who read JPEGs with three channels only.
+            fixed = io.BytesIO()
+            Image.open(image).convert("RGB").save(fixed, "JPEG", quality=100)
+            fixed.seek(0)
+            return fixed
+
+    return Builder
+
+
+def _members(archive: Path) -> Iterator[tuple[str, Any]]:
+    """`(name, file)` of what is in a tar archive, one after the other."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, tar.extractfile(member)
+
+
 def _stock_builder(name: str):
-    return getattr(_tfds().image_classification, name.capitalize())
+    return _tfds().builder_cls(name)
 
 
 def _directory(name: str, data_dir) -> Path:
@@ -543,11 +747,18 @@ def _tfds():
     return tensorflow_datasets
 
 
-def _require(*packages: str) -> None:
+def _grain():
+    _require("grain", extra="imagenet")
+    import grain
+
+    return grain
+
+
+def _require(*packages: str, extra: str = "data") -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f'jaxburst.data needs {", ".join(missing)}: pip install "jaxburst[data]"'
+            f'jaxburst.data needs {", ".join(missing)}: pip install "jaxburst[{extra}]"'
         )
 
 

@@ -38,21 +38,27 @@ def paper(layers: Layers, variables: dict, images: np.ndarray) -> tuple[Model, S
 
 
 def refining(
-    layers: Layers, variables: dict, images: np.ndarray, *, levels: int = 4
+    layers: Layers,
+    variables: dict,
+    images: np.ndarray,
+    *,
+    levels: int = 4,
+    batch_size: int = 100,
 ) -> tuple[Model, Spiking]:
     """Refining bursts, for three or four time steps.
 
     Spikes halve their weight at every step and are at most 15; neurons within 0.6 of a
     quantum stay silent. Thresholds per channel describe the activations best with
     `levels` levels at the first step, and are then balanced between layers (`balance`,
-    on 100 images). The first step rounds at 0.4 of a threshold; the means of the first
-    four steps are corrected on 200 images.
+    on one batch). The first step rounds at 0.4 of a threshold; the means of the first
+    four steps are corrected on two batches.
 
     Args:
       layers: the network.
       variables: its trained `{'params', 'batch_stats'}`.
       images: calibration images `[N, H, W, C]`, normalised; no labels. A few hundred.
       levels: of the first step; more of them cost more spikes there and are closer.
+      batch_size: number of images at a time; memory grows with it.
 
     Returns:
       `(model, spiking)`, for `simulate`, `infer` and `evaluate`.
@@ -61,8 +67,10 @@ def refining(
     with warnings.catch_warnings():
         # A channel that never fires in calibration is common and harmless here.
         warnings.filterwarnings("ignore", message="channels with the threshold 0")
-        thresholds = calibrate_mse(layers, variables, images, Burst(levels))
-    thresholds = balance(layers, variables, thresholds, images[:100], neuron)
+        thresholds = calibrate_mse(
+            layers, variables, images, Burst(levels), batch_size=batch_size
+        )
+    thresholds = balance(layers, variables, thresholds, images[:batch_size], neuron)
     model = Model(layers, neuron)
     spiking = convert(layers, variables, thresholds, initial=0.4)
-    return model, correct(model, spiking, images[:200], steps=4)
+    return model, correct(model, spiking, images[: 2 * batch_size], steps=4)

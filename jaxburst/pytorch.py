@@ -5,7 +5,8 @@ The rule by which tensors find their layers, in order and not by name:
 1. A leading `module.` is dropped, `num_batches_tracked` is ignored, and tensors with
    the same name up to the last dot belong together.
 2. A 4-D weight is a convolution, a 2-D weight a dense layer, and whatever has a
-   `running_mean` a batch normalisation.
+   `running_mean` a batch normalisation. Convolutions after the network's last are its
+   first dense layers, where it lacks just as many (timm's VGG).
 3. Each kind is put in natural order (`layer1.10` after `layer1.9`) and fills the layers
    of that kind in network order: in a residual, the body before the shortcut. A
    normalisation next to dense layers comes after those next to convolutions.
@@ -100,6 +101,15 @@ def load_pytorch(
         "norm": [pair for pair in affine if pair[1].norm],
         "other": [],
     }
+    convs, denses = sorted_owners["conv"], sorted_owners["dense"]
+    surplus = convs[len(wanted["conv"]) :]
+    if len(surplus) + len(denses) == len(wanted["dense"]):
+        sorted_owners["conv"] = convs[: len(wanted["conv"])]
+        sorted_owners["dense"] = surplus + denses
+        for owner in surplus:
+            tensors = kinds["conv"][owner]
+            weight = tensors["weight"].reshape(len(tensors["weight"]), -1)
+            kinds["dense"][owner] = tensors | {"weight": weight}
     variables: dict[tuple[str, ...], np.ndarray] = {}
     problems: list[str] = []
     for kind, pairs in wanted.items():

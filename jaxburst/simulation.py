@@ -32,6 +32,7 @@ import numpy as np
 from jaxburst.conversion import Affine, Spiking
 from jaxburst.convolution import convolve, prepare
 from jaxburst.data import Split, batches, check_normalised
+from jaxburst.devices import evenly, share
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -663,13 +664,16 @@ def evaluate(
 ) -> Curves:
     """Simulates a whole data set; one compilation serves all batches.
 
+    All local devices share every batch. Of images `OnDisk`, those of one batch are in
+    memory at a time.
+
     Args:
       model: the network, neuron and pooling.
       spiking: its converted weights.
       split: images and labels.
       steps: number of time steps `T`.
-      batch_size: number of images at a time; a last partial batch is padded, and what
-        was padded is not counted.
+      batch_size: number of images at a time, rounded up to what the devices share
+        evenly; a last partial batch is padded, and what was padded is not counted.
       schedule: the order of the work, see `plan`.
       progress: whether to show a progress bar.
 
@@ -681,11 +685,12 @@ def evaluate(
     """
     if len(split) == 0:
         raise ValueError("evaluate: there are no images in this split")
-    batch_size = min(batch_size, len(split))
+    batch_size = evenly(min(batch_size, len(split)))
     shape = (batch_size, *split.images.shape[1:])
     check(model, spiking, shape, steps)
-    circuit = build(model, spiking, shape[1:])
     order = plan(batch_size, steps, schedule)
+    cut, copy = share(batch_size)
+    circuit = copy(build(model, spiking, shape[1:]))
     correct = np.zeros(steps, np.int64)
     events: dict[str, np.ndarray] = {}
     parts = batches(split, batch_size)
@@ -695,9 +700,8 @@ def evaluate(
     for part, inputs in parts:
         missing = batch_size - len(part)
         labels = np.pad(part.labels, (0, missing), constant_values=-1)
-        hits, counts = jax.device_get(
-            _score(model, circuit, inputs, labels, steps, order)
-        )
+        scored = _score(model, circuit, cut(inputs), cut(labels), steps, order)
+        hits, counts = jax.device_get(scored)
         correct += hits
         for path, count in counts.items():
             total = count[:, : len(part)].sum(1, dtype=np.int64)

@@ -36,7 +36,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxburst.ann import Network, accuracy
 from jaxburst.augmentation import KINDS, augment
-from jaxburst.data import Split, batch_indices, normalise
+from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.layers import Layers, Residual, validate, walk
 
 PRECISIONS = ("float32", "bfloat16")
@@ -201,6 +201,7 @@ def fit(
       FloatingPointError: the loss or the weights are no longer finite. The checkpoints
         written before stay as they are.
       OSError: nothing can be written to `directory`.
+      TypeError: the images are not in memory.
       ValueError: split, network and recipe do not fit together; or `directory` holds
         a run already, that of something else, or a damaged checkpoint.
     """
@@ -548,6 +549,11 @@ def _check_split(name: str, split: Split, layers: Layers) -> None:
         raise ValueError(
             f"{name}: expected as many images as labels, and at least one, found "
             f"{len(split.images)} images and {len(split.labels)} labels"
+        )
+    if isinstance(split.images, OnDisk):
+        raise TypeError(
+            f"{name}: expected images in memory, found them on disk; read some of them "
+            "with np.asarray, images and labels, into another Split"
         )
     validate(layers, split.images.shape[1:])
     classes = layers[-1].features

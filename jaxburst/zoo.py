@@ -1,7 +1,8 @@
 """Networks people convert, as functions that return tuples of layers.
 
 VGG (Simonyan and Zisserman, 2015) and ResNet (He et al., 2016) with the stems and heads
-used on 32x32 images; `vgg` and `resnet` are the builders, the rest are one line each.
+used on 32x32 images and, `..._imagenet`, on 224x224 ones; `vgg` and `resnet` are the
+builders, the rest are one line each.
 """
 
 from __future__ import annotations
@@ -19,13 +20,20 @@ from jaxburst.layers import (
 )
 
 
-def vgg(plan: tuple[int | str, ...], classes: int, *, bias: bool = True) -> Layers:
-    """A VGG with batch normalisation, 2x2 max pooling and one Dense layer.
+def vgg(
+    plan: tuple[int | str, ...],
+    classes: int,
+    *,
+    bias: bool = True,
+    hidden: tuple[int, ...] = (),
+) -> Layers:
+    """A VGG with batch normalisation and 2x2 max pooling.
 
     Args:
       plan: channels of each 3x3 convolution, `'M'` for a pool: `(64, 'M', 128, 'M')`.
       classes: number of logits.
       bias: whether convolutions have a bias in front of their normalisation.
+      hidden: features of each Dense layer before the last.
 
     Returns:
       The network.
@@ -36,7 +44,10 @@ def vgg(plan: tuple[int | str, ...], classes: int, *, bias: bool = True) -> Laye
             layers.append(MaxPool(2))
         else:
             layers += [Conv(entry, bias=bias, norm=True), Relu()]
-    return (*layers, Flatten(), Dense(classes))
+    layers.append(Flatten())
+    for features in hidden:
+        layers += [Dense(features), Relu()]
+    return (*layers, Dense(classes))
 
 
 def _vgg_plan(*repeats: int) -> tuple[int | str, ...]:
@@ -66,6 +77,16 @@ def vgg19(classes: int) -> Layers:
     return vgg(_vgg_plan(2, 2, 4, 4, 4), classes)
 
 
+def vgg16_imagenet(classes: int) -> Layers:
+    """VGG-16 for 224x224 images, torchvision's `vgg16_bn`: 15.5 billion MACs.
+
+    13 convolutions and three Dense layers, the first of which holds 103 of its 138
+    million parameters. torchvision's pooling to 7x7 before them does nothing to images
+    of this size; its dropout is not for inference.
+    """
+    return vgg(_vgg_plan(2, 2, 3, 3, 3), classes, hidden=(4096, 4096))
+
+
 def vgg9(classes: int) -> Layers:
     """A narrow VGG of 8 convolutions that trains on CPU: 133 million MACs.
 
@@ -92,7 +113,7 @@ def resnet(
     """A ResNet of basic blocks: two 3x3 convolutions and a shortcut each.
 
     Args:
-      stem: the layers before the first block, ending in a Relu.
+      stem: the layers before the first block, ending in a Relu or a MaxPool.
       widths: channels of each stage; every stage but the first halves the map.
       blocks: blocks per stage, one number for all stages or one for each.
       classes: number of logits.
@@ -162,6 +183,25 @@ def resnet18(classes: int) -> Layers:
     return resnet(stem, (64, 128, 256, 512), 2, classes, shortcut="conv")
 
 
+def _imagenet_resnet(blocks: int | tuple[int, ...], classes: int) -> Layers:
+    stem = (
+        Conv(64, kernel=7, stride=2, padding=3, norm=True),
+        Relu(),
+        MaxPool(3, stride=2, padding=1),
+    )
+    return resnet(stem, (64, 128, 256, 512), blocks, classes, shortcut="conv")
+
+
+def resnet18_imagenet(classes: int) -> Layers:
+    """The ResNet-18 of He et al. for 224x224 images: 11.7 million parameters."""
+    return _imagenet_resnet(2, classes)
+
+
+def resnet34_imagenet(classes: int) -> Layers:
+    """The ResNet-34 of He et al. for 224x224 images: 21.8 million parameters."""
+    return _imagenet_resnet((3, 4, 6, 3), classes)
+
+
 def resnet20_wide(classes: int) -> Layers:
     """The network that the authors of the burst paper call "ResNet20".
 
@@ -195,3 +235,11 @@ NETWORKS = {
     "vgg9": vgg9,
     "vgg_tiny": vgg_tiny,
 }
+"""For images of 32x32, those called tiny of 8x8."""
+
+IMAGENET = {
+    "resnet18": resnet18_imagenet,
+    "resnet34": resnet34_imagenet,
+    "vgg16": vgg16_imagenet,
+}
+"""For images of 224x224."""

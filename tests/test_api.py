@@ -37,12 +37,12 @@ def test_modules_are_documented():
     assert all(module.__doc__ for module in MODULES)
 
 
-def test_nothing_but_the_data_module_imports_tensorflow_datasets():
+def test_nothing_but_the_data_module_imports_tensorflow_datasets_or_grain():
     package = Path(jb.__file__).parent
     naming = [
         path.name
         for path in package.glob("*.py")
-        if re.search(r"import tensorflow_datasets", path.read_text())
+        if re.search(r"import (tensorflow_datasets|grain)", path.read_text())
     ]
     assert naming == ["data.py"]
 

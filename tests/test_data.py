@@ -81,8 +81,8 @@ class Fake:
         self.archive = root / "downloads" / "manual" / LAYOUT[name]["archive"]
         rng = np.random.default_rng(0)
         self.splits = {s: random_split(rng, n, self.classes) for s, n in ROWS.items()}
-        facts = dataclasses.replace(data._CIFAR[name], **ROWS)
-        monkeypatch.setitem(data._CIFAR, name, facts)
+        facts = dataclasses.replace(data._STORED[name], **ROWS)
+        monkeypatch.setitem(data._STORED, name, facts)
 
     def bring_archive(self):
         pack(self.name, self.archive, self.splits)
@@ -147,7 +147,7 @@ def test_what_was_in_the_archive_is_what_is_read(either):
     assert (dataset.name, dataset.classes) == (either.name, either.classes)
     assert dataset.train.images.dtype == np.uint8
     assert dataset.train.labels.dtype == np.int32
-    assert dataset.train.mean == data._CIFAR[either.name].mean
+    assert dataset.train.mean == data._STORED[either.name].mean
     assert "tensorflow" not in sys.modules
 
 
@@ -281,8 +281,8 @@ def test_an_incomplete_folder_is_refused(prepared, file):
 
 
 def test_a_wrong_number_of_images_is_refused(prepared, monkeypatch):
-    facts = dataclasses.replace(data._CIFAR["cifar10"], train=50_000)
-    monkeypatch.setitem(data._CIFAR, "cifar10", facts)
+    facts = dataclasses.replace(data._STORED["cifar10"], train=50_000)
+    monkeypatch.setitem(data._STORED, "cifar10", facts)
     with pytest.raises(ValueError, match="50000.*found.*20.*delete"):
         prepared.load()
 
@@ -299,7 +299,7 @@ def test_a_damaged_file_is_refused(prepared):
 def test_importing_is_light():
     code = (
         "import sys, jaxburst.data\n"
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'sklearn'}\n"
+        "heavy = {'grain', 'tensorflow', 'tensorflow_datasets', 'sklearn'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -387,9 +387,13 @@ def test_with_normalisation_changes_the_constants_only():
 
 
 def test_load_lists_the_names_it_knows():
-    with pytest.raises(ValueError, match="'mnist'.*digits, cifar10, cifar100"):
+    with pytest.raises(
+        ValueError, match="'mnist'.*digits, cifar10, cifar100, imagenet2012"
+    ):
         data.load("mnist")
-    with pytest.raises(ValueError, match="cifar10, cifar100, found 'digits'"):
+    with pytest.raises(
+        ValueError, match="cifar10, cifar100, imagenet2012, found 'digits'"
+    ):
         data.prepare("digits", "data")
     assert len(data.load("digits", validation=7).validation) == 7
 

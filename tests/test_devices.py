@@ -1,4 +1,4 @@
-"""Several devices and several processes train the network that one device trains."""
+"""Several devices and processes train, convert and simulate as one device does."""
 
 import dataclasses
 import json
@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from networks import random_variables
 
 import jaxburst
 from jaxburst.data import Split
-from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu
+from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu, Residual
 from jaxburst.training import Recipe, fit, restore
 
 LAYERS = (Conv(4, norm=True), Relu(), MaxPool(2), Flatten(), Dense(3))
@@ -41,6 +42,37 @@ def train(recipe=RECIPE, **options):
 def as_lists(variables):
     arrays = flatten_dict(variables, sep="/").items()
     return {name: np.asarray(array).tolist() for name, array in arrays}
+
+
+def convert_and_evaluate() -> dict:
+    """Thresholds, corrections and curves of two networks of bursts, one refining."""
+    layers = (
+        *(Conv(4, norm=True), Relu(), MaxPool(3, 2, 1)),
+        *(Residual((Conv(4, norm=True),)), Relu(), Flatten(), Dense(3)),
+    )
+    split = split_by_brightness()
+    rng = np.random.default_rng(1)
+    variables = random_variables(layers, split.images.shape[1:], rng)
+    variables = jax.tree.map(np.float32, variables)
+    images, neuron = split.inputs, jaxburst.Burst(3)
+    thresholds = jaxburst.calibrate(layers, variables, images, neuron, batch_size=7)
+    burst = jaxburst.Model(layers, neuron)
+    spiking = jaxburst.convert(layers, variables, thresholds)
+    spiking = jaxburst.correct(burst, spiking, images[:12], 4)
+    refining = jaxburst.presets.refining(layers, variables, images, batch_size=10)
+    found = {"ann": jaxburst.accuracy(layers, variables, split, batch_size=5)}
+    for name, pair in {"burst": (burst, spiking), "refining": refining}.items():
+        # 23 images, 7 at a time: some are padding, some devices get nothing else.
+        curves = jaxburst.evaluate(*pair, split[:23], 4, batch_size=7)
+        assert curves.images == 23 and sum(map(sum, curves.events.values())) > 0
+        found[name] = curves.accuracy.tolist()
+        found |= {f"{name} {path}": list(n) for path, n in curves.events.items()}
+        found |= {
+            f"{name} {path} {part}": np.asarray(value).tolist()
+            for path, layer in pair[1].items()
+            for part, value in layer._asdict().items()
+        }
+    return found
 
 
 def start(devices: int, **task) -> subprocess.Popen:
@@ -84,6 +116,15 @@ def test_four_devices_train_as_one():
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("devices", [3, 4])
+def test_several_devices_convert_and_evaluate_as_one(devices):
+    process = start(devices, evaluate=True)
+    expected = convert_and_evaluate()
+    found, _ = finish(process)
+    assert found.pop("devices") == devices
+    assert_same(found, expected)
+
+
 def test_two_processes_train_as_one_and_resume(tmp_path):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -124,4 +165,8 @@ def in_processes(address: str, process: int, directory: str):
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
-    print(json.dumps(in_processes(**task) if task else [train()]))
+    if "evaluate" in task:
+        found = convert_and_evaluate() | {"devices": jax.local_device_count()}
+    else:
+        found = in_processes(**task) if task else [train()]
+    print(json.dumps(found))

@@ -111,6 +111,47 @@ def test_compare(run, tiny_cifar, untrained, tmp_path, capsys):
     assert [len(row["accuracy"]) for row in record["headlines"]] == [4, 4]
 
 
+def test_trained(run, tmp_path, capsys):
+    result = {
+        "dataset": "cifar10",
+        "test_images": 10000,
+        "ann_accuracy": 0.9,
+        "runs": {
+            "burst": {
+                "accuracy": [0.5, 0.6, 0.7],
+                "energy_over_ann": [0.1, 0.2, 0.3],
+                "seconds": 1234.5,
+            }
+        },
+    }
+    hardware = {"devices": ["TPU v4", "TPU v4"], "cpus": 8}
+    record = {"provenance": hardware, "results": {"net": result}}
+    (tmp_path / "results/one").mkdir(parents=True)
+    (tmp_path / "results/one/cifar10.json").write_text(json.dumps(record))
+    run("trained")
+    for name in jb.released.names():
+        path = tmp_path / f"results/training/{name}.json"
+        record, notes = json.loads(path.read_text()), jb.released.notes(name)
+        assert record["history"] == notes["history"]
+        assert len(notes["history"]) == notes["recipe"]["epochs"]
+        assert record["training_seconds"] > 60
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        "| net | cifar10 | 90.00% | burst | 50.00 (0.10) | 60.00 (0.20) |  |  |  |  |  "
+        "| 10,000 | 1,234 | 2 × TPU v4, 8 cores |"
+    )
+
+
+def test_training_seconds_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    trained = runpy.run_path(str(EXPERIMENTS / "trained.py"))
+    history = [
+        {"step": 10, "images_per_second": 80.0},
+        {"step": 20, "images_per_second": 40.0},
+    ]
+    assert trained["training_seconds"](history, batch_size=16) == 2 + 4
+
+
 def test_errors(run, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "3", "--calibration", "10", "--steps", "6")
     run("errors", *untrained, *few, "--out", "here")

@@ -168,6 +168,23 @@ def test_a_dense_after_flatten_reads_channel_first_order():
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_dense_layers_that_timm_writes_as_convolutions():
+    """timm's VGG: a convolution over the whole map, and one over a single place."""
+    layers = zoo.vgg((2, "M", 3, "M"), 4, hidden=(5, 6))
+    variables = random_variables(layers, (8, 8, 3), np.random.default_rng(0))
+    variables = jax.tree.map(np.float32, variables)
+    names = ["features.0", "features.1", "features.4", "features.5"]
+    heads = ["pre_logits.fc1", "pre_logits.fc2", "head.fc"]
+    tensors = written(layers, variables, [*names, *heads])
+    first = tensors["pre_logits.fc1.weight"].reshape(5, 2, 2, 3)  # [.., H, W, C] here
+    tensors["pre_logits.fc1.weight"] = first.transpose(0, 3, 1, 2)
+    tensors["pre_logits.fc2.weight"] = tensors["pre_logits.fc2.weight"][..., None, None]
+    assert_equal(load_pytorch(layers, tensors, (8, 8, 3)), variables)
+    del tensors["head.fc.weight"], tensors["head.fc.bias"]
+    with pytest.raises(ValueError, match="left over: pre_logits.fc1.weight"):
+        load_pytorch(layers, tensors, (8, 8, 3))
+
+
 def test_every_misfit_is_listed_in_one_error():
     layers, image_shape, _, tensors = dialect("torchvision vgg")
     del tensors["features.4.bias"]
