@@ -109,6 +109,29 @@ class Model:
 
 
 State = dict[str, Any]
+
+
+@jax.tree_util.register_pytree_node_class
+class Circuit(dict):
+    """What `build` makes of converted weights, `{path: arrays}`; a pytree.
+
+    It remembers the model and the `(H, W, C)` of the images that it was built for.
+    """
+
+    def __init__(self, arrays: dict[str, Any], model: Model, image_shape: tuple):
+        super().__init__(arrays)
+        self.model, self.image_shape = model, image_shape
+
+    def tree_flatten(self):
+        paths = tuple(sorted(self))
+        return [self[path] for path in paths], (paths, self.model, self.image_shape)
+
+    @classmethod
+    def tree_unflatten(cls, static, arrays):
+        paths, model, image_shape = static
+        return cls(dict(zip(paths, arrays, strict=True)), model, image_shape)
+
+
 Respond = Callable[..., tuple[Membrane, jax.Array]]
 
 
@@ -252,7 +275,7 @@ def _stem(layers: Layers) -> int:
 
 
 @partial(jax.jit, static_argnames=("model", "image_shape"))
-def build(model: Model, spiking: Spiking, image_shape: tuple[int, ...]) -> Spiking:
+def build(model: Model, spiking: Spiking, image_shape: tuple[int, ...]) -> Circuit:
     """Does the work that depends on the weights only, once for all images and steps.
 
     The threshold of whoever sends spikes moves into the kernels that receive them, so
@@ -265,13 +288,28 @@ def build(model: Model, spiking: Spiking, image_shape: tuple[int, ...]) -> Spiki
       image_shape: `(H, W, C)`.
 
     Returns:
-      The circuit: `spiking` with other kernels, for `step`, and for every MaxPool what
-      one of its spikes is worth.
+      The circuit: `spiking` with other kernels, and for every MaxPool what one of its
+      spikes is worth. For `step`; and `infer`, `simulate` and `evaluate` take it in
+      place of `spiking`, which saves them this work.
     """
     rows = {row.path: row for row in trace_shapes(model.layers, image_shape)}
     circuit = dict(spiking)
     _build(model, model.layers, spiking, None, "", rows, circuit)
-    return circuit
+    return Circuit(circuit, model, image_shape)
+
+
+def _built(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int):
+    """A circuit for images `[B, H, W, C]`, checked; nothing to do for one."""
+    if not isinstance(spiking, Circuit):
+        check(model, spiking, shape, steps)
+        return build(model, spiking, shape[1:])
+    if (spiking.model, spiking.image_shape) != (model, shape[1:]):
+        raise ValueError(
+            f"the circuit was built for images of {spiking.image_shape} and "
+            f"{spiking.model}; build another for {shape[1:]} and {model}"
+        )
+    check_steps(model, shape, steps)
+    return spiking
 
 
 def _build(model, layers, spiking, unit, scope, rows, circuit):
@@ -566,13 +604,12 @@ def simulate(
       ValueError: for images, weights or paths that do not fit the network.
     """
     check_normalised(images)
-    check(model, spiking, images.shape, steps)
+    circuit = _built(model, spiking, images.shape, steps)
     unknown = sorted(set(record) - set(_relus(model)))
     if unknown:
         raise ValueError(
             f"simulate: cannot record {unknown}; the Relus are {_relus(model)}"
         )
-    circuit = build(model, spiking, images.shape[1:])
     order = plan(len(images), steps, schedule)
     return _unroll(model, circuit, images, steps, order, record)
 
@@ -614,11 +651,11 @@ def infer(
 ) -> jax.Array:
     """The logits `[B, classes]` after `steps` time steps, and nothing else.
 
-    Args and errors: as `simulate`.
+    Args and errors: as `simulate`. Who calls it again and again gives it what `build`
+    returns in place of `spiking`.
     """
     check_normalised(images)
-    check(model, spiking, images.shape, steps)
-    circuit = build(model, spiking, images.shape[1:])
+    circuit = _built(model, spiking, images.shape, steps)
     order = plan(len(images), steps, schedule)
     blocks, left = divmod(steps, order.steps)
 
@@ -687,10 +724,10 @@ def evaluate(
         raise ValueError("evaluate: there are no images in this split")
     batch_size = evenly(min(batch_size, len(split)))
     shape = (batch_size, *split.images.shape[1:])
-    check(model, spiking, shape, steps)
+    circuit = _built(model, spiking, shape, steps)
     order = plan(batch_size, steps, schedule)
     cut, copy = share(batch_size)
-    circuit = copy(build(model, spiking, shape[1:]))
+    circuit = copy(circuit)
     correct = np.zeros(steps, np.int64)
     events: dict[str, np.ndarray] = {}
     parts = batches(split, batch_size)
@@ -723,12 +760,8 @@ def _relus(model: Model) -> list[str]:
     return [path for path, layer in walk(model.layers) if isinstance(layer, Relu)]
 
 
-def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:
-    """Refuses images `[B, H, W, C]`, weights and steps that do not fit the network.
-
-    Raises:
-      ValueError: naming the layer, what was expected and what was found.
-    """
+def check_steps(model: Model, shape: tuple[int, ...], steps: int) -> None:
+    """Refuses shapes of images and numbers of steps that no network can take."""
     if len(shape) != 4:
         raise ValueError(f"images must be [B, H, W, C], found the shape {shape}")
     if not isinstance(steps, int) or steps < 1:
@@ -741,6 +774,15 @@ def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) ->
                 f"step are below the rounding of the weights after {most} steps, found "
                 f"{steps}; a handful is enough"
             )
+
+
+def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) -> None:
+    """Refuses images `[B, H, W, C]`, weights and steps that do not fit the network.
+
+    Raises:
+      ValueError: naming the layer, what was expected and what was found.
+    """
+    check_steps(model, shape, steps)
     validate(model.layers, shape[1:])
     for row in trace_shapes(model.layers, shape[1:]):
         if not isinstance(row.layer, Conv | Dense | Relu | Residual):

@@ -127,3 +127,24 @@ def test_a_plan_says_what_it_chose():
     assert str(plan(1, 4)) == "4 steps, layer by layer, of 1 images at a time"
     with pytest.raises(ValueError, match="jaxburst.direct"):
         plan(1, 1, "direct")
+
+
+def test_a_circuit_stands_for_the_weights_it_was_built_from():
+    it = case(NAMES[0])
+    model, images = Model(it.layers, Burst(3)), jnp.asarray(it.images)
+    spiking = it.spiking(Burst(3), "channel", 0.5)
+    circuit = simulation.build(model, spiking, it.image_shape)
+    again = jax.tree.map(lambda x: x, circuit)
+    assert isinstance(again, simulation.Circuit) and again == circuit
+    expected = simulate(model, spiking, images, 5)
+    found = simulate(model, circuit, images, 5)
+    assert np.abs(expected.logits).max() > 0.1
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-12)
+    logits = infer(model, circuit, images, 5)
+    np.testing.assert_allclose(logits, expected.logits[-1], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="was built for images of"):
+        infer(Model(it.layers, Burst(2)), circuit, images, 5)
+    with pytest.raises(ValueError, match="was built for images of"):
+        simulate(model, circuit, images[:, 1:], 5)
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        infer(model, circuit, images, 0)

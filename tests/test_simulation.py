@@ -206,7 +206,7 @@ def test_memory_does_not_grow_with_time(schedule):
         infer.lower(model, spiking, images, steps, schedule=schedule)
         .compile()
         .memory_analysis()
-        for steps in (64, 64 * STEPS)
+        for steps in (128, 128 * STEPS)
     ]
     assert needed[0].temp_size_in_bytes == needed[1].temp_size_in_bytes > 0
 
