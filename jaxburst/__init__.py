@@ -30,6 +30,7 @@ from jaxburst import (
     energy,
     layers,
     neuron,
+    polishing,
     presets,
     released,
     simulation,
@@ -44,6 +45,7 @@ from jaxburst.checkpoint import load, save
 from jaxburst.conversion import convert, normalise, verify
 from jaxburst.layers import summary, validate
 from jaxburst.neuron import Burst, Refining
+from jaxburst.polishing import polish
 from jaxburst.pytorch import load_pytorch
 from jaxburst.released import pretrained
 from jaxburst.simulation import Model, evaluate, infer, simulate
@@ -82,6 +84,8 @@ __all__ = [
     "load_pytorch",
     "neuron",
     "normalise",
+    "polish",
+    "polishing",
     "presets",
     "pretrained",
     "released",
