@@ -26,6 +26,7 @@ from jaxburst.neuron import (
 from jaxburst.progress import track
 from jaxburst.simulation import Model, build, drive, readout, rest, simulate, step
 
+_AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 
 
@@ -55,6 +56,7 @@ def polish(
     .. math:: \theta_t N_t \approx \max(v_t, 0) .
 
     Nothing else of the network changes: neither its weights nor the kind of neuron.
+    Layers of a handful of neurons, whose errors do not average out, may get worse.
 
     Args:
       model: the network, with `Refining` neurons.
@@ -116,9 +118,6 @@ def polish(
         chosen = rng.choice(len(images), batch_size, replace=False)
         change, memory = improve(change, memory, images[chosen])
     return _changed(spiking, change)
-
-
-_AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
 
 
 def _with_rows(model: Model, spiking: Spiking, shape, steps: int) -> Spiking:
