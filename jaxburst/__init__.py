@@ -30,6 +30,7 @@ from jaxburst import (
     energy,
     layers,
     neuron,
+    polishing,
     presets,
     released,
     simulation,
@@ -45,6 +46,7 @@ from jaxburst.conversion import convert, normalise, verify
 from jaxburst.direct import direct
 from jaxburst.layers import summary, validate
 from jaxburst.neuron import Burst, Refining
+from jaxburst.polishing import polish
 from jaxburst.pytorch import load_pytorch
 from jaxburst.released import pretrained
 from jaxburst.simulation import Model, evaluate, infer, simulate
@@ -84,6 +86,8 @@ __all__ = [
     "load_pytorch",
     "neuron",
     "normalise",
+    "polish",
+    "polishing",
     "presets",
     "pretrained",
     "released",

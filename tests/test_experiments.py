@@ -152,6 +152,34 @@ def test_training_seconds_by_hand(monkeypatch):
     assert trained["training_seconds"](history, batch_size=16) == 2 + 4
 
 
+def test_tune(run, tiny_cifar, untrained, tmp_path):
+    few = ("--limit", "10", "--calibration", "20", "--steps", "2", "--trials", "1")
+    run("tune", *untrained, *few, "--budgets", "0.9", "--out", "here")
+    record = _results(tmp_path / "here", "tune")
+    (row,) = record["rows"]
+    assert row["tuned"]["energy_over_ann"] > 0
+    assert row["best"]["accuracy"] >= row["default"]["accuracy"]
+    assert 1 <= record["anytime"]["steps"] <= 2
+    assert record["anytime"]["seconds_of_all_steps"] > 0
+    assert "| 0.9 |" in (tmp_path / "here/tune.md").read_text()
+
+
+def test_presets_are_compared_within_the_energy_of_the_tuned(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    tune = runpy.run_path(str(EXPERIMENTS / "tune.py"))
+    presets = {
+        tune["DEFAULT"]: {"accuracy": [0.7, 0.9], "energy_over_ann": [0.1, 0.31]},
+        "preset, 2 levels": {"accuracy": [0.6, 0.8], "energy_over_ann": [0.05, 0.2]},
+    }
+    tuned = {"accuracy": [0.5, 0.85], "energy_over_ann": [0.1, 0.21]}
+    rows = tune["compare"]([{"budget": 0.2} | tuned, {"budget": 0.4} | tuned], presets)
+    assert [row["tuned"]["accuracy"] for row in rows] == [0.85, 0.85]
+    assert [row["default"]["accuracy"] for row in rows] == [0.7, 0.9]
+    assert [row["best"]["accuracy"] for row in rows] == [0.8, 0.9]
+    (row,) = tune["compare"]([{"budget": 0.04} | tuned], {})
+    assert row["best"] is row["default"] is None
+
+
 def test_errors(run, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "3", "--calibration", "10", "--steps", "6")
     run("errors", *untrained, *few, "--out", "here")

@@ -93,6 +93,23 @@ def test_a_budget_of_agreement_is_met_with_the_least_energy():
     assert energy[-1] <= least * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("budget", [{"energy": 0.9}, {"agreement": 0.1}])
+def test_polishing_aims_below_and_never_sees_the_images_that_score(monkeypatch, budget):
+    seen = []
+
+    def polish(model, spiking, images, steps, *, energy, **settings):
+        seen.append((images, steps, energy))
+        return spiking
+
+    monkeypatch.setattr(tuning, "polish", polish)
+    report = search(**budget, trials=1).report
+    ((images, steps, energy),) = seen
+    np.testing.assert_array_equal(images, network()[2][::2])
+    assert steps == report.best.steps
+    assert energy < budget.get("energy", report.best.energy)
+    assert report.best.trial == 0 and not report.best.settings["polished"]
+
+
 def test_the_same_seed_finds_the_same():
     first, again = tuned(), search(energy=preset()[0][1] * 1.01)
     assert first.report == again.report
