@@ -3,10 +3,10 @@
     python experiments/throughput.py --arch vgg16 --batch-sizes 1 32 128 --steps 4 16
 
 Every program gets the same converted network, images and number of steps, and all run
-in turn, round after round, in one process: jaxburst, a stepping loop in plain PyTorch,
-SpikingJelly step by step and with all steps of a layer at once, and the ANN in both
-frameworks. Medians over the rounds as a table and as JSON. PyTorch and SpikingJelly
-come with the extra `oracles`; what is missing is left out, and said so.
+in turn, round after round, in one process: jaxburst's schedules, a stepping loop in
+plain PyTorch, SpikingJelly step by step and with all steps of a layer at once, and the
+ANN in both frameworks. Medians over the rounds as a table and as JSON. PyTorch and
+SpikingJelly come with the extra `oracles`; what is missing is left out, and said so.
 
 The network has random weights and sees random images: the time hardly depends on them,
 but thresholds are calibrated on others like them, so that spikes flow (how many is
@@ -74,7 +74,7 @@ class Program(NamedTuple):
         took than the next.
       bytes: what a call takes at most of memory that was free before it; `None`
         where nobody counts.
-      note: the memory format, in PyTorch.
+      note: the memory format, in PyTorch; in jaxburst what was done at a time.
     """
 
     call: Callable[[], np.ndarray]
@@ -87,20 +87,9 @@ class Program(NamedTuple):
 # --- jaxburst ---------------------------------------------------------------------
 
 
-def stepping(model, circuit, images, *, steps: int) -> jax.Array:
-    """Time outermost: all layers advance by one step, again and again."""
-    current = simulation.drive(model, circuit, images)
-    state = jax.lax.fori_loop(
-        0,
-        steps,
-        lambda _, state: simulation.step(model, circuit, current, state)[0],
-        simulation.rest(model, circuit, images.shape),
-    )
-    return simulation.readout(model, state)
-
-
-SCHEDULES = {"step": stepping}
-"""`{name: f(model, circuit, images, steps=T) -> logits}`."""
+SCHEDULES = ("step", "layer", "auto")
+CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""The times of the curve that `jaxburst.direct` draws."""
 
 
 def conventional(model, circuit, images) -> jax.Array:
@@ -123,9 +112,11 @@ def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
     images = jnp.asarray(images)
     circuit = simulation.build(model, spiking, images.shape[1:])
     programs = {}
-    for name, schedule in SCHEDULES.items():
-        function = functools.partial(schedule, model, steps=steps)
-        programs[f"jaxburst {name}"] = _compiled("SNN", function, circuit, images)
+    for name in SCHEDULES:
+        function = functools.partial(jb.infer, model, steps=steps, schedule=name)
+        note = str(simulation.plan(len(images), steps, name))
+        program = _compiled("SNN", function, circuit, images)
+        programs[f"jaxburst {name}"] = program._replace(note=note)
     units = {
         path: value._replace(theta=jnp.ones_like(value.theta))
         if hasattr(value, "theta")
@@ -136,6 +127,51 @@ def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
     function = functools.partial(conventional, model)
     programs["jaxburst ANN"] = _compiled("ANN", function, circuit, images)
     return programs
+
+
+def curve(layers, spiking, images, ann: Program, rounds: int) -> dict:
+    """Nine points up to T = 256 by `jaxburst.direct`, in passes of the ANN."""
+    model = jb.Model(layers, jb.Burst(None, signed=True))
+    images = jnp.asarray(images)
+    jb.direct(model, spiking, images, CURVE).block_until_ready()
+    ratios = []
+    for _ in range(rounds):
+        time.sleep(PAUSE)
+        own = _seconds(
+            lambda: jb.direct(model, spiking, images, CURVE).block_until_ready()
+        )
+        ratios.append(own / _seconds(ann.call))
+    return {"times": CURVE, "passes": statistics.median(ratios)}
+
+
+def whole(layers, config) -> dict:
+    """The training of a network, and 10,000 images for 32 time steps."""
+    rng = np.random.default_rng(config.seed)
+    half = (0.5,) * 3
+
+    def drawn(count: int) -> jb.data.Split:
+        images = rng.integers(0, 256, (count, *IMAGE), np.uint8)
+        return jb.data.Split(images, rng.integers(0, 10, count, np.int32), half, half)
+
+    recipe = jb.Recipe(epochs=3, batch_size=512, precision="bfloat16")
+    variables, history = jb.fit(layers, drawn(25_600), recipe)
+    test = drawn(10_000)
+    with silent_channels():
+        model, spiking = jb.presets.paper(layers, variables, test[:200].inputs)
+    settings = {"steps": 32, "batch_size": 1000}
+    jb.evaluate(model, spiking, test[:1000], **settings)
+    seconds = _seconds(lambda: jb.evaluate(model, spiking, test, **settings))
+    rate = history[-1]["images_per_second"]
+    passes = 3 * sum(operations(layers))  # one forwards, two backwards
+    print(
+        f"training {rate:,.0f} images/s, {rate * passes / 1e12:.1f} Tflop/s; "
+        f"10,000 images, T = 32: {seconds:.2f} s"
+    )
+    return {
+        "training_images_per_second": rate,
+        "training_operations_per_second": rate * passes,
+        "seconds_of_10000_images_at_32_steps": seconds,
+    }
 
 
 def _compiled(kind: str, function, *arguments) -> Program:
@@ -620,6 +656,7 @@ def measure(layers, batch: int, steps: int, config) -> dict:
         programs |= build(model, spiking, images, steps)
     checks = compared(programs)
     seconds, peak = race(programs, config.rounds)
+    drawn = curve(layers, spiking, images, programs["jaxburst ANN"], config.rounds)
     highest = max(max(values) for values in peak.values())
     first, rest = operations(layers)
     rows = {}
@@ -647,6 +684,7 @@ def measure(layers, batch: int, steps: int, config) -> dict:
         "steps": steps,
         "spikes_per_neuron_and_step": spike_rate(model, spiking, images[:8], steps),
         "peak_operations_per_second": peak,
+        "direct": drawn,
         "programs": rows,
     }
 
@@ -702,7 +740,11 @@ def table(result: dict) -> str:
         f"batch {result['batch']}, T = {result['steps']}; matrix products, Gop/s: "
         f"{products}; spikes per neuron and step {min(rates):.3f} to {max(rates):.3f}"
     )
-    return "\n".join([head, *lines])
+    passes = result["direct"]["passes"]
+    last = (
+        f"T = 1 ... 256, nine points in one go (direct): {passes:.1f} passes of the ANN"
+    )
+    return "\n".join([head, *lines, last])
 
 
 def arguments() -> argparse.Namespace:
@@ -722,6 +764,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--exact", action="store_true", help="jaxburst without Winograd's algorithm"
     )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="also train, and simulate 10,000 images for 32 steps: for accelerators",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     config = parser.parse_args()
@@ -739,7 +786,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"load average {load:.1f}: something else is running; times will be off")
-    results = {}
+    results, wholes = {}, {}
     for arch in config.arch:
         layers = jb.zoo.NETWORKS[arch](10)
         if config.pool == "average":
@@ -755,6 +802,8 @@ def main() -> None:
                 result = measure(layers, batch, steps, config)
                 results[arch].append(result)
                 print(f"{arch}, {table(result)}\n", flush=True)
+        if config.whole:
+            wholes[arch] = whole(layers, config)
     record = {
         "experiment": "throughput",
         "config": vars(config),
@@ -762,6 +811,7 @@ def main() -> None:
         "threads": len(os.sched_getaffinity(0)),
         "load_average": load,
         "results": results,
+        "whole": wholes,
     }
     write_json(folder / "throughput.json", record)
 

@@ -231,6 +231,7 @@ def fire(
     spikes = jnp.maximum(spikes, low)
     if neuron.gamma is not None:
         spikes = jnp.minimum(spikes, float(neuron.gamma))
+    spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
     if neuron.reset == "zero":
         potential = jnp.where(spikes > 0, jnp.zeros_like(charged), charged)
     else:
@@ -315,6 +316,7 @@ def refine(
     spikes = jnp.where(close, jnp.zeros_like(spikes), spikes)
     if neuron.gamma is not None:
         spikes = jnp.clip(spikes, float(-neuron.gamma), float(neuron.gamma))
+    spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
     return Membrane(potential, sent + spikes.astype(sent.dtype)), spikes
 
 

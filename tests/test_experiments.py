@@ -270,7 +270,9 @@ def test_throughput_without_peers(run, without_peers, tmp_path, capsys):
     run("throughput", "--arch", "vgg_tiny", *few, "--out", "here")
     record = json.loads((tmp_path / "here/throughput.json").read_text())
     (result,) = record["results"]["vgg_tiny"]
-    assert set(result["programs"]) == {"jaxburst step", "jaxburst ANN"}
+    names = {f"jaxburst {name}" for name in ("step", "layer", "auto", "ANN")}
+    assert set(result["programs"]) == names
+    assert result["direct"]["passes"] > 0
     _check_rates("vgg_tiny", result, ann="jaxburst ANN")
     printed = capsys.readouterr().out
     for name in ("PyTorch", "SpikingJelly"):
