@@ -236,7 +236,14 @@ def prepare_folder(folder: Path) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an experiment; what a user can mend ends in one line, not in a traceback."""
+    """Runs an experiment; what a user can mend ends in one line, not in a traceback.
+
+    Programs that took over a second to compile are kept for the next run, in
+    `~/.cache/jaxburst` if `JAX_COMPILATION_CACHE_DIR` names no other folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path.home() / ".cache/jaxburst"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     try:
         main()
     except (OSError, ValueError, TypeError, ImportError, ArithmeticError) as error:

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture(scope="module")
