@@ -59,6 +59,8 @@ from jaxburst.layers import (
 )
 
 IMAGE = (32, 32, 3)
+ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
+"""Variables that decide how memory is taken, which costs more than it seems to."""
 PAUSE = 0.05
 """Seconds before every timing. The threads of whoever ran before spin for some
 milliseconds after their work (OpenMP's, PyTorch's) and would take a core."""
@@ -786,7 +788,16 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"load average {load:.1f}: something else is running; times will be off")
-    results, wholes = {}, {}
+    record = {
+        "experiment": "throughput",
+        "config": vars(config),
+        "provenance": provenance("torch", "spikingjelly"),
+        "environment": {name: os.environ.get(name) for name in ALLOCATOR},
+        "threads": len(os.sched_getaffinity(0)),
+        "load_average": load,
+        "results": {},
+        "whole": {},
+    }
     for arch in config.arch:
         layers = jb.zoo.NETWORKS[arch](10)
         if config.pool == "average":
@@ -796,23 +807,14 @@ def main() -> None:
                 else layer
                 for layer in layers
             )
-        results[arch] = []
+        record["results"][arch] = []
         for batch in config.batch_sizes:
             for steps in config.steps:
                 result = measure(layers, batch, steps, config)
-                results[arch].append(result)
+                record["results"][arch].append(result)
                 print(f"{arch}, {table(result)}\n", flush=True)
         if config.whole:
-            wholes[arch] = whole(layers, config)
-    record = {
-        "experiment": "throughput",
-        "config": vars(config),
-        "provenance": provenance("torch", "spikingjelly"),
-        "threads": len(os.sched_getaffinity(0)),
-        "load_average": load,
-        "results": results,
-        "whole": wholes,
-    }
+            record["whole"][arch] = whole(layers, config)
     write_json(folder / "throughput.json", record)
 
 

@@ -65,7 +65,8 @@ def direct(
         respond = partial(_rate, neuron, spiking, t)
         return forward(model.layers, spiking, images, respond)[0]
 
-    return jax.lax.map(at, jnp.asarray(times))
+    few = max(1, 32 // len(images))  # times side by side, where batches are small
+    return jax.lax.map(at, jnp.asarray(times), batch_size=few)
 
 
 def _rate(neuron, spiking, t, path: str, drive: jax.Array) -> jax.Array:
