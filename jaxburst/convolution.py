@@ -66,13 +66,16 @@ def _whole_map(kernel: jax.Array, layer: Conv, height: int, width: int) -> jax.A
     )
 
 
-def convolve(x: jax.Array, prepared: jax.Array, layer: Conv) -> jax.Array:
+def convolve(
+    x: jax.Array, prepared: jax.Array, layer: Conv, dtype: jnp.dtype | None = None
+) -> jax.Array:
     """Convolves `x` with a kernel from `prepare`.
 
     Args:
       x: `[B, H, W, C_in]`.
       prepared: what `prepare` returned for this layer and the shape of `x`.
       layer: stride and padding.
+      dtype: what sums are kept in, if not in the type of `x`.
 
     Returns:
       `[B, H_out, W_out, C_out]`.
@@ -80,7 +83,8 @@ def convolve(x: jax.Array, prepared: jax.Array, layer: Conv) -> jax.Array:
     if prepared.ndim == 2:
         batch, height, width, _ = x.shape
         height_out, width_out = _sides_out(layer, height, width)
-        product = x.reshape(batch, -1) @ prepared
+        flat = x.reshape(batch, -1)
+        product = jnp.matmul(flat, prepared, preferred_element_type=dtype)
         return product.reshape(batch, height_out, width_out, layer.features)
     if prepared.ndim == 3:
         return _winograd(x, prepared)
@@ -90,6 +94,7 @@ def convolve(x: jax.Array, prepared: jax.Array, layer: Conv) -> jax.Array:
         window_strides=(layer.stride, layer.stride),
         padding=((layer.padding, layer.padding),) * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=dtype,
     )
 
 

@@ -78,12 +78,16 @@ class Model:
       exact: convolve by definition only. Otherwise some layers use a faster algorithm
         where there is one (Winograd's, on CPU, in single precision), which rounds
         differently: a potential at the very threshold may cross it a step apart.
+      precision: of the kernels of convolutions that receive spikes, `'float32'` or
+        `'bfloat16'`, for accelerators. Spikes are whole numbers, exact in both, and
+        sums, currents and membranes keep the precision of the weights.
     """
 
     layers: Layers
     neuron: Burst | Refining = Burst()
     pool: str = "lateral"
     exact: bool = False
+    precision: str = "float32"
 
     def __post_init__(self):
         validate(self.layers)
@@ -97,6 +101,18 @@ class Model:
             raise ValueError(
                 f"Model: gammas must name Relus of the network, found {sorted(unknown)}"
             )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                "Model: precision must be 'float32' or 'bfloat16', found "
+                f"{self.precision!r}"
+            )
+        if self.precision == "bfloat16" and not _largest_count(self) <= 256:
+            raise ValueError(
+                "Model: bfloat16 holds whole numbers up to 256, but a convolution may "
+                f"receive {_largest_count(self)}: gamma, the most spikes of a step, "
+                "times the window of an average pool before it; use a smaller gamma or "
+                "precision='float32'"
+            )
         if self.pool not in _POOLS:
             raise ValueError(
                 f"Model: pool must be one of {list(_POOLS)}, found {self.pool!r}"
@@ -106,6 +122,18 @@ class Model:
                 "Model: gating passes current spikes, but those of refining neurons "
                 "are changes; use pool='lateral'"
             )
+
+
+def _largest_count(model: Model) -> float:
+    """Most spikes of a step that arrive at one place, pools of whole maps aside."""
+    gammas = [model.neuron.gamma, *dict(getattr(model.neuron, "gammas", ())).values()]
+    windows = [
+        layer.window or 1
+        for _, layer in walk(model.layers)
+        if isinstance(layer, AvgPool)
+    ]
+    most = math.inf if None in gammas else max(gammas)
+    return most * max(windows, default=1) ** 2
 
 
 State = dict[str, Any]
@@ -322,6 +350,8 @@ def _build(model, layers, spiking, unit, scope, rows, circuit):
                     kernel = kernel * over_rows(unit, kernel)
                 if isinstance(layer, Conv):
                     shape, exact = rows[path].input, model.exact
+                    if model.precision == "bfloat16" and unit is not None:
+                        kernel = kernel.astype(jnp.bfloat16)
                     kernel = prepare(kernel, layer, shape, exact=exact)
                 circuit[path] = Affine(kernel, bias)
                 unit = None
@@ -453,11 +483,14 @@ def _advance(model, pairs, circuit, state, signal, scope, info, now) -> _Signal:
         match layer:
             case Conv() | Dense():
                 kernel, bias = circuit[path]
+                value = signal.value.astype(kernel.dtype)
                 if isinstance(layer, Conv):
-                    weigh = partial(convolve, prepared=kernel, layer=layer)
+                    weigh = partial(
+                        convolve, prepared=kernel, layer=layer, dtype=bias.dtype
+                    )
                 else:
                     weigh = partial(jnp.matmul, b=kernel)
-                current = _at_once(weigh, signal.value)
+                current = _at_once(weigh, value)
                 if signal.events is not None:
                     info.events[path] = signal.events
                 if signal.unit is not None:

@@ -11,7 +11,7 @@ from jaxburst import simulation
 from jaxburst.calibration import calibrate
 from jaxburst.conversion import Affine, Threshold, convert
 from jaxburst.data import Split
-from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu
+from jaxburst.layers import AvgPool, Conv, Dense, Flatten, MaxPool, Relu
 from jaxburst.neuron import Burst
 from jaxburst.simulation import (
     Model,
@@ -362,3 +362,50 @@ def test_thresholds_of_another_width_are_refused_by_name():
     spiking = convert(it.layers, it.variables, thresholds)
     with pytest.raises(ValueError, match=r"relu0: .*theta .*\(3,\)\], found \(2,\)"):
         simulate(**small(spiking=spiking))
+
+
+def test_bfloat16_kernels_that_lose_nothing_change_nothing():
+    """Spikes are whole numbers, and sums keep single precision."""
+    rng = np.random.default_rng(0)
+    layers = (
+        *(Conv(6), Relu(), Conv(8), Relu(), MaxPool(2), Conv(6), Relu(), MaxPool(2)),
+        *(Conv(8), Relu(), Flatten(), Dense(4)),  # the last map is one small product
+    )
+
+    def affine(*shape):  # 8 bits of a kernel survive
+        kernel = rng.integers(-100, 100, shape) / 256
+        bias = rng.integers(-50, 50, shape[-1]) / 256
+        return Affine(jnp.asarray(kernel, "f4"), jnp.asarray(bias, "f4"))
+
+    threshold = Threshold(*(jnp.asarray(x, "f4") for x in (0.5, 0.5, 0.0)))
+    spiking = {f"relu{i}": threshold for i in range(4)} | {
+        "conv0": affine(3, 3, 3, 6),
+        "conv1": affine(3, 3, 6, 8),
+        "conv2": affine(3, 3, 8, 6),
+        "conv3": affine(3, 3, 6, 8),
+        "dense0": affine(32, 4),
+    }
+    images = jnp.asarray(rng.integers(-100, 100, (4, 8, 8, 3)) / 64, "f4")
+    whole, rounded = (
+        simulate(Model(layers, Burst(5), precision=kind), spiking, images, 6)
+        for kind in ("float32", "bfloat16")
+    )
+    for path, count in whole.events.items():
+        assert np.asarray(count).sum() > 10
+        np.testing.assert_array_equal(rounded.events[path], count)
+    np.testing.assert_allclose(rounded.logits, whole.logits, rtol=0, atol=1e-5)
+    circuit = build(Model(layers, Burst(5), precision="bfloat16"), spiking, (8, 8, 3))
+    kinds = {path: circuit[path].kernel.dtype for path in ("conv0", "conv1", "conv3")}
+    assert kinds == {"conv0": "float32", "conv1": "bfloat16", "conv3": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    "neuron", [Burst(None), Burst(65), Burst(1, gammas=(("relu0", 99),))]
+)
+def test_bfloat16_is_refused_where_counts_may_be_too_large_for_it(neuron):
+    layers = (Conv(4), Relu(), AvgPool(2), Conv(4), Relu(), Flatten(), Dense(3))
+    Model(layers, Burst(64), precision="bfloat16")
+    with pytest.raises(ValueError, match="whole numbers up to 256"):
+        Model(layers, neuron, precision="bfloat16")
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16'"):
+        Model(layers, precision="int8")
