@@ -7,6 +7,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Every compiled program holds pages of memory, of which a process may have 65,530.
+
+    Kept for the whole suite they run out, and the next compilation crashes.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def float64():
     """Double precision, and no mixing of types, for a whole module of laws.
