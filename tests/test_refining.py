@@ -85,7 +85,8 @@ def test_prefix_and_batch():
     spiking, neuron = it.spiking(Burst(3), "layer", 0.5), Refining()
     trace = it.simulate(spiking, neuron, steps=STEPS)
     shorter = it.simulate(spiking, neuron, steps=3)
-    np.testing.assert_array_equal(trace.logits[:3], shorter.logits)
+    # Blocks of another length may round differently.
+    np.testing.assert_allclose(trace.logits[:3], shorter.logits, rtol=0, atol=1e-12)
     order = np.arange(len(it.images))[::-1]
     turned = it.simulate(spiking, neuron, images=it.images[order], steps=STEPS)
     np.testing.assert_allclose(turned.logits[:, order], trace.logits, atol=1e-12)
