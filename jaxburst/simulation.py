@@ -387,7 +387,7 @@ def _unit_after(
             return unit
 
 
-def drive(model: Model, circuit: Spiking, images: jax.Array) -> jax.Array:
+def drive(model: Model, circuit: Circuit, images: jax.Array) -> jax.Array:
     """The constant current of the image: all layers before the first Relu.
 
     Args:
@@ -405,7 +405,7 @@ def drive(model: Model, circuit: Spiking, images: jax.Array) -> jax.Array:
 
 def step(
     model: Model,
-    circuit: Spiking,
+    circuit: Circuit,
     current: jax.Array,
     state: State,
     respond: Respond | None = None,
@@ -624,7 +624,7 @@ def simulate(
 
     Args:
       model: the network, neuron and pooling; static.
-      spiking: its converted weights.
+      spiking: its converted weights, or the circuit that `build` made of them.
       images: `[B, H, W, C]`, normalised.
       steps: number of time steps `T`; static.
       record: paths of Relus whose spikes and potentials are wanted; static.
@@ -739,7 +739,7 @@ def evaluate(
 
     Args:
       model: the network, neuron and pooling.
-      spiking: its converted weights.
+      spiking: its converted weights, or the circuit that `build` made of them.
       split: images and labels.
       steps: number of time steps `T`.
       batch_size: number of images at a time, rounded up to what the devices share
