@@ -289,7 +289,7 @@ def test_throughput_races_the_same_network(run, tmp_path, arch, gamma):
     record = json.loads((tmp_path / "here/throughput.json").read_text())
     assert {"torch", "spikingjelly"} <= set(record["provenance"]["versions"])
     (result,) = record["results"][arch]
-    assert len(result["programs"]) == 6
+    assert len(result["programs"]) == 8
     for program in result["programs"].values():
         assert program["difference_of_logits"]["median"] < 1e-4
         assert program["spread_of_logits"] > 0.1
