@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from jaxburst.conversion import Spiking, forward
 from jaxburst.data import check_normalised
-from jaxburst.neuron import Burst, Refining, over_channels, worth
-from jaxburst.simulation import Model, check
+from jaxburst.neuron import Burst, Refining, at_step, over_channels, worth
+from jaxburst.simulation import Model, check, check_steps
 
 
 @partial(jax.jit, static_argnames=("model", "times"))
@@ -58,8 +58,9 @@ def direct(
             f"pool='lateral'; found {neuron!r} and pool={model.pool!r}; use simulate"
         )
     check_normalised(images)
+    check(model, spiking, images.shape, max(times))
     for t in times:
-        check(model, spiking, images.shape, t)
+        check_steps(model, images.shape, t)
 
     def at(t: jax.Array) -> jax.Array:
         respond = partial(_rate, neuron, spiking, t)
@@ -76,10 +77,9 @@ def _rate(neuron, spiking, t, path: str, drive: jax.Array) -> jax.Array:
     steps = t.astype(drive.dtype)
     if isinstance(neuron, Refining):
         quantum = theta * worth(neuron, t).astype(drive.dtype)
-        if bias.ndim:
-            bias = bias[jnp.minimum(t, len(bias)) - 1]
+        bias = over_channels(at_step(bias, t), drive)
         rounding = jnp.where(t == 1, initial, 0.5)
-        wanted = jnp.maximum(drive + over_channels(bias, drive), 0.0) / quantum
+        wanted = jnp.maximum(drive + bias, 0.0) / quantum
         return quantum * jnp.floor(wanted + rounding)
     if bias.ndim:  # one row per step, of which the last one stays
         taken = jnp.clip(t - jnp.arange(len(bias)), 0, 1)

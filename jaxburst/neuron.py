@@ -337,6 +337,11 @@ def answer(
     return refine(neuron, threshold, membrane, current, t)
 
 
+def at_step(bias: jax.Array, t: jax.Array) -> jax.Array:
+    """The row of a threshold's bias that is meant for step `t`; the last one stays."""
+    return bias[jnp.minimum(t, len(bias)) - 1] if bias.ndim else bias
+
+
 def over_channels(value: jax.Array, x: jax.Array) -> jax.Array:
     """Gives a scalar, per-channel or per-neuron value the rank of `x`, `[B, ...]`."""
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)

@@ -55,6 +55,7 @@ from jaxburst.neuron import (
     Pool,
     Refining,
     answer,
+    at_step,
     gated_pool,
     lateral_pool,
     over_channels,
@@ -270,9 +271,7 @@ def _now(model: Model, state: State, steps: int, record: tuple[str, ...]) -> _No
     repeating = isinstance(neuron, Burst)
 
     def respond(path, threshold, membrane, current, t):
-        if threshold.bias.ndim:
-            row = jnp.minimum(t, len(threshold.bias)) - 1
-            threshold = threshold._replace(bias=threshold.bias[row])
+        threshold = threshold._replace(bias=at_step(threshold.bias, t))
         return answer(neuron, path, threshold, membrane, current, t)
 
     dtype = state[_readout(model)].dtype
@@ -815,6 +814,11 @@ def check(model: Model, spiking: Spiking, shape: tuple[int, ...], steps: int) ->
     Raises:
       ValueError: naming the layer, what was expected and what was found.
     """
+    if isinstance(spiking, Circuit):
+        raise ValueError(
+            "expected converted weights, found the circuit that was built from them; "
+            "only infer, simulate and evaluate take it"
+        )
     check_steps(model, shape, steps)
     validate(model.layers, shape[1:])
     for row in trace_shapes(model.layers, shape[1:]):

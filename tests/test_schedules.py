@@ -148,3 +148,7 @@ def test_a_circuit_stands_for_the_weights_it_was_built_from():
         simulate(model, circuit, images[:, 1:], 5)
     with pytest.raises(ValueError, match="steps must be a whole number"):
         infer(model, circuit, images, 0)
+    unbounded = Model(it.layers, Burst(None, signed=True))
+    circuit = simulation.build(unbounded, spiking, it.image_shape)
+    with pytest.raises(ValueError, match="only infer, simulate and evaluate"):
+        direct(unbounded, circuit, images, (1, 2))
