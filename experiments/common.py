@@ -257,6 +257,18 @@ def shown(steps: int) -> list[int]:
     return sorted({2**k for k in range(steps.bit_length())} | {steps})
 
 
+def accuracy_against_energy(axis, ann: float, name: str) -> None:
+    """Dresses a figure of that kind: the ANN's line, title, labels, legend."""
+    axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
+    axis.set(
+        title=f"{name.replace('_', ', ')}: accuracy and energy, a dot per time step",
+        xlabel="energy / ANN",
+        ylabel="test accuracy (%)",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+
+
 def _table(result: dict) -> str:
     names = list(result["runs"])
     head = "    T" + "".join(f"  {name:>9}  energy/ANN" for name in names)

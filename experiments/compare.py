@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 from cifar import IMAGE, Source, run
 from common import (
+    accuracy_against_energy,
     prepare_folder,
     provenance,
     reached,
@@ -256,16 +257,9 @@ def _draw(path: Path, rows: list[dict], ann: float, name: str) -> None:
             front.append((spent, accuracy))
             best = accuracy
     axis.step(*zip(*front, strict=True), where="post", color="0.2", linewidth=0.8)
-    axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
     axis.set_xscale("log")
     axis.set_ylim(100 * ann - 25, 100 * ann + 2)
-    axis.set(
-        title=f"{name.replace('_', ', ')}: accuracy and energy, a dot per time step",
-        xlabel="energy / ANN",
-        ylabel="test accuracy (%)",
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    accuracy_against_energy(axis, ann, name)
     figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
 

@@ -19,7 +19,13 @@ from typing import Literal
 import numpy as np
 import tyro
 from cifar import IMAGE, Source, run
-from common import prepare_folder, provenance, write_file, write_json
+from common import (
+    accuracy_against_energy,
+    prepare_folder,
+    provenance,
+    write_file,
+    write_json,
+)
 
 import jaxburst as jb
 from jaxburst import anytime, energy
@@ -229,15 +235,8 @@ def _draw(path: Path, presets: dict, tuned: list[dict], ann: float, name: str) -
     spent = [row["energy_over_ann"][-1] for row in tuned]
     reached = [100 * row["accuracy"][-1] for row in tuned]
     axis.plot(spent, reached, "*", color="black", label="tuned", markersize=10)
-    axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
     axis.set_ylim(100 * ann - 6, 100 * ann + 1)
-    axis.set(
-        title=f"{name.replace('_', ', ')}: accuracy and energy, a dot per time step",
-        xlabel="energy / ANN",
-        ylabel="test accuracy (%)",
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    accuracy_against_energy(axis, ann, name)
     figure.savefig(path, dpi=130, format="png")
     plt.close(figure)
 
