@@ -42,6 +42,11 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     if config.source.checkpoint is None:
         raise ValueError("give the --checkpoint of the network to release")
+    if config.source.mean is not None:
+        raise ValueError(
+            "released networks see images normalised by the data set's own constants; "
+            "train and release without --mean and --std"
+        )
     dataset, layers, variables = config.source.load(config.dataset)
     record = training.record(config.source.checkpoint)
     folder = config.out / f"{config.source.arch}-{config.dataset}"

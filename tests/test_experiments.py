@@ -81,6 +81,15 @@ def test_cifar_trains_then_loads_then_converts_foreign_weights(
     loaded = _results(tmp_path / "loaded", "cifar100")["results"]["vgg_tiny"]
     assert loaded["runs"]["burst"]["accuracy"] == trained["runs"]["burst"]["accuracy"]
 
+    release = ("--dataset", "cifar100", "--arch", "vgg_tiny", "--out", "released")
+    release += ("--checkpoint", "trained/training")
+    run("release", *release)
+    notes = jb.checkpoint.load_trained(tmp_path / "released/vgg_tiny-cifar100")[2]
+    assert notes["test_accuracy"] == trained["ann_accuracy"]
+    assert notes["recipe"]["epochs"] == len(notes["history"]) == 1
+    with pytest.raises(SystemExit, match="without --mean and --std"):
+        run("release", *release, "--mean", *["0"] * 3, "--std", *["1"] * 3)
+
     layers = jb.zoo.vgg_tiny(10)
     variables = jb.training.restore(layers, tmp_path / "trained/training")
     save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
