@@ -39,7 +39,8 @@ class Config:
       dataset: what the network was trained on.
       source: which network, with which weights and data.
       gamma: largest number of spikes per step of a burst neuron.
-      percentiles: those that each method may choose from.
+      percentiles: those that each method may choose from, likely ones first: what the
+        best so far needs is the most that others are allowed.
       steps: longest simulation of bursts.
       longest: longest simulation of integrate-and-fire.
       calibration: number of training images for the thresholds.
@@ -51,7 +52,7 @@ class Config:
     dataset: Literal["cifar10", "cifar100"] = "cifar10"
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
     gamma: int = 5
-    percentiles: tuple[float, ...] = (99.0, 99.9, 99.99)
+    percentiles: tuple[float, ...] = (99.9, 99.99, 99.0)
     steps: int = 64
     longest: int = 512
     calibration: int = 1000
@@ -117,8 +118,8 @@ def choose(
     Where none reaches it, the most accurate at the end.
     """
     trials, best = [], np.inf
-    for percentile in percentiles:
-        for initial in (0.0, 0.5):
+    for initial in (0.5, 0.0):
+        for percentile in percentiles:
             settings = {"percentile": percentile, "initial": initial}
             try:
                 model, spiking = convert(layers, variables, images, neuron, **settings)
