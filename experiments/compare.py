@@ -5,7 +5,8 @@
 
 Accuracy against energy: refining bursts, repeating bursts with every remedy, the paper,
 plain integrate-and-fire, and the quantised ANN. Mean and spread over several draws of
-calibration images; then the best two on the whole test set.
+calibration images; then the preset and the most accurate repeating bursts on the whole
+test set.
 """
 
 from __future__ import annotations

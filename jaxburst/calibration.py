@@ -46,7 +46,9 @@ def calibrate(
       layers: the network.
       variables: its trained `{'params', 'batch_stats'}`.
       images: calibration images `[N, H, W, C]`, normalised as for training.
-      neuron: the neuron to calibrate for; only `gamma` and `gammas` are read.
+      neuron: the neuron to calibrate for; only `gamma` and `gammas` are read. For
+        `Refining`, which has no range of its own, `Burst(levels)`: that many quanta
+        then cover the range at the first step.
       percentile: between 0 and 100; 100 is the maximum.
       per: one threshold per `'layer'` or per `'channel'`.
       batch_size: number of images at a time.
@@ -56,6 +58,7 @@ def calibrate(
       stays silent takes the largest threshold of its layer, with a warning.
 
     Raises:
+      TypeError: for a neuron that is not a `Burst`.
       ValueError: for an unusable argument, activations that are not finite, and
         (`ZeroThreshold`) a Relu whose threshold would be 0; the message names the
         layer.
@@ -65,6 +68,11 @@ def calibrate(
       Zeng, IJCAI 2022, in activation units.
     """
     check_percentile(percentile)
+    if not isinstance(neuron, Burst):
+        raise TypeError(
+            "calibrate: neuron must be a Burst, whose gamma divides the range; for "
+            f"refining neurons pass Burst(levels); found {neuron!r}"
+        )
     if per not in ("layer", "channel"):
         raise ValueError(f"calibrate: per must be 'layer' or 'channel', found {per!r}")
     if None in (neuron.gamma, *dict(neuron.gammas).values()):

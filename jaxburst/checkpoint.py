@@ -67,6 +67,7 @@ def save(
         },
         "pool": model.pool,
         "exact": model.exact,
+        "precision": model.precision,
         "parts": {path: type(part).__name__ for path, part in spiking.items()},
         "notes": notes or {},
     }
@@ -92,7 +93,8 @@ def load(directory: str | os.PathLike) -> tuple[Model, Spiking, dict[str, Any]]:
         settings["gammas"] = tuple(map(tuple, settings["gammas"]))
     neuron = _NEURONS[settings.pop("kind")](**settings)
     layers = from_json(description["layers"])
-    model = Model(layers, neuron, description["pool"], description["exact"])
+    others = {field: description[field] for field in ("pool", "exact", "precision")}
+    model = Model(layers, neuron, **others)
     spiking = {
         path: _PARTS[kind](
             *(jnp.asarray(arrays[f"{path}/{field}"]) for field in _PARTS[kind]._fields)

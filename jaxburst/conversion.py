@@ -43,7 +43,7 @@ class Affine(NamedTuple):
 
     Attributes:
       kernel: `[kernel, kernel, C_in, C_out]`, or `[C_in, C_out]` of a Dense.
-      bias: `[C_out]`, added at every time step.
+      bias: `[C_out]`, added at every time step; by refining neurons at the first.
     """
 
     kernel: jax.Array
@@ -79,6 +79,7 @@ def convert(
       thresholds: `{path: θ}` for every Relu, from `calibrate`.
       initial: initial potential over threshold, `v_0 / θ`. The paper starts at 0; at ½
         the rate is right on average instead of from below, from the first step on.
+        Refining neurons start at 0 and round by it at their first step.
 
     Returns:
       The converted network, a pytree of arrays.

@@ -31,8 +31,8 @@ def direct(
 
     Of networks whose neurons depend on sums alone: `Burst(gamma=None, signed=True)`,
     and `Refining(gamma=None, silence=0)`, which at every step is the conventional
-    network with quantised activations. For bounded bursts it is exact as long as no
-    bound is met; then simulate. There are no events on the way, hence no energy.
+    network with quantised activations. There are no events on the way, hence no
+    energy.
 
     Args:
       model: the network and neuron; pooling by lateral inhibition. Static.

@@ -1,7 +1,7 @@
-"""The equations of the paper: burst neurons and lateral-inhibition pooling.
+"""The equations: burst neurons and lateral-inhibition pooling, and refining neurons.
 
-Li and Zeng, "Efficient and Accurate Conversion of Spiking Neural Network with Burst
-Spikes", IJCAI 2022 (arXiv 2204.13271).
+The first two are those of Li and Zeng, "Efficient and Accurate Conversion of Spiking
+Neural Network with Burst Spikes", IJCAI 2022 (arXiv 2204.13271).
 
 What travels between layers is whole numbers of spikes. A layer that receives `n` spikes
 of a neuron with threshold `θ` receives the charge `θ n`; potentials, currents and
@@ -139,7 +139,8 @@ class Threshold(NamedTuple):
       theta: the threshold `θ > 0`, the charge carried by one spike (of refining
         neurons: at the first step).
       initial: the initial potential over the threshold, `v_0 / θ`. 0 in the paper;
-        ½ centres the error of the rate (Bu et al., AAAI 2022).
+        ½ centres the error of the rate (Bu et al., AAAI 2022). Of refining neurons:
+        what the first step rounds by.
       bias: a correction, 0 or one row per step, `[S, ...]`, the last of which stays.
         It is added to the current; of refining neurons, to the drive.
     """

@@ -23,10 +23,11 @@ def names() -> tuple[str, ...]:
 def pretrained(name: str) -> tuple[Layers, dict]:
     """A network that the project has trained.
 
-    Images are normalised with the constants of `data.load` for that dataset.
+    Images are normalised with the constants of `data.load` for that dataset. It has
+    seen all training images, those that `data.load` holds back for validation, too.
 
     Args:
-      name: one of `names()`, `vgg9-cifar100`.
+      name: one of `names()`, such as `vgg9-cifar100`.
 
     Returns:
       `(layers, variables)`, for `calibrate`, `convert` and the presets.

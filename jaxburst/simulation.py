@@ -1,7 +1,10 @@
 """The spiking reading of a network: burst neurons unrolled over time.
 
-    state = rest(model, spiking, images.shape)
-    state, info = step(model, circuit, drive, state)        # one time step, all layers
+    circuit = build(model, spiking, images.shape[1:])
+    current = drive(model, circuit, images)
+    state = rest(model, circuit, images.shape)
+    state, info = step(model, circuit, current, state)      # one time step, all layers
+    logits = readout(model, state)
 
 Spikes cross all layers within one step, and what is affine in the image up to the first
 Relu is computed once, outside the loop. The last Dense integrates and does not spike;
@@ -9,7 +12,8 @@ logits are in the trained network's unit.
 
 As a layer needs nothing but the spikes of the layers below, it may as well take several
 steps before the next layer takes its own: its convolutions then see a larger batch. How
-many steps at once, and how many images, is a `Plan`; what comes out is the same.
+many steps at once, and how many images, is a `Plan`; what comes out is the same, up to
+the rounding of sums.
 
 The kind of neuron is the coding. `Burst` repeats: image and biases are presented at
 every step, and the logits at step `t` are the mean of the currents up to `t`.
@@ -81,7 +85,8 @@ class Model:
         differently: a potential at the very threshold may cross it a step apart.
       precision: of the kernels of convolutions that receive spikes, `'float32'` or
         `'bfloat16'`, for accelerators. Spikes are whole numbers, exact in both, and
-        sums, currents and membranes keep the precision of the weights.
+        sums, currents and membranes keep the precision of the weights; but these
+        kernels are rounded to 8 bits of mantissa.
     """
 
     layers: Layers
@@ -395,7 +400,8 @@ def drive(model: Model, circuit: Circuit, images: jax.Array) -> jax.Array:
       images: `[B, H, W, C]`, normalised.
 
     Returns:
-      What the first Relu (or Residual) receives at every step.
+      What the first Relu (or Residual) receives: at every step, or, of refining
+      neurons, at the first.
     """
     pairs = named(model.layers)[: _stem(model.layers)]
     once, signal = _Now(None, 1.0, 1.0, None, ()), _Signal(images[None])
@@ -561,7 +567,7 @@ def _count(spikes: jax.Array) -> jax.Array:
 
 
 class Plan(NamedTuple):
-    """The order of a simulation. What comes out does not depend on it.
+    """The order of a simulation. What comes out depends on it by rounding only.
 
     Attributes:
       steps: how many time steps a layer takes before the next takes its own.
@@ -583,7 +589,8 @@ def plan(batch: int, steps: int, schedule: str = "auto") -> Plan:
     the number of steps. `'layer'` takes as many as make 256 images, each layer all of
     them before the next: kernels are read once for all. `'auto'` does so up to 32
     images on a CPU, where larger batches are no faster, and up to 256 elsewhere. A CPU
-    simulates large batches in parts of at most 32 images, which fit its cache.
+    that is one device simulates large batches in equal parts of 16 to 32 images, if
+    there are any, which fit its cache.
 
     Args:
       batch: number of images.

@@ -85,7 +85,8 @@ class Report:
       images: number of images that calibrate, and that score.
       trials: number of trials.
       best: the point that was chosen.
-      preset: the preset's best point within the budget, if there is one.
+      preset: the best point within the budget of the first trial, if there is one: the
+        preset, but calibrated on these images.
       front: the points than which none has both less energy and less divergence, by
         rising energy.
     """
@@ -172,8 +173,9 @@ def tune(
     Args:
       layers: the network.
       variables: its trained `{'params', 'batch_stats'}`.
-      images: `[N, H, W, C]`, normalised, from the training set; no labels. Two
-        thousand: with few, polishing learns them by heart.
+      images: `[N, H, W, C]`, normalised; no labels, never test images. Two thousand,
+        as with few, polishing learns them by heart; if possible such that the network
+        was not trained on, since it is too sure of those.
       energy: largest energy over the conventional network's. Give this or `agreement`.
       agreement: least share, up to 1, of images on which both networks decide alike.
       steps: largest number of time steps.

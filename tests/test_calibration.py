@@ -13,7 +13,7 @@ from jaxburst.calibration import (
     divergence,
 )
 from jaxburst.layers import Conv, Flatten, Relu
-from jaxburst.neuron import Burst
+from jaxburst.neuron import Burst, Refining
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -120,6 +120,11 @@ def test_activations_that_are_not_finite_are_named():
 def test_unusable_arguments_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         thresholds(**settings)
+
+
+def test_refining_neurons_have_no_range_of_their_own():
+    with pytest.raises(TypeError, match=r"pass Burst\(levels\); found Refining"):
+        thresholds(neuron=Refining())
 
 
 def test_networks_are_validated_first():

@@ -28,7 +28,8 @@ def network():
     relus = [path for path, layer in walk(LAYERS) if isinstance(layer, Relu)]
     thresholds = {path: jnp.float32(0.3) for path in relus}
     spiking = jb.convert(LAYERS, variables, thresholds)
-    return jb.Model(LAYERS, jb.Burst(3, True, gammas=(("relu0", 2),)), "gated"), spiking
+    neuron = jb.Burst(3, True, gammas=(("relu0", 2),))
+    return jb.Model(LAYERS, neuron, "gated", True, "bfloat16"), spiking
 
 
 def test_a_saved_network_loads_as_it_was(tmp_path, network):
