@@ -275,9 +275,10 @@ def _draw(path: Path, runs: dict, rows: list[dict], ann: float, title: str) -> N
         for goal in GOALS:
             axis.axhline(100 * (ann - goal), color="0.6", linewidth=0.8, linestyle=":")
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_major_formatter("{x:.3g}")
         axis.set_xlabel(kind)
         axis.grid(alpha=0.3)
+    left.set_xlim(left=1 / 16)  # what costs less is too far off to be shown
     left.set_ylim(100 * ann - 20, 100 * ann + 2)
     left.set_ylabel("test accuracy (%)")
     handles, labels = right.get_legend_handles_labels()
