@@ -7,7 +7,8 @@ From the paper's setting (bursts of up to 5, lateral pooling, the 99.9th percent
 over 5 for each layer, reset by subtraction, v_0 = 0) every row changes one thing.
 Bursts with a range divided by gamma are paced like integrate-and-fire with the whole
 range, gamma times as many steps: that row is there, too. On 1,000 training images that
-calibration does not see. Long on CPU; `--limit` and `--steps` shorten it.
+calibration does not see. The released vgg9 on CIFAR-10 takes half an hour of one CPU
+core; `--limit` and `--steps` shorten it.
 """
 
 from __future__ import annotations
