@@ -6,8 +6,9 @@
 For each budget of energy the settings found without labels, on training images, beside
 the refining preset and its relatives with other levels; then anytime inference, which
 stops each image when its decision is settled. Everything on the test images. With
-`--budgets 0.2 --trials 6 --steps 3 --calibration 1200 --limit 2000`: tuned 91.20 %, the
-best preset within the budget 90.50 %.
+`--dataset cifar100 --budgets 0.15 --trials 16 --steps 3 --calibration 1000` and the
+released vgg9: tuned 71.01 %, the best preset within the budget 70.74 %; five minutes of
+one CPU core.
 """
 
 from __future__ import annotations
