@@ -279,7 +279,9 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
             _stack(axis.bar, "bottom", parts)
             axis.scatter(range(len(names)), parts["total"], color="k", s=14, zorder=3)
             axis.set_ylim(bottom=0)
-            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+            every = -(-len(names) // 28)  # more would overlap
+            ticks = range(0, len(names), every)
+            axis.set_xticks(ticks, names[::every], rotation=90, fontsize=6)
             axis.set_title(f"by layer: {_label(method, methods)}, T = {times[i]}")
         line[0].set_ylabel("mean |error| / mean activation (%)")
     for axis, method in zip(axes[2], (methods[0], paper, methods[-1]), strict=True):
