@@ -16,7 +16,7 @@ import numpy as np
 from jaxburst.conversion import Spiking, forward
 from jaxburst.data import check_normalised
 from jaxburst.layers import MaxPool, Relu, walk
-from jaxburst.neuron import Burst, over_channels, worth
+from jaxburst.neuron import Burst, over_channels, remaining, worth
 from jaxburst.pooling import max_pool
 from jaxburst.simulation import Model, build, check, drive, rest, step
 
@@ -304,7 +304,10 @@ def _errors(model, spiking, images, steps):
         for path, sent in counts.items():
             activation = activations[path]
             theta = over_channels(circuit[path].theta, sent)
-            start, end = begin[path].potential, state[path].potential
+            start, end = (
+                remaining(model.neuron, path, circuit[path], when[path])
+                for when in (begin, state)
+            )
             rate = theta * sent / time
             mean = rate + (end - start) / time  # what came in: charge is conserved
             found = parts(theta, start, end, mean, rate, activation, time)

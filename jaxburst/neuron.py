@@ -168,15 +168,56 @@ class Membrane(NamedTuple):
     """What a layer of neurons carries from step to step.
 
     Attributes:
-      potential: `v`, `[B, ...]`, in units of activation.
+      potential: `[B, ...]`, in units of activation: `v`, or, while the reset is due,
+        the `u` that the last spikes follow from. `remaining` gives `v` of both.
       sent: spikes sent so far, less those taken back, whole numbers `[B, ...]`; `None`
         for neurons that keep no count.
       history: `None` unless the neuron has an `allowance`.
+      due: whether the reset is left to the next step; a scalar.
     """
 
     potential: jax.Array
     sent: jax.Array | None
     history: History | None = None
+    due: jax.Array | bool = False
+
+
+def remaining(
+    neuron: Burst | Refining, path: str, threshold: Threshold, membrane: Membrane
+) -> jax.Array:
+    """The potential `v` of the layer at `path`, `[B, ...]`, after a step and its reset.
+
+    `fire` leaves the reset to the next step where spikes follow from the potential
+    alone: if `v` and the spikes were both to come out of a step, XLA on CPU would read
+    potentials and currents once for each, and copy the potentials before.
+    """
+    if isinstance(neuron, Refining):
+        return membrane.potential
+    return _after_reset(neuron.at(path), threshold, membrane)
+
+
+def _after_reset(neuron: Burst, threshold: Threshold, membrane: Membrane) -> jax.Array:
+    charged = membrane.potential
+    if neuron.counts:
+        return charged
+    theta = over_channels(threshold.theta, charged)
+    after = _reset(neuron, theta, charged, _spikes(neuron, theta, charged, 0.0))
+    return jnp.where(membrane.due, after, charged)
+
+
+def _spikes(
+    neuron: Burst, theta: jax.Array, charged: jax.Array, low: jax.Array | float
+) -> jax.Array:
+    spikes = jnp.maximum(jnp.floor(charged / theta), low)
+    return spikes if neuron.gamma is None else jnp.minimum(spikes, float(neuron.gamma))
+
+
+def _reset(
+    neuron: Burst, theta: jax.Array, charged: jax.Array, spikes: jax.Array
+) -> jax.Array:
+    if neuron.reset == "zero":
+        return jnp.where(spikes > 0, jnp.zeros_like(charged), charged)
+    return charged - theta * spikes
 
 
 def fire(
@@ -222,26 +263,21 @@ def fire(
     """
     theta = over_channels(threshold.theta, current)
     bias = over_channels(threshold.bias, current)
-    charged = membrane.potential + (current + bias)
-    spikes = jnp.floor(charged / theta)
+    charged = _after_reset(neuron, threshold, membrane) + (current + bias)
+    if not neuron.counts:
+        spikes = _spikes(neuron, theta, charged, 0.0)
+        return Membrane(charged, None, due=jnp.array(True)), spikes
     low: jax.Array | float = 0.0
     if neuron.signed:
-        low = -membrane.sent.astype(spikes.dtype)
+        low = -membrane.sent.astype(charged.dtype)
         if neuron.gamma is not None:
             low = jnp.maximum(low, float(-neuron.gamma))
-    spikes = jnp.maximum(spikes, low)
-    if neuron.gamma is not None:
-        spikes = jnp.minimum(spikes, float(neuron.gamma))
+    spikes = _spikes(neuron, theta, charged, low)
     spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
-    if neuron.reset == "zero":
-        potential = jnp.where(spikes > 0, jnp.zeros_like(charged), charged)
-    else:
-        potential = charged - theta * spikes
-    sent, history = None, None
+    potential, history = _reset(neuron, theta, charged, spikes), None
     if neuron.allowance is not None:
         history, spikes = _take_back(neuron.allowance, membrane, spikes)
-    if neuron.counts:
-        sent = membrane.sent + spikes.astype(membrane.sent.dtype)
+    sent = membrane.sent + spikes.astype(membrane.sent.dtype)
     return Membrane(potential, sent, history), spikes
 
 

@@ -64,6 +64,7 @@ from jaxburst.neuron import (
     lateral_pool,
     over_channels,
     over_rows,
+    remaining,
     worth,
 )
 from jaxburst.pooling import area, subsample, sum_pool
@@ -245,7 +246,7 @@ def rest(model: Model, spiking: Spiking, shape: tuple[int, ...]) -> State:
                 if model.neuron.allowance is not None:
                     history = History(jnp.zeros((), jnp.int32), counts, counts)
                 counts = counts if model.neuron.counts else None
-            state[row.path] = Membrane(potential, counts, history)
+            state[row.path] = Membrane(potential, counts, history, jnp.array(False))
         elif isinstance(row.layer, MaxPool):
             empty = (jnp.zeros(side, dtype) for side in (input_shape, output_shape))
             state[row.path] = Pool(*empty)
@@ -503,7 +504,7 @@ def _advance(model, pairs, circuit, state, signal, scope, info, now) -> _Signal:
                 bias = over_channels(bias, current)
                 signal = _Signal(current + _of_steps(now.presented, bias))
             case Relu():
-                spikes = _answer(path, circuit[path], state, signal, info, now)
+                spikes = _answer(model, path, circuit[path], state, signal, info, now)
                 info.spikes[path] = spikes
                 info.events[path] = _count(spikes)
                 signal = _Signal(spikes, circuit[path].theta, info.events[path])
@@ -539,14 +540,16 @@ def _advance(model, pairs, circuit, state, signal, scope, info, now) -> _Signal:
     return signal
 
 
-def _answer(path, threshold, state, signal, info, now) -> jax.Array:
+def _answer(model, path, threshold, state, signal, info, now) -> jax.Array:
     """The spikes of a layer of neurons, step after step; `[K, B, ...]`."""
     recorded = path in now.record
 
     def advance(membrane: Membrane, arriving):
         current, t = arriving
         membrane, spikes = now.respond(path, threshold, membrane, current, t)
-        return membrane, (spikes, membrane.potential if recorded else None)
+        if not recorded:
+            return membrane, (spikes, None)
+        return membrane, (spikes, remaining(model.neuron, path, threshold, membrane))
 
     arriving = (signal.charge(now.worth), now.t)
     state[path], (spikes, potentials) = _over_steps(advance, state[path], arriving)

@@ -9,7 +9,7 @@ import jaxburst as jb
 from jaxburst import analysis
 from jaxburst.conversion import Affine, Threshold, forward
 from jaxburst.layers import Conv, Dense, Flatten, Relu
-from jaxburst.neuron import fire
+from jaxburst.neuron import fire, remaining
 from jaxburst.simulation import build, drive, rest, step
 
 LAYERS = (Conv(3, kernel=1, padding=0), Relu(), Flatten(), Dense(2))
@@ -101,7 +101,10 @@ def test_the_causes_add_up_in_single_precision():
     for row in rows:
         theta, activation = spiking[row.path].theta, activations[row.path]
         charge, sent = (total[row.path] for total in sums)
-        ends = start[row.path].potential, state[row.path].potential
+        ends = (
+            remaining(model.neuron, row.path, spiking[row.path], when[row.path])
+            for when in (start, state)
+        )
         rate = theta * sent / steps
         found = analysis.parts(theta, *ends, charge / steps, rate, activation, steps)
         error = rate - activation
