@@ -14,6 +14,7 @@ core; `--limit` and `--steps` shorten it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ import numpy as np
 import tyro
 from cifar import Source, run
 from common import (
+    Kept,
     prepare_folder,
     provenance,
     reached,
@@ -121,6 +123,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "ablation", name))
+    kept = Kept(folder, config)
     dataset, layers, variables = config.source.load_trained(config.dataset)
     images = dataset.train[: config.calibration].inputs
     unseen = dataset.validation[: config.limit]
@@ -133,15 +136,16 @@ def main() -> None:
         initial=0.0,
     )
     print(f"percentile chosen without labels: {chosen:g}")
-    measured: dict[Setting, dict] = {}
     rows = []
     for factor, settings in factors(config, layers, chosen).items():
         for value, setting in settings.items():
-            if setting not in measured:
-                print(f"{factor}: {value}")
-                measured[setting] = measure(setting, layers, variables, images, unseen)
-            row = {"factor": factor, "value": value, "setting": repr(setting)}
-            rows.append(row | measured[setting])
+            print(f"{factor}: {value}")
+            name = repr(setting)
+            task = functools.partial(
+                measure, setting, layers, variables, images, unseen
+            )
+            row = {"factor": factor, "value": value, "setting": name}
+            rows.append(row | kept(name, task))
     text = table(rows, ann, config)
     print("\n" + text + "\n")
     record = {
@@ -157,6 +161,7 @@ def main() -> None:
     write_file(folder / "ablation.md", lambda path: path.write_text(text + "\n"))
     title = f"{name.replace('_', ', ')}: one factor at a time, {len(unseen):,} images"
     write_file(folder / "ablation.png", lambda path: _draw(path, rows, ann, title))
+    kept.done()
 
 
 def measure(setting: Setting, layers, variables, images, unseen) -> dict:

@@ -197,6 +197,43 @@ def write_file(path: Path, draw: Callable[[Path], None]) -> None:
     print(f"wrote {path}")
 
 
+class Kept:
+    """What a long experiment has measured, kept until it is complete.
+
+    The same command with the same versions continues where it was interrupted. A line
+    of JSON for each result, in `unfinished.jsonl` of the folder.
+    """
+
+    def __init__(self, folder: Path, config: object):
+        self.path = folder / "unfinished.jsonl"
+        self.origin = repr((config, provenance()["versions"]))
+        self.found = {}
+        if not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut off in writing
+                origin, name, value = json.loads(line)
+                if origin == self.origin:
+                    self.found[name] = value
+        print(f"continuing with {len(self.found)} results of {self.path}")
+
+    def __call__(self, name: str, measure: Callable[[], dict]) -> dict:
+        """What was kept under this name; else measures and keeps it."""
+        if name not in self.found:
+            self.found[name] = measure()
+            with self.path.open("a") as file:
+                file.write(json.dumps([self.origin, name, self.found[name]]) + "\n")
+        return self.found[name]
+
+    def within(self, scope: str) -> Callable[[str, Callable[[], dict]], dict]:
+        """The same for results whose names are their own within the scope only."""
+        return lambda name, measure: self(f"{scope}: {name}", measure)
+
+    def done(self) -> None:
+        """Everything is written elsewhere."""
+        self.path.unlink(missing_ok=True)
+
+
 def provenance(*optional: str) -> dict:
     """Command, versions and machine, for the JSON of an experiment.
 
@@ -249,7 +286,10 @@ def run(main: Callable[[], None]) -> None:
     except (OSError, ValueError, TypeError, ImportError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; a training with checkpoints continues with --resume")
+        sys.exit(
+            "interrupted; a training with checkpoints continues with --resume, energy "
+            "and ablation with the same command"
+        )
 
 
 def shown(steps: int) -> list[int]:

@@ -16,14 +16,24 @@ integrate-and-fire after 41, and bursts take 0.36 of its energy; ResNet-20 takes
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 import tyro
 from cifar import Source, run
-from common import convert, prepare_folder, provenance, reached, write_file, write_json
+from common import (
+    Kept,
+    convert,
+    prepare_folder,
+    provenance,
+    reached,
+    write_file,
+    write_json,
+)
 
 import jaxburst as jb
 
@@ -31,6 +41,7 @@ GOALS = (0.01, 0.005)
 CLAIMED = {"energy": 0.693, "time": 0.1}
 CONVENTIONS = ("once", "every step")
 FIRST = 64  # steps of a simulation before it is known how many it takes
+PART = 1000  # images that are simulated before what was found is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +78,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "energy", name))
+    kept = Kept(folder, config)
     dataset, layers, variables = config.source.load_trained(config.dataset)
     images = dataset.train[: config.calibration].inputs
     selection = dataset.validation[: config.selection]
@@ -81,13 +93,15 @@ def main() -> None:
         ("IF", jb.Burst(1), config.longest),
     ):
         settings, time, trials = choose(
-            *network, images, selection, neuron, longest, expected, config.percentiles
+            *network,
+            *(images, selection, neuron, longest, expected, config.percentiles, kept),
         )
         print(f"{method}: {settings} serve best on {len(selection):,} training images")
         model, spiking = convert(*network, images, neuron, **settings)
         # A quarter more than on the training images mostly saves a second simulation.
         steps = max(FIRST, math.ceil(1.25 * time)) if time else longest
-        found = until_reached(model, spiking, test, steps, longest, ann)
+        keep = kept.within(f"{method}, test")
+        found = until_reached(model, spiking, test, steps, longest, ann, keep)
         runs[method] = {"neuron": repr(neuron), "settings": settings} | found
         runs[method]["trials"] = trials
     rows = compare(runs, ann)
@@ -109,10 +123,11 @@ def main() -> None:
     write_json(folder / "energy.json", record)
     title = f"{name.replace('_', ', ')}, {len(test):,} test images"
     write_file(folder / "energy.png", lambda path: _draw(path, runs, rows, ann, title))
+    kept.done()
 
 
 def choose(
-    layers, variables, images, selection, neuron, longest, expected, percentiles
+    layers, variables, images, selection, neuron, longest, expected, percentiles, kept
 ) -> tuple[dict, int | None, list[dict]]:
     """The percentile and v_0 with the least energy at the stricter goal; its time.
 
@@ -128,8 +143,9 @@ def choose(
             except jb.calibration.ZeroThreshold as error:
                 print(f"left out {settings}: {error}")
                 continue
+            keep = kept.within(f"{neuron}, {settings}")
             found = until_reached(
-                model, spiking, selection, FIRST, longest, expected, best
+                model, spiking, selection, FIRST, longest, expected, keep, best
             )
             t = reached(found["accuracy"], expected - min(GOALS))
             spent = found["energy_over_ann"]["once"][t - 1] if t else None
@@ -147,30 +163,57 @@ def choose(
     return settings, winner["time"], trials
 
 
-def until_reached(model, spiking, split, steps, longest, ann, budget=np.inf) -> dict:
+def until_reached(
+    model, spiking, split, steps, longest, ann, keep, budget=np.inf
+) -> dict:
     """Accuracy and energy of every step until all goals are reached.
 
     `steps` are doubled until they are, or until the longest simulation, or until more
-    than the budget is spent, from where energy can only grow.
+    than the budget is spent, from where energy can only grow. `keep` is as `Kept`.
     """
     steps = min(steps, longest)
     while True:
-        curves = jb.evaluate(model, spiking, split, steps)
+        accuracy, events = simulate(model, spiking, split, steps, keep)
         energy = {
             how: jb.energy.relative(
-                model.layers, split.images.shape[1:], curves.events, first_layer=how
+                model.layers, split.images.shape[1:], events, first_layer=how
             )
             for how in CONVENTIONS
         }
-        done = all(reached(curves.accuracy, ann - goal) for goal in GOALS)
+        done = all(reached(accuracy, ann - goal) for goal in GOALS)
         if done or steps == longest or energy["once"][-1] > budget:
             break
         steps = min(2 * steps, longest)
     return {
-        "accuracy": curves.accuracy.tolist(),
+        "accuracy": accuracy.tolist(),
         "energy_over_ann": {how: spent.tolist() for how, spent in energy.items()},
-        "events": {path: mean.tolist() for path, mean in curves.events.items()},
+        "events": {path: mean.tolist() for path, mean in events.items()},
     }
+
+
+def simulate(
+    model, spiking, split, steps, keep
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Accuracy and events as of `evaluate`, a part of the images after the other."""
+
+    def measure(part) -> dict:
+        curves = jb.evaluate(model, spiking, part, steps)
+        events = {path: mean * len(part) for path, mean in curves.events.items()}
+        correct = np.rint(curves.accuracy * len(part))
+        return jax.tree.map(np.ndarray.tolist, {"correct": correct, "events": events})
+
+    parts = []
+    for start in range(0, len(split), PART):
+        part = split[start : start + PART]
+        name = f"{steps} steps, {len(part)} images from {start}"
+        parts.append(keep(name, functools.partial(measure, part)))
+    total = jax.tree.map(lambda *values: np.sum(values, 0), *parts, is_leaf=_is_list)
+    means = jax.tree.map(lambda values: values / len(split), total)
+    return means["correct"], means["events"]
+
+
+def _is_list(node) -> bool:
+    return isinstance(node, list)
 
 
 def compare(runs: dict, ann: float) -> list[dict]:
