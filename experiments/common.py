@@ -211,7 +211,7 @@ class Kept:
         if not self.path.exists():
             return
         for line in self.path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # cut off in writing
+            with contextlib.suppress(json.JSONDecodeError):  # empty, or cut off
                 origin, name, value = json.loads(line)
                 if origin == self.origin:
                     self.found[name] = value
@@ -222,7 +222,8 @@ class Kept:
         if name not in self.found:
             self.found[name] = measure()
             with self.path.open("a") as file:
-                file.write(json.dumps([self.origin, name, self.found[name]]) + "\n")
+                # On a line of its own, even after one that was cut off.
+                file.write("\n" + json.dumps([self.origin, name, self.found[name]]))
         return self.found[name]
 
     def within(self, scope: str) -> Callable[[str, Callable[[], dict]], dict]:

@@ -223,6 +223,58 @@ def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     assert all(line in printed for line in record["verdicts"])
 
 
+@pytest.mark.parametrize("name", ["energy", "ablation"])
+def test_long_experiments_continue(run, tiny_cifar, untrained, monkeypatch, name):
+    """Interrupted and continued, an experiment measures nothing twice, and the same."""
+    settings = ["--limit", "10", "--calibration", "20", "--steps", "2"]
+    if name == "energy":
+        settings += ["--selection", "10", "--longest", "4", "--percentiles", "99.9"]
+    else:
+        settings += ["--gammas", "2", "--percentiles", "99.9"]
+    evaluate, calls = jb.evaluate, []
+
+    def counted(*arguments, **keywords):
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return evaluate(*arguments, **keywords)
+
+    monkeypatch.setattr(jb, "evaluate", counted)
+    records, counts = [], []
+    for out, interruptions in (("whole", [None]), ("parts", [3, 2, None])):
+        total = 0
+        for stop in interruptions:
+            calls.clear()
+            command = (name, *untrained, *settings, "--out", out)
+            if stop is None:
+                run(*command)
+            else:
+                with pytest.raises(SystemExit, match="same command"):
+                    run(*command)
+                assert (Path(out) / "unfinished.jsonl").exists()
+            total += len(calls)
+        counts.append(total)
+        assert not (Path(out) / "unfinished.jsonl").exists()
+        record = _results(Path(out), name)
+        records.append({key: record[key] for key in record if key in ("rows", "runs")})
+    assert counts[0] == counts[1] > 5
+    assert records[0] == records[1]
+
+
+def test_kept_results_are_of_the_same_settings(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    from common import Kept
+
+    kept = Kept(tmp_path, "a")
+    assert kept.within("here")("it", lambda: {"found": 0.1}) == {"found": 0.1}
+    with (tmp_path / "unfinished.jsonl").open("a") as file:
+        file.write('\n["cut o')
+    assert Kept(tmp_path, "a")("next", lambda: {"found": 2}) == {"found": 2}
+    kept = Kept(tmp_path, "a")
+    assert kept("here: it", dict) == {"found": 0.1} and kept("next", dict)["found"] == 2
+    assert Kept(tmp_path, "b")("here: it", dict) == {}
+
+
 def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
     """By hand: bursts within 0.5 points after 2 steps and 3 units, IF after 4 and 2."""
     monkeypatch.syspath_prepend(EXPERIMENTS)
