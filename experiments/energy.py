@@ -10,7 +10,8 @@ calibration does not see; then the test set says when it comes within 1 point an
 points of the trained network, and what was spent until then. The released vgg9 on
 CIFAR-10 takes half an hour of one CPU core: bursts are within 1 point after 2 steps,
 integrate-and-fire after 41, and bursts take 0.36 of its energy; ResNet-20 takes longer.
-`--limit` and `--longest` shorten it.
+`--limit` and `--longest` shorten it, and the same command continues what was
+interrupted.
 """
 
 from __future__ import annotations
