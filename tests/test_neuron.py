@@ -77,14 +77,15 @@ def test_golden_neuron(gamma):
 
 
 @pytest.mark.parametrize("neuron", BURSTS + SIGNED)
-def test_charge_is_conserved(neuron):
-    """Law 1: `v_T + θ Σn = v_0 + ΣI`, at every T."""
+@pytest.mark.parametrize("initial", [0.5, 1])
+def test_charge_is_conserved(neuron, initial):
+    """Law 1: `v_T + θ Σn = v_0 + ΣI`, at every T; of a start at the threshold, too."""
     theta = np.linspace(0.3, 1.7, 64)
     currents = noise()
-    potentials, spikes = unroll(neuron, currents, theta, initial=0.5, bias=0.01)
+    potentials, spikes = unroll(neuron, currents, theta, initial, bias=0.01)
     assert spikes.any(axis=0).all()
     left = potentials + theta * spikes.cumsum(0)
-    right = 0.5 * theta + (currents + 0.01).cumsum(0)
+    right = initial * theta + (currents + 0.01).cumsum(0)
     np.testing.assert_allclose(left, right, rtol=1e-13, atol=1e-12)
 
 
