@@ -41,7 +41,7 @@ import jaxburst as jb
 GOALS = (0.01, 0.005)
 CLAIMED = {"energy": 0.693, "time": 0.1}
 CONVENTIONS = ("once", "every step")
-FIRST = 64  # steps of a simulation before it is known how many it takes
+FIRST = 64  # steps of a simulation of which nothing is known
 PART = 1000  # images that are simulated before what was found is kept
 
 
@@ -88,14 +88,15 @@ def main() -> None:
     expected = jb.accuracy(*network, selection)
     ann = jb.accuracy(*network, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
-    runs = {}
+    runs, first = {}, FIRST
     for method, neuron, longest in (
         ("burst", jb.Burst(config.gamma), config.steps),
         ("IF", jb.Burst(1), config.longest),
     ):
         settings, time, trials = choose(
             *network,
-            *(images, selection, neuron, longest, expected, config.percentiles, kept),
+            *(images, selection, neuron, config.percentiles),
+            *(first, longest, expected, kept),
         )
         print(f"{method}: {settings} serve best on {len(selection):,} training images")
         model, spiking = convert(*network, images, neuron, **settings)
@@ -105,6 +106,8 @@ def main() -> None:
         found = until_reached(model, spiking, test, steps, longest, ann, keep)
         runs[method] = {"neuron": repr(neuron), "settings": settings} | found
         runs[method]["trials"] = trials
+        # Integrate-and-fire needs about gamma times the steps of bursts.
+        first = max(FIRST, math.ceil(1.25 * config.gamma * (time or 0)))
     rows = compare(runs, ann)
     print("\n" + table(rows) + "\n")
     for line in verdicts(rows):
@@ -128,11 +131,21 @@ def main() -> None:
 
 
 def choose(
-    layers, variables, images, selection, neuron, longest, expected, percentiles, kept
+    layers,
+    variables,
+    images,
+    selection,
+    neuron,
+    percentiles,
+    first,
+    longest,
+    expected,
+    kept,
 ) -> tuple[dict, int | None, list[dict]]:
     """The percentile and v_0 with the least energy at the stricter goal; its time.
 
-    Where none reaches it, the most accurate at the end, and no time.
+    Where none reaches it, the most accurate at the end, and no time. Simulations take
+    `first` steps at first.
     """
     trials = []
     for initial in (0.5, 0.0):
@@ -146,7 +159,7 @@ def choose(
                 continue
             keep = kept.within(f"{neuron}, {settings}")
             found = until_reached(
-                model, spiking, selection, FIRST, longest, expected, keep, best
+                model, spiking, selection, first, longest, expected, keep, best
             )
             t = reached(found["accuracy"], expected - min(GOALS))
             spent = found["energy_over_ann"]["once"][t - 1] if t else None
