@@ -141,12 +141,11 @@ def main() -> None:
     for factor, settings in factors(config, layers, chosen).items():
         for value, setting in settings.items():
             print(f"{factor}: {value}")
-            name = repr(setting)
             task = functools.partial(
                 measure, setting, layers, variables, images, unseen
             )
-            row = {"factor": factor, "value": value, "setting": name}
-            rows.append(row | kept(name, task))
+            row = {"factor": factor, "value": value, "setting": repr(setting)}
+            rows.append(row | kept(row["setting"], task))
     text = table(rows, ann, config)
     print("\n" + text + "\n")
     record = {
