@@ -592,7 +592,7 @@ def plan(batch: int, steps: int, schedule: str = "auto") -> Plan:
     the number of steps. `'layer'` takes as many as make 256 images, each layer all of
     them before the next: kernels are read once for all. `'auto'` does so up to 32
     images on a CPU, where larger batches are no faster, and up to 256 elsewhere. A CPU
-    that is one device simulates large batches in equal parts of 16 to 32 images, if
+    that is one device simulates large batches in equal parts of 16 to 64 images, if
     there are any, which fit its cache.
 
     Args:
@@ -610,7 +610,7 @@ def plan(batch: int, steps: int, schedule: str = "auto") -> Plan:
         )
     on_cpu, images = jax.default_backend() == "cpu", batch
     if on_cpu and jax.local_device_count() == 1:
-        images = max(part for part in range(1, 33) if batch % part == 0)
+        images = max(part for part in range(1, 65) if batch % part == 0)
         images = images if images >= 16 else batch
     most = {"step": 1, "layer": 256, "auto": 32 if on_cpu else 256}[schedule]
     return Plan(min(steps, max(1, most // images)), images)
