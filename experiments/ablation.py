@@ -8,8 +8,8 @@ over 5 for each layer, reset by subtraction, v_0 = 0) every row changes one thin
 Bursts with a range divided by gamma are paced like integrate-and-fire with the whole
 range, gamma times as many steps: that row is there, too. On 1,000 training images that
 calibration does not see. The released vgg9 on CIFAR-10 takes half an hour of one CPU
-core, a ResNet-20 as long; `--limit` and `--steps` shorten it, and the same command
-continues what was interrupted.
+core, a ResNet-20 as long, a ResNet-56 an hour and a half; `--limit` and `--steps`
+shorten it, and the same command continues what was interrupted.
 """
 
 from __future__ import annotations
