@@ -102,7 +102,7 @@ def main() -> None:
         model, spiking = convert(*network, images, neuron, **settings)
         # A quarter more than on the training images mostly saves a second simulation.
         steps = max(FIRST, math.ceil(1.25 * time)) if time else longest
-        keep = kept.within(f"{method}, test")
+        keep = kept.within(f"{neuron}, {settings}, test")
         found = until_reached(model, spiking, test, steps, longest, ann, keep)
         runs[method] = {"neuron": repr(neuron), "settings": settings} | found
         runs[method]["trials"] = trials
