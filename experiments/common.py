@@ -215,7 +215,8 @@ class Kept:
                 origin, name, value = json.loads(line)
                 if origin == self.origin:
                     self.found[name] = value
-        print(f"continuing with {len(self.found)} results of {self.path}")
+        if self.found:
+            print(f"continuing with {len(self.found)} results of {self.path}")
 
     def __call__(self, name: str, measure: Callable[[], dict]) -> dict:
         """What was kept under this name; else measures and keeps it."""
