@@ -25,6 +25,7 @@ import tyro
 from cifar import Source, run
 from common import (
     Kept,
+    one_device_per_core,
     prepare_folder,
     provenance,
     reached,
@@ -122,6 +123,7 @@ def factors(config: Config, layers, chosen: float) -> dict[str, dict[str, Settin
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    one_device_per_core()
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "ablation", name))
     kept = Kept(folder, config)

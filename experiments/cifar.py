@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from common import Simulation, compare, prepare_folder, run, write
+from common import (
+    Simulation,
+    compare,
+    one_device_per_core,
+    prepare_folder,
+    run,
+    write,
+)
 
 import jaxburst as jb
 
@@ -130,6 +137,7 @@ def main(name: str, description: str) -> None:
     arch = config.source.arch
     folder = prepare_folder(config.out or Path("runs", name, arch))
     if config.epochs is None:
+        one_device_per_core()
         dataset, layers, variables = config.source.load_trained(name)
     else:
         dataset, layers, _ = config.source.load(name, config.validation)

@@ -294,6 +294,16 @@ def run(main: Callable[[], None]) -> None:
         )
 
 
+def one_device_per_core() -> None:
+    """Makes a device of every CPU core, so that all take part in `jb.evaluate`.
+
+    Nothing changes where JAX already runs, or was given a number of CPU devices.
+    """
+    if jax.config.jax_num_cpu_devices < 0:
+        with contextlib.suppress(RuntimeError):  # it runs
+            jax.config.update("jax_num_cpu_devices", jb.devices.cores())
+
+
 def shown(steps: int) -> list[int]:
     """1, 2, 4, 8, ... and the last step."""
     return sorted({2**k for k in range(steps.bit_length())} | {steps})

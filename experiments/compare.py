@@ -22,6 +22,7 @@ import tyro
 from cifar import IMAGE, Source, run
 from common import (
     accuracy_against_energy,
+    one_device_per_core,
     prepare_folder,
     provenance,
     reached,
@@ -109,6 +110,7 @@ def quantised(layers, variables, images, *, bits):
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    one_device_per_core()
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "compare", name))
     dataset, layers, variables = config.source.load_trained(config.dataset)

@@ -29,6 +29,7 @@ from cifar import Source, run
 from common import (
     Kept,
     convert,
+    one_device_per_core,
     prepare_folder,
     provenance,
     reached,
@@ -77,6 +78,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    one_device_per_core()
     name = f"{config.dataset}_{config.source.arch}"
     folder = prepare_folder(config.out or Path("runs", "energy", name))
     kept = Kept(folder, config)

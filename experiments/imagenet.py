@@ -32,7 +32,14 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from common import Simulation, compare, prepare_folder, run, write
+from common import (
+    Simulation,
+    compare,
+    one_device_per_core,
+    prepare_folder,
+    run,
+    write,
+)
 
 import jaxburst as jb
 
@@ -62,6 +69,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
+    one_device_per_core()
     folder = prepare_folder(config.out or Path("runs", "imagenet", config.arch))
     # First the weights: if they do not fit, nobody waits for the data.
     layers = jb.zoo.IMAGENET[config.arch](CLASSES)

@@ -42,7 +42,14 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import prepare_folder, provenance, run, silent_channels, write_json
+from common import (
+    one_device_per_core,
+    prepare_folder,
+    provenance,
+    run,
+    silent_channels,
+    write_json,
+)
 
 import jaxburst as jb
 from jaxburst import simulation
@@ -112,12 +119,12 @@ def conventional(model, circuit, images) -> jax.Array:
 
 def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
     """All schedules, and the ANN."""
-    images = jnp.asarray(images)
     circuit = simulation.build(model, spiking, images.shape[1:])
+    each = jb.devices.of_each(len(images))
     programs = {}
     for name in SCHEDULES:
         function = functools.partial(jb.infer, model, steps=steps, schedule=name)
-        note = str(simulation.plan(len(images), steps, name))
+        note = f"{simulation.plan(each, steps, name)}, on {len(images) // each} devices"
         program = _compiled("SNN", function, circuit, images)
         programs[f"jaxburst {name}"] = program._replace(note=note)
     units = {
@@ -135,15 +142,16 @@ def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
 def curve(layers, spiking, images, ann: Program, rounds: int) -> dict:
     """Nine points up to T = 256 by `jaxburst.direct`, in passes of the ANN."""
     model = jb.Model(layers, jb.Burst(None, signed=True))
-    images = jnp.asarray(images)
-    jb.direct(model, spiking, images, CURVE).block_until_ready()
+
+    def function(spiking, images):
+        return jb.direct(model, spiking, images, CURVE).swapaxes(0, 1)
+
+    program = _compiled("SNN", function, spiking, images)
+    program.call()
     ratios = []
     for _ in range(rounds):
         time.sleep(PAUSE)
-        own = _seconds(
-            lambda: jb.direct(model, spiking, images, CURVE).block_until_ready()
-        )
-        ratios.append(own / _seconds(ann.call))
+        ratios.append(_seconds(program.call) / _seconds(ann.call))
     return {"times": CURVE, "passes": statistics.median(ratios)}
 
 
@@ -177,9 +185,13 @@ def whole(layers, config) -> dict:
     }
 
 
-def _compiled(kind: str, function, *arguments) -> Program:
+def _compiled(kind: str, function, circuit, images) -> Program:
+    """All devices share the images."""
+    cut, copy = jb.devices.share(len(images))
+    arguments = copy(circuit), cut(jnp.asarray(images))
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    run = jax.jit(jb.devices.divided(function, len(images)))
+    compiled = run.lower(*arguments).compile()
     seconds = time.perf_counter() - start
 
     def call():
@@ -481,7 +493,7 @@ def set_up_torch() -> None:
     """As many threads as there are cores; on a GPU TF32, as JAX has by default."""
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(jb.devices.cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
 
@@ -783,6 +795,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     config = arguments()
+    one_device_per_core()
     folder = prepare_folder(config.out)
     if not missing("torch"):
         set_up_torch()
@@ -794,7 +807,7 @@ def main() -> None:
         "config": vars(config),
         "provenance": provenance("torch", "spikingjelly"),
         "environment": {name: os.environ.get(name) for name in ALLOCATOR},
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": jb.devices.cores(),
         "load_average": load,
         "results": {},
         "whole": {},

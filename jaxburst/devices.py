@@ -1,18 +1,29 @@
 """Several devices share a batch: each gets a part of the images and all the weights.
 
-cut, copy = share(len(images))
-logits = infer(model, copy(spiking), cut(images), steps)    # jit follows the data
+    cut, copy = share(len(images))
+    run = jax.jit(divided(partial(infer, model, steps=16), len(images)))
+    logits = run(copy(circuit), cut(images))
+
+The cores of a CPU are one device unless JAX is told otherwise before it starts:
+
+    jax.config.update("jax_num_cpu_devices", 2)
+
+One for each core is faster where there are images for all of them: of one device's
+work XLA leaves much to a single core, as most products of a Winograd convolution.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_IMAGES, _WHOLE = PartitionSpec("images"), PartitionSpec()
 
 
 def share(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -26,20 +37,72 @@ def share(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
       a whole pytree on each of them. With one device there is nothing to do, and
       neither does anything.
     """
-    devices = jax.local_devices()[: math.gcd(images, jax.local_device_count())]
-    if len(devices) == 1:
+    mesh = _mesh(images)
+    if mesh is None:
         return _same, _same
-    mesh = Mesh(np.array(devices), ("data",))
 
     def put(spec: PartitionSpec) -> Callable[[Any], Any]:
         return lambda tree: jax.device_put(tree, NamedSharding(mesh, spec))
 
-    return put(PartitionSpec("data")), put(PartitionSpec())
+    return put(_IMAGES), put(_WHOLE)
+
+
+def divided(function: Callable[[Any, Any], Any], images: int) -> Callable:
+    """A function of weights and images that every device applies to its own part.
+
+    What follows shared data by itself may be gathered on the way: a reshape that puts
+    time steps before images does so, and every device would simulate all of them.
+
+    Args:
+      function: of `(weights, images)`, pytrees both, of which the second and all that
+        is returned have the images in front.
+      images: number of images in the batch, as for `share`.
+
+    Returns:
+      The same function for what `copy` and `cut` return, for `jax.jit`. With one device
+      it is the function itself.
+    """
+    mesh = _mesh(images)
+    if mesh is None:
+        return function
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(_WHOLE, _IMAGES),
+        out_specs=_IMAGES,
+        check_vma=False,  # the loop over time begins with zeros, the same everywhere
+    )
+
+
+def of_each(images: int) -> int:
+    """How many images each of the devices gets that share so many."""
+    return images // _sharing(images)
 
 
 def evenly(images: int) -> int:
     """The next number of images that all local devices share evenly."""
     return images + -images % jax.local_device_count()
+
+
+def one_core_each() -> bool:
+    """Whether every core of a CPU is a device of its own."""
+    return jax.default_backend() == "cpu" and jax.local_device_count() >= cores()
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _sharing(images: int) -> int:
+    return math.gcd(images, jax.local_device_count())
+
+
+def _mesh(images: int) -> Mesh | None:
+    devices = jax.local_devices()[: _sharing(images)]
+    return Mesh(np.array(devices), ("images",)) if len(devices) > 1 else None
 
 
 def _same(tree: Any) -> Any:

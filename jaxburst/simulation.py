@@ -36,7 +36,7 @@ import numpy as np
 from jaxburst.conversion import Affine, Spiking
 from jaxburst.convolution import convolve, prepare
 from jaxburst.data import Split, batches, check_normalised
-from jaxburst.devices import evenly, share
+from jaxburst.devices import divided, evenly, of_each, one_core_each, share
 from jaxburst.layers import (
     AvgPool,
     Conv,
@@ -592,11 +592,11 @@ def plan(batch: int, steps: int, schedule: str = "auto") -> Plan:
     the number of steps. `'layer'` takes as many as make 256 images, each layer all of
     them before the next: kernels are read once for all. `'auto'` does so up to 32
     images on a CPU, where larger batches are no faster, and up to 256 elsewhere. A CPU
-    that is one device simulates large batches in equal parts of 16 to 64 images, if
-    there are any, which fit its cache.
+    simulates large batches in equal parts that fit its cache, if there are any: of 16
+    to 64 images, or to 32 where every core is a device of its own.
 
     Args:
-      batch: number of images.
+      batch: number of images on one device.
       steps: number of time steps.
       schedule: `'auto'`, `'step'` or `'layer'`.
 
@@ -609,8 +609,9 @@ def plan(batch: int, steps: int, schedule: str = "auto") -> Plan:
             "from one pass, without events, are `jaxburst.direct`"
         )
     on_cpu, images = jax.default_backend() == "cpu", batch
-    if on_cpu and jax.local_device_count() == 1:
-        images = max(part for part in range(1, 65) if batch % part == 0)
+    if on_cpu:
+        largest = 32 if one_core_each() else 64
+        images = max(part for part in range(1, largest + 1) if batch % part == 0)
         images = images if images >= 16 else batch
     most = {"step": 1, "layer": 256, "auto": 32 if on_cpu else 256}[schedule]
     return Plan(min(steps, max(1, most // images)), images)
@@ -767,7 +768,7 @@ def evaluate(
     batch_size = evenly(min(batch_size, len(split)))
     shape = (batch_size, *split.images.shape[1:])
     circuit = _built(model, spiking, shape, steps)
-    order = plan(batch_size, steps, schedule)
+    order = plan(of_each(batch_size), steps, schedule)
     cut, copy = share(batch_size)
     circuit = copy(circuit)
     correct = np.zeros(steps, np.int64)
@@ -779,11 +780,11 @@ def evaluate(
     for part, inputs in parts:
         missing = batch_size - len(part)
         labels = np.pad(part.labels, (0, missing), constant_values=-1)
-        scored = _score(model, circuit, cut(inputs), cut(labels), steps, order)
+        scored = _score(model, circuit, cut((inputs, labels)), steps, order)
         hits, counts = jax.device_get(scored)
-        correct += hits
+        correct += hits.sum(0)
         for path, count in counts.items():
-            total = count[:, : len(part)].sum(1, dtype=np.int64)
+            total = count[: len(part)].sum(0, dtype=np.int64)
             events[path] = events.get(path, 0) + total
     ordered = [path for path, _ in walk(model.layers) if path in events]
     means = {path: events[path] / len(split) for path in ordered}
@@ -791,11 +792,16 @@ def evaluate(
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "order"))
-def _score(model, circuit, images, labels, steps, order):
-    """Right answers per step `[T]`, and events per step and image `{path: [T, B]}`."""
-    trace = _unroll(model, circuit, images, steps, order)
-    hits = trace.logits.argmax(-1).astype(labels.dtype) == labels.reshape(1, -1)
-    return hits.sum(1, dtype=jnp.int32), trace.events
+def _score(model, circuit, batch, steps, order):
+    """Which answers are right `[B, T]`, and events per step `{path: [B, T]}`."""
+
+    def score(circuit, batch):
+        images, labels = batch
+        trace = _unroll(model, circuit, images, steps, order)
+        hits = trace.logits.argmax(-1).astype(labels.dtype) == labels.reshape(1, -1)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), (hits, trace.events))
+
+    return divided(score, len(batch[1]))(circuit, batch)
 
 
 def _relus(model: Model) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 
+from jaxburst import convolution
 from jaxburst.convolution import convolve, convolve_once, prepare
 from jaxburst.layers import Conv
 
@@ -127,6 +128,29 @@ def test_gradients_of_winograd_are_those_of_the_convolution(sides):
     for ours_is, theirs_is in zip(found, expected, strict=True):
         error = np.abs(ours_is - theirs_is).max() / np.abs(theirs_is).max()
         assert error < 1e-5
+
+
+@on_cpu
+@pytest.mark.parametrize("sides", [(4, 4), (7, 6), (3, 16)])
+def test_two_columns_at_once_equal_the_definition(sides, monkeypatch):
+    monkeypatch.setattr(convolution, "one_core_each", lambda: True)
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(2, *sides, 5)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 5, 16)).astype(np.float32)
+    layer = Conv(16)
+    prepared = prepare(jnp.asarray(kernel), layer, x.shape[1:], exact=False)
+    assert prepared.shape == (3, 4, 5, 32), "this shape is one that pays"
+    expected = by_definition(x.astype(float), kernel.astype(float), 1, 1)
+    found = np.asarray(jax.jit(convolve, static_argnums=2)(x, prepared, layer))
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    for shape, other in (
+        ((*sides[:1], 5, 5), layer),  # an odd number of columns
+        (x.shape[1:], Conv(16, stride=2)),
+        (x.shape[1:], Conv(16, padding=0)),
+    ):
+        assert prepare(kernel, other, shape, exact=False) is kernel
+    monkeypatch.setattr(convolution, "one_core_each", lambda: False)
+    assert prepare(kernel, layer, x.shape[1:], exact=False) is kernel
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def convert_and_evaluate() -> dict:
         curves = jaxburst.evaluate(*pair, split[:23], 4, batch_size=7)
         assert curves.images == 23 and sum(map(sum, curves.events.values())) > 0
         found[name] = curves.accuracy.tolist()
+        found[f"{name} logits"] = infer_divided(*pair, images[:12]).tolist()
         found |= {f"{name} {path}": list(n) for path, n in curves.events.items()}
         found |= {
             f"{name} {path} {part}": np.asarray(value).tolist()
@@ -73,6 +74,19 @@ def convert_and_evaluate() -> dict:
             for part, value in layer._asdict().items()
         }
     return found
+
+
+def infer_divided(model, spiking, images):
+    """Logits of five steps, of which a layer takes several before the next layer."""
+
+    def infer(spiking, images):
+        return jaxburst.infer(model, spiking, images, 5, schedule="layer")
+
+    cut, copy = jaxburst.devices.share(len(images))
+    run = jax.jit(jaxburst.devices.divided(infer, len(images)))
+    logits = run(copy(spiking), cut(images))
+    assert len(logits.sharding.device_set) == jax.local_device_count()
+    return logits
 
 
 def start(devices: int, **task) -> subprocess.Popen:
