@@ -125,7 +125,7 @@ def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
     for name in SCHEDULES:
         function = functools.partial(jb.infer, model, steps=steps, schedule=name)
         note = f"{simulation.plan(each, steps, name)}, on {len(images) // each} devices"
-        program = _compiled("SNN", function, circuit, images)
+        program = _compiled("SNN", model, function, circuit, images)
         programs[f"jaxburst {name}"] = program._replace(note=note)
     units = {
         path: value._replace(theta=jnp.ones_like(value.theta))
@@ -135,7 +135,7 @@ def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
     }
     circuit = simulation.build(model, units, images.shape[1:])
     function = functools.partial(conventional, model)
-    programs["jaxburst ANN"] = _compiled("ANN", function, circuit, images)
+    programs["jaxburst ANN"] = _compiled("ANN", model, function, circuit, images)
     return programs
 
 
@@ -146,7 +146,7 @@ def curve(layers, spiking, images, ann: Program, rounds: int) -> dict:
     def function(spiking, images):
         return jb.direct(model, spiking, images, CURVE).swapaxes(0, 1)
 
-    program = _compiled("SNN", function, spiking, images)
+    program = _compiled("SNN", model, function, spiking, images)
     program.call()
     ratios = []
     for _ in range(rounds):
@@ -185,12 +185,14 @@ def whole(layers, config) -> dict:
     }
 
 
-def _compiled(kind: str, function, circuit, images) -> Program:
+def _compiled(kind: str, model, function, circuit, images) -> Program:
     """All devices share the images."""
+    options = simulation.compiler_options(model, IMAGE)
     cut, copy = jb.devices.share(len(images))
     arguments = copy(circuit), cut(jnp.asarray(images))
     start = time.perf_counter()
-    run = jax.jit(jb.devices.divided(function, len(images)))
+    divided = jb.devices.divided(function, len(images))
+    run = jax.jit(divided, compiler_options=options)
     compiled = run.lower(*arguments).compile()
     seconds = time.perf_counter() - start
 
