@@ -102,8 +102,8 @@ def main() -> None:
         )
         print(f"{method}: {settings} serve best on {len(selection):,} training images")
         model, spiking = convert(*network, images, neuron, **settings)
-        # A quarter more than on the training images mostly saves a second simulation.
-        steps = max(FIRST, math.ceil(1.25 * time)) if time else longest
+        # Half as long again as on the training images mostly saves a second simulation.
+        steps = max(FIRST, math.ceil(1.5 * time)) if time else longest
         keep = kept.within(f"{neuron}, {settings}, test")
         found = until_reached(model, spiking, test, steps, longest, ann, keep)
         runs[method] = {"neuron": repr(neuron), "settings": settings} | found

@@ -16,6 +16,7 @@ from jaxburst.neuron import Burst
 from jaxburst.simulation import (
     Model,
     build,
+    compiler_options,
     drive,
     evaluate,
     infer,
@@ -242,6 +243,14 @@ def test_evaluate_is_the_mean_over_the_images(labelled):
         assert count.any()
         total = np.asarray(count).sum(1)
         np.testing.assert_array_equal(curves.events[path], total / 10)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
+@pytest.mark.parametrize("channels, level", [(16, 2), (32, None)])
+def test_narrow_networks_are_compiled_otherwise(channels, level):
+    layers = (Conv(channels), Relu(), Conv(64, stride=4), Relu(), Flatten(), Dense(3))
+    options = compiler_options(Model(layers), (16, 16, 3))
+    assert options.get("xla_backend_optimization_level") == level
 
 
 def test_one_compilation_serves_all_batches(labelled, monkeypatch):
