@@ -16,8 +16,9 @@ inhibition in all programs; SpikingJelly has none, and gets a module of its own 
 does have. Predictions are compared: the programs are the same network, so that they
 agree but for spikes that rounding moves by a step.
 
-Ten minutes on 2 CPU cores with `--rounds 3`; VGG-16 at batch 32, T = 16: 1,056
-image-steps per second, SpikingJelly 486, the loop in PyTorch 556. Let nothing else run
+All CPU cores take part: in jaxburst as devices that share the images, in PyTorch as
+threads. Ten minutes on 2 cores with `--rounds 3`; VGG-16 at batch 32, T = 16: 1,088
+image-steps per second, SpikingJelly 446, the loop in PyTorch 593. Let nothing else run
 on the machine: programs whose threads wait for one another at every layer (PyTorch's)
 lose most when they have to share a core. The load at the start is written down.
 """
