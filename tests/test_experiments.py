@@ -204,7 +204,8 @@ def test_errors(run, tiny_cifar, untrained, tmp_path, capsys):
     for mean in means.values():
         assert mean["total"][-1] > 0
     lateral, gated = (np.array(record["limit"][it]) for it in ("lateral", "gated"))
-    assert lateral[255] < 2 * lateral[31] and gated[255] > 2 * gated[31]
+    assert lateral[255] < 2 * lateral[31] and gated[255] > 3 * gated[15]
+    assert (np.diff(gated[[15, 31, 63, 127, 255]]) > 0).all()
     assert "+ signed spikes" in capsys.readouterr().out
 
 

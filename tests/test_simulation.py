@@ -69,16 +69,17 @@ def test_signed_and_unbounded_is_a_quantised_network(name):
 
 @pytest.mark.parametrize("name", [SMALL, "nested"])
 def test_a_shorter_simulation_is_a_prefix(name):
-    """Law 8, up to rounding where the last block of steps is a shorter one."""
+    """Law 8, to the last bit step by step; blocks of steps round as their length is."""
     it = case(name)
     neuron = Burst(5)
-    spiking = it.spiking(neuron, "channel", 0.5)
-    whole = it.simulate(spiking, neuron)
-    part = it.simulate(spiking, neuron, steps=5)
+    spiking, images = it.spiking(neuron, "channel", 0.5), jnp.asarray(it.images)
+    whole, part = (
+        simulate(Model(it.layers, neuron), spiking, images, steps, schedule="step")
+        for steps in (STEPS, 5)
+    )
     assert whole.logits.shape[0] == STEPS and part.logits.any()
     first = jax.tree.map(lambda x: x[:5], whole)
-    jax.tree.map(np.testing.assert_array_equal, first.events, part.events)
-    np.testing.assert_allclose(first.logits, part.logits, rtol=0, atol=1e-12)
+    jax.tree.map(np.testing.assert_array_equal, first, part)
 
 
 @pytest.mark.parametrize("name", NAMES)
