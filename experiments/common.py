@@ -300,7 +300,7 @@ def one_device_per_core() -> None:
     Nothing changes where JAX already runs, or was given a number of CPU devices.
     """
     if jax.config.jax_num_cpu_devices < 0:
-        with contextlib.suppress(RuntimeError):  # it runs
+        with contextlib.suppress(RuntimeError):  # raised where JAX runs
             jax.config.update("jax_num_cpu_devices", jb.devices.cores())
 
 

@@ -17,7 +17,7 @@ does have. Predictions are compared: the programs are the same network, so that 
 agree but for spikes that rounding moves by a step.
 
 All CPU cores take part: in jaxburst as devices that share the images, in PyTorch as
-threads. Ten minutes on 2 cores with `--rounds 3`; VGG-16 at batch 32, T = 16: 1,088
+threads. Eleven minutes on 2 cores with `--rounds 3`; VGG-16 at batch 32, T = 16: 1,088
 image-steps per second, SpikingJelly 446, the loop in PyTorch 593. Let nothing else run
 on the machine: programs whose threads wait for one another at every layer (PyTorch's)
 lose most when they have to share a core. The load at the start is written down.
@@ -186,11 +186,11 @@ def whole(layers, config) -> dict:
     }
 
 
-def _compiled(kind: str, model, function, circuit, images) -> Program:
-    """All devices share the images."""
+def _compiled(kind: str, model, function, weights, images) -> Program:
+    """A function of weights and images; all devices share the images."""
     options = simulation.compiler_options(model, IMAGE)
     cut, copy = jb.devices.share(len(images))
-    arguments = copy(circuit), cut(jnp.asarray(images))
+    arguments = copy(weights), cut(jnp.asarray(images))
     start = time.perf_counter()
     divided = jb.devices.divided(function, len(images))
     run = jax.jit(divided, compiler_options=options)

@@ -771,7 +771,7 @@ def evaluate(
     order = plan(of_each(batch_size), steps, schedule)
     cut, copy = share(batch_size)
     circuit = copy(circuit)
-    score = _scorer(frozenset(compiler_options(model, shape[1:]).items()))
+    score = _scorer(model, shape[1:])
     correct = np.zeros(steps, np.int64)
     events: dict[str, np.ndarray] = {}
     parts = batches(split, batch_size)
@@ -805,10 +805,11 @@ def _score(model, circuit, batch, steps, order):
 
 
 @lru_cache
-def _scorer(options: frozenset) -> Callable:
-    """`_score`, compiled with these options once for all calls."""
+def _scorer(model: Model, image_shape: tuple[int, ...]) -> Callable:
+    """`_score`, compiled once for all calls."""
     static = ("model", "steps", "order")
-    return jax.jit(_score, static_argnames=static, compiler_options=dict(options))
+    options = compiler_options(model, image_shape)
+    return jax.jit(_score, static_argnames=static, compiler_options=options)
 
 
 def compiler_options(model: Model, image_shape: tuple[int, ...]) -> dict[str, int]:
