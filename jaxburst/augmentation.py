@@ -28,7 +28,14 @@ _LEVELS = 10
 _GREY = 128  # of what comes into view from outside the image
 
 
-def augment(kind: str, key: jax.Array, images: jax.Array) -> jax.Array:
+def augment(
+    kind: str,
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    flips: jax.Array | None = None,
+    side: int | jax.Array | None = None,
+) -> jax.Array:
     """Augments a batch: crop, flip, AutoAugment, Cutout, in this order.
 
     Args:
@@ -37,21 +44,28 @@ def augment(kind: str, key: jax.Array, images: jax.Array) -> jax.Array:
         as in the published code of Li and Zeng (IJCAI 2022).
       key: JAX random key.
       images: pixels, before `normalise` (so that black is black). uint8 `[B, H, W, C]`.
+      flips: as for `crop_and_flip`.
+      side: of Cutout's squares, in pixels, instead of those of `kind`; 0 for none.
 
     Returns:
       As `images`.
     """
-    if kind == "none":
-        return images
     crop_key, policy_key, cutout_key = jax.random.split(key, 3)
     height = images.shape[1]
-    images = crop_and_flip(crop_key, images, height // 8)
-    if kind == "crop_flip":
-        return images
-    return cutout(cutout_key, auto_augment(policy_key, images), height // 2)
+    if kind != "none":
+        images = crop_and_flip(crop_key, images, height // 8, flips)
+    if kind == "authors":
+        images = auto_augment(policy_key, images)
+        side = height // 2 if side is None else side
+    return images if side is None else cutout(cutout_key, images, side)
 
 
-def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Array:
+def crop_and_flip(
+    key: jax.Array,
+    images: jax.Array,
+    padding: int = 4,
+    flips: jax.Array | None = None,
+) -> jax.Array:
     """Shifts each image at random, and mirrors half of them.
 
     Each image gets a border of `padding` black pixels, is cropped at a random place
@@ -61,11 +75,32 @@ def crop_and_flip(key: jax.Array, images: jax.Array, padding: int = 4) -> jax.Ar
       key: JAX random key.
       images: pixels, before `normalise` (so that the border is black). `[B, H, W, C]`.
       padding: width of the border, in pixels; static under `jit`.
+      flips: which images are flipped, if chance does not decide. bool `[B]`.
 
     Returns:
       As `images`, same dtype.
     """
-    return _crop_and_flip(images, *_draw_crop(key, len(images), padding), padding)
+    corners, drawn = _draw_crop(key, len(images), padding)
+    return _crop_and_flip(images, corners, drawn if flips is None else flips, padding)
+
+
+def alternating_flips(key: jax.Array, rows: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Which images are flipped in an epoch: every other time, the first at random.
+
+    `flips_i(epoch) = flips_i(0) xor (epoch mod 2)`, so two epochs in a row show both
+    sides of an image, where chance shows the same one twice in every other case (as in
+    Jordan, arXiv 2404.00498).
+
+    Args:
+      key: JAX random key, the same in all epochs.
+      rows: numbers of the images in their split. int32 `[B]`.
+      epoch: counted from 0.
+
+    Returns:
+      For `crop_and_flip`. bool `[B]`.
+    """
+    first = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row)))
+    return first(rows) ^ (epoch % 2 == 1)
 
 
 def auto_augment(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -105,7 +140,7 @@ def auto_augment(key: jax.Array, images: jax.Array) -> jax.Array:
     return augmented.astype(jnp.uint8)
 
 
-def cutout(key: jax.Array, images: jax.Array, side: int = 16) -> jax.Array:
+def cutout(key: jax.Array, images: jax.Array, side: int | jax.Array = 16) -> jax.Array:
     """Blackens a square in each image (DeVries and Taylor, arXiv 1708.04552).
 
     Its centre is any pixel with equal probability, so the border may cut it off.
@@ -113,7 +148,7 @@ def cutout(key: jax.Array, images: jax.Array, side: int = 16) -> jax.Array:
     Args:
       key: JAX random key.
       images: pixels, before `normalise` (so that the square is black). `[B, H, W, C]`.
-      side: of the square, in pixels; static under `jit`.
+      side: of the square, in pixels; 0 for none.
 
     Returns:
       As `images`, same dtype.

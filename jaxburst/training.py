@@ -35,7 +35,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxburst.ann import Network, accuracy
-from jaxburst.augmentation import KINDS, augment
+from jaxburst.augmentation import KINDS, alternating_flips, augment
 from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.layers import Layers, Residual, validate, walk
 
@@ -60,6 +60,12 @@ class Recipe:
       augment: how images are varied. `crop_flip`: flipped, and shifted by up to an
         eighth of their height (4 pixels of 32). `authors`: moreover by AutoAugment's
         policy and Cutout; see `augmentation.augment`. Or `none`.
+      cutout: side of Cutout's squares, in pixels; None for those of `augment` (half the
+        height with `authors`, else none).
+      cutout_until: share of the steps that have Cutout, the first ones. The last ones
+        train on whole images, which are what the network is for.
+      alternate_flips: whether an image is flipped in every other epoch, and not at
+        random; see `augmentation.alternating_flips`.
       precision: what a step computes the network in, `float32` or `bfloat16`.
         Parameters, batch statistics, loss and optimiser are float32 in either case.
       ema: decay of an exponential moving average over the steps, of parameters and
@@ -79,6 +85,9 @@ class Recipe:
     warmup_epochs: float = 0
     label_smoothing: float = 0.1
     augment: str = "authors"
+    cutout: int | None = None
+    cutout_until: float = 1.0
+    alternate_flips: bool = False
     precision: str = "float32"
     ema: float = 0.0
     seed: int = 0
@@ -112,11 +121,28 @@ class Recipe:
         )
         for name, known in (("augment", KINDS), ("precision", PRECISIONS)):
             require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        require(
+            self.cutout is None or _is_whole(self.cutout, 0),
+            "cutout",
+            "a whole number of pixels, or None",
+        )
+        require(
+            _is_number(self.cutout_until, math.nextafter(1, 2)),
+            "cutout_until",
+            "a number in 0 <= x <= 1",
+        )
         require(_is_number(self.ema, 1), "ema", "a number in 0 <= x < 1")
         require(_is_whole(self.seed, 0, 2**32), "seed", "a whole number below 2**32")
-        require(isinstance(self.nesterov, bool), "nesterov", "True or False")
+        for name in ("nesterov", "alternate_flips"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "True or False")
         require(
             not self.nesterov or self.momentum > 0, "nesterov", "False without momentum"
+        )
+        require(
+            not self.alternate_flips or self.augment != "none",
+            "alternate_flips",
+            "False with augment 'none', which flips no image",
         )
 
 
@@ -355,9 +381,8 @@ def _step(state, rows, images, labels, *, layers, recipe, mean, std, mesh):
         (images[rows], labels[rows]), NamedSharding(mesh, PartitionSpec("data"))
     )
     pixels, targets = batch
-    _, augmentation = _keys(recipe)
-    key = jax.random.fold_in(augmentation, state.step)
-    inputs = normalise(augment(recipe.augment, key, pixels), mean, std)
+    augmented = _augment(recipe, state.step, rows, pixels, len(images))
+    inputs = normalise(augmented, mean, std)
 
     def objective(params):
         rounded, x = jax.tree.map(
@@ -386,6 +411,24 @@ def _step(state, rows, images, labels, *, layers, recipe, mean, std, mesh):
     # Every device holds the whole state again, as before the step.
     state = lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec()))
     return state, loss, hits
+
+
+def _augment(recipe: Recipe, step, rows, pixels, size: int):
+    """The batch of a step, varied as the recipe says, of a split of so many images."""
+    _, augmentation = _keys(recipe)
+    steps_per_epoch = size // recipe.batch_size
+    flips, side = None, recipe.cutout
+    if recipe.alternate_flips:
+        # Its own stream: those of the steps are folded in from 0 on.
+        key = jax.random.fold_in(augmentation, np.uint32(2**32 - 1))
+        flips = alternating_flips(key, rows, step // steps_per_epoch)
+    if recipe.cutout_until < 1:
+        if side is None:
+            side = pixels.shape[1] // 2 if recipe.augment == "authors" else 0
+        last = round(recipe.cutout_until * recipe.epochs * steps_per_epoch)
+        side = jnp.where(step < last, side, 0)
+    key = jax.random.fold_in(augmentation, step)
+    return augment(recipe.augment, key, pixels, flips=flips, side=side)
 
 
 def _average(recipe: Recipe, state: _State, variables: dict) -> dict:

@@ -10,6 +10,7 @@ from jaxburst import augmentation
 from jaxburst.augmentation import (
     OPERATIONS,
     POLICY,
+    alternating_flips,
     augment,
     auto_augment,
     crop_and_flip,
@@ -60,6 +61,28 @@ def test_keys_decide():
     )
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
+
+
+def test_flips_are_given_or_drawn():
+    key, images = jax.random.key(3), images_of(16)
+    corners, _ = augmentation._draw_crop(key, 16, 2)
+    flips = np.arange(16) % 3 == 0
+    np.testing.assert_array_equal(
+        crop_and_flip(key, images, 2, flips),
+        augmentation._crop_and_flip(images, corners, flips, 2),
+    )
+
+
+def test_flips_alternate_from_a_random_beginning():
+    key, rows = jax.random.key(0), np.arange(4000, dtype=np.int32)
+    first, second, third = (alternating_flips(key, rows, i) for i in range(3))
+    np.testing.assert_array_equal(second, ~first)
+    np.testing.assert_array_equal(third, first)
+    assert 0.45 < np.asarray(first).mean() < 0.55
+    # Of the image, wherever in whatever batch it is.
+    some = np.random.default_rng(0).permutation(rows)[:64]
+    np.testing.assert_array_equal(alternating_flips(key, some, 1), second[some])
+    assert (alternating_flips(jax.random.key(1), rows, 0) != first).any()
 
 
 # The operations, against Pillow.
@@ -258,3 +281,15 @@ def test_kinds_build_on_each_other(policy):
     np.testing.assert_array_equal(augment("crop_flip", key, images), cropped)
     expected = cutout(keys[2], policy(keys[1], cropped), 16)
     np.testing.assert_array_equal(augment("authors", key, images), expected)
+
+
+def test_the_side_of_cutout_can_be_chosen_while_running(policy):
+    key, images = jax.random.key(2), pictures()
+    cropped = augment("crop_flip", key, images)
+    expected = cutout(jax.random.split(key, 3)[2], cropped, 8)
+    np.testing.assert_array_equal(augment("crop_flip", key, images, side=8), expected)
+    traced = jax.jit(lambda side: augment("crop_flip", key, images, side=side))
+    np.testing.assert_array_equal(traced(8), expected)
+    np.testing.assert_array_equal(traced(0), cropped)
+    whole = augment("authors", key, images, side=0)
+    np.testing.assert_array_equal(whole, policy(jax.random.split(key, 3)[1], cropped))

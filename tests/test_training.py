@@ -1,6 +1,7 @@
 """Training: it learns, by the textbook, and an interruption leaves no trace."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -264,6 +265,67 @@ def test_learning_rate_ends_at_zero():
     assert float(schedule(Recipe(epochs=5), 8)(40)) == 0
 
 
+# What a step trains on.
+
+
+def seen(recipe, step, pixels):
+    """The batch of a step, `[16, 8, 8, 1]`, and which images it is made of."""
+    rows = batch_indices(recipe.seed, step, recipe.batch_size, len(pixels))
+    batch = training._augment(recipe, step, rows, jnp.asarray(pixels[rows]), 90)
+    return np.asarray(batch), rows
+
+
+def test_each_image_is_seen_from_both_sides_in_two_epochs():
+    recipe = dataclasses.replace(RECIPE, epochs=4, alternate_flips=True)
+    pixels = np.zeros((90, 8, 8, 1), np.uint8)
+    pixels[:, :, :4] = 200  # bright on the left; shifts are by one
+    flipped = {epoch: {} for epoch in range(4)}
+    for step in range(20):
+        batch, rows = seen(recipe, step, pixels)
+        right = batch[:, :, 4:].sum((1, 2, 3)) > batch[:, :, :4].sum((1, 2, 3))
+        flipped[step // 5] |= dict(zip(rows.tolist(), right.tolist(), strict=True))
+    for before, after in itertools.pairwise(flipped.values()):
+        both = before.keys() & after.keys()
+        assert len(both) > 60
+        assert all(before[row] != after[row] for row in both)
+    assert 20 < sum(flipped[0].values()) < 60
+
+
+def test_cutout_has_the_side_of_the_recipe():
+    recipe = dataclasses.replace(RECIPE, augment="none", cutout=4)
+    batch, _ = seen(recipe, 0, np.full((90, 8, 8, 1), 200, np.uint8))
+    assert (batch == 0).sum((1, 2, 3)).max() == 16
+    policy = dataclasses.replace(RECIPE, augment="authors")
+    without, never = (
+        seen(dataclasses.replace(policy, **options), 0, SPLIT.images)[0]
+        for options in ({"cutout": 0}, {"cutout_until": 0})
+    )
+    np.testing.assert_array_equal(without, never)
+
+
+@pytest.mark.parametrize(("kind", "side"), [("none", 4), ("authors", None)])
+def test_the_last_steps_are_without_cutout(kind, side):
+    def recipe(until):
+        return dataclasses.replace(
+            RECIPE, augment=kind, cutout=side, cutout_until=until
+        )
+
+    def equal(step, one, other):
+        a, b = (seen(recipe(until), step, SPLIT.images)[0] for until in (one, other))
+        return (a == b).all()
+
+    # 9 of 15 steps.
+    assert [equal(step, 0.6, 1) for step in range(15)] == [True] * 9 + [False] * 6
+    assert [equal(step, 0.6, 0) for step in range(15)] == [False] * 9 + [True] * 6
+
+
+def test_no_option_leaves_the_batches_as_they_were():
+    key = jax.random.split(jax.random.key(RECIPE.seed))[1]
+    batch, rows = seen(RECIPE, 7, SPLIT.images)
+    expected = augment("crop_flip", jax.random.fold_in(key, 7), SPLIT.images[rows])
+    np.testing.assert_array_equal(batch, expected)
+
+
 # Interruptions.
 
 
@@ -280,6 +342,23 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, uninterrupted, stopped_at):
         train(tmp_path, checkpoint_every=3, validation=validation)
     again = train(tmp_path, checkpoint_every=4, validation=validation, resume=True)
     assert_same_run(again, uninterrupted)
+
+
+def test_resumes_bit_for_bit_where_epochs_differ(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(
+        RECIPE, alternate_flips=True, cutout=3, cutout_until=0.6
+    )
+
+    def indices(seed, step, batch_size, size):
+        if step == 8:
+            raise KeyboardInterrupt
+        return batch_indices(seed, step, batch_size, size)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "batch_indices", indices)
+        train(tmp_path, recipe, checkpoint_every=3)
+    again = train(tmp_path, recipe, resume=True)
+    assert_same_run(again, train(recipe=recipe))
 
 
 def test_steps_per_call_leave_no_trace(monkeypatch, uninterrupted):
@@ -514,6 +593,10 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
         ("label_smoothing", 1.0),
         ("augment", True),
         ("augment", "cutout"),
+        ("cutout", -1),
+        ("cutout", 8.0),
+        ("cutout_until", 1.1),
+        ("alternate_flips", 1),
         ("precision", "float16"),
         ("ema", 1),
         ("ema", True),
@@ -528,6 +611,11 @@ def test_recipe_names_what_it_refuses(field, value):
 def test_nesterov_needs_momentum():
     with pytest.raises(ValueError, match="Recipe.nesterov: expected False without"):
         Recipe(nesterov=True, momentum=0)
+
+
+def test_flips_alternate_where_there_are_any():
+    with pytest.raises(ValueError, match="Recipe.alternate_flips: expected False with"):
+        Recipe(augment="none", alternate_flips=True)
 
 
 def test_reports_a_line_per_epoch_where_there_is_no_terminal(capsys):
