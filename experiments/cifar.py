@@ -92,8 +92,12 @@ class Config:
       learning_rate: its peak.
       nesterov: whether the momentum is Nesterov's.
       warmup_epochs: length of the warm-up; may be a fraction.
+      label_smoothing: share of the target that is spread evenly over all classes.
       augment: how training images are varied: cropped and flipped, moreover by
         AutoAugment and Cutout as Li and Zeng do (authors), or not at all.
+      cutout: side of Cutout's squares in pixels, if not that of --augment.
+      cutout_until: share of the training that has Cutout, such as 0.8.
+      alternate_flips: flip an image in every other epoch, and not at random.
       precision: what training computes the network in; bfloat16 halves the memory of
         activations. Weights and statistics stay float32.
       ema: decay of a moving average of the weights over the training steps, which is
@@ -112,7 +116,11 @@ class Config:
     learning_rate: float = 0.1
     nesterov: bool = False
     warmup_epochs: float = 0
+    label_smoothing: float = 0.1
     augment: Literal[jb.augmentation.KINDS] = "authors"
+    cutout: int | None = None
+    cutout_until: float = 1.0
+    alternate_flips: bool = False
     precision: Literal[jb.training.PRECISIONS] = "float32"
     ema: float = 0.0
     resume: bool = False
@@ -149,7 +157,11 @@ def main(name: str, description: str) -> None:
             learning_rate=config.learning_rate,
             nesterov=config.nesterov,
             warmup_epochs=config.warmup_epochs,
+            label_smoothing=config.label_smoothing,
             augment=config.augment,
+            cutout=config.cutout,
+            cutout_until=config.cutout_until,
+            alternate_flips=config.alternate_flips,
             precision=config.precision,
             ema=config.ema,
             seed=config.seed,
