@@ -1,0 +1,1 @@
+"""What a network computes, written the way that is fast for a shape and a platform."""
