@@ -1,0 +1,80 @@
+"""Released networks load, are what they say, and cannot be damaged unnoticed."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxburst import models, trained
+
+MODULE = models.vgg_tiny(3)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return MODULE.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
+@pytest.mark.parametrize("name", trained.names())
+def test_released_networks_are_whole(name):
+    network, dataset = name.rsplit("-", 1)
+    module, variables = trained.pretrained(name)
+    assert isinstance(module, nn.Module)
+    assert module == models.NETWORKS[network](module.classes)
+    images = np.zeros((2, 32, 32, 3), np.float32)
+    logits = jax.jit(module.apply)(variables, images)
+    assert logits.shape == (2, {"cifar10": 10, "cifar100": 100}[dataset])
+    notes = trained.notes(name)
+    assert notes["dataset"] == dataset and 0.5 < notes["test_accuracy"] < 1
+    assert notes["recipe"]["seed"] >= 0
+
+
+def test_unknown_names_are_refused(tmp_path, variables):
+    with pytest.raises(ValueError, match="expected one of .*found 'alexnet'"):
+        trained.pretrained("alexnet")
+    with pytest.raises(ValueError, match="expected one of .*vgg16.*found 'alexnet'"):
+        trained.save(tmp_path / "net.safetensors", "alexnet", 3, variables)
+
+
+def test_a_trained_network_comes_back_in_16_bits(tmp_path, variables):
+    path = tmp_path / "new/net.safetensors"
+    trained.save(path, "vgg_tiny", 3, variables, {"seed": 3})
+    module, found, notes = trained.load(path)
+    assert module == MODULE and notes == {"seed": 3}
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+
+    def close(a, b):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25)
+
+    jax.tree.map(close, found, variables)
+    again = trained.save(tmp_path / "again.safetensors", "vgg_tiny", 3, found, notes)
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_damage_is_noticed(tmp_path, variables, monkeypatch, place):
+    monkeypatch.setattr(trained, "FOLDER", tmp_path)
+    path = tmp_path / "small-digits.safetensors"
+    trained.save(path, "vgg_tiny", 3, variables, {"accuracy": 0.5})
+    assert trained.names() == ("small-digits",)
+    trained.pretrained("small-digits")
+    content = path.read_bytes()
+    at = {"first": content.index(b"0.5"), "middle": len(content) // 2, "last": -1}
+    damaged = bytearray(content)
+    damaged[at[place]] ^= 1
+    for broken in (damaged, content[: len(content) // 2], b""):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="small-digits.safetensors: damaged"):
+            trained.pretrained("small-digits")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="not found; expected a trained"):
+        trained.load(path)
+
+
+def test_weights_beyond_16_bits_are_refused(tmp_path, variables):
+    large = jax.tree.map(lambda x: x * 1e6, variables)
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="conv0/kernel"):
+        trained.save(tmp_path / "net.safetensors", "vgg_tiny", 3, large)
+    assert not list(tmp_path.iterdir())
