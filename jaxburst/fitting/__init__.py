@@ -1,0 +1,20 @@
+"""Training of any Flax module: one jitted step, runs that can be resumed.
+
+recipe = Recipe(epochs=100, warmup_epochs=1)
+variables, history = fit(module, dataset.train, recipe, directory="runs/vgg16")
+variables = restore(module, "runs/vgg16")
+"""
+
+from jaxburst.fitting.recipe import AUTHORS, PRECISIONS, Recipe, schedule
+from jaxburst.fitting.trainer import accuracy, fit, record, restore
+
+__all__ = [
+    "AUTHORS",
+    "PRECISIONS",
+    "Recipe",
+    "accuracy",
+    "fit",
+    "record",
+    "restore",
+    "schedule",
+]
