@@ -1,0 +1,227 @@
+"""From trained variables to the weights of a spiking network, as a pure function.
+
+A converted network is a plain dictionary `{name: Affine | Threshold | arrays}`, in the
+unit of the trained network's activations: kernels stay as they are, and sums need no
+rule of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst.graph import Node
+from jaxburst.neurons import Threshold
+from jaxburst.trace import Affine, Network, check_inputs, forward
+
+Spiking = dict[str, Any]
+Thresholds = dict[str, jax.Array]
+
+
+def convert(
+    network: Network,
+    variables,
+    thresholds: Thresholds,
+    *,
+    initial: float = 0.5,
+) -> Spiking:
+    """Converts a trained network: folds its weights, attaches the thresholds.
+
+    A pure function: it works under `jit`, `grad`, and `vmap` over stacked variables.
+
+    Args:
+      network: the network.
+      variables: its trained variables, `network.variables` of a module.
+      thresholds: `{name: θ}` for every population of neurons, from `calibrate`.
+      initial: initial potential over threshold, `v_0 / θ`. The paper starts at 0; at ½
+        the rate is right on average instead of from below, from the first step on.
+        Refining neurons start at 0 and round by it at their first step.
+
+    Returns:
+      The converted network, a pytree of arrays: `Affine` for synapses, `Threshold` for
+      neurons, tuples of arrays for wires that hold some.
+
+    Raises:
+      ValueError: if variables or thresholds do not belong to `network`, or hold
+        something that is not finite or not positive; the message names the layer.
+
+    Example:
+      >>> import jaxburst as jb
+      >>> net = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1]
+      >>> weights = (np.ones((3, 4)), np.ones((4, 2)))
+      >>> network = jb.trace(net, weights, np.ones((1, 3)))
+      >>> spiking = convert(network, weights, {"relu0": 1.0})
+      >>> sorted(spiking)
+      ['0', '1', 'relu0']
+    """
+    if not known(initial):
+        pass
+    elif not 0 <= initial <= 1:
+        raise ValueError(
+            "convert: initial, the initial potential over the threshold, must lie "
+            f"between 0 and 1, found {initial}"
+        )
+    check_finite(variables)
+    _check_thresholds(network, thresholds)
+    spiking: Spiking = dict(network.weights(variables))
+    for name in network.neurons:
+        theta = jnp.asarray(thresholds[name])
+        if not jnp.issubdtype(theta.dtype, jnp.floating):
+            theta = theta.astype(float)
+        start = jnp.asarray(initial, theta.dtype)
+        spiking[name] = Threshold(theta, start, jnp.zeros_like(start))
+    return spiking
+
+
+def known(value) -> bool:
+    """Whether a value is there, and not traced by a transformation."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def check_finite(variables) -> None:
+    """Refuses weights that are not finite; a ReLU can swallow what they cause.
+
+    Raises:
+      ValueError: naming the first such weight.
+    """
+    for path, value in jax.tree_util.tree_leaves_with_path(variables):
+        if not hasattr(value, "dtype") or not known(value):
+            continue
+        floating = jnp.issubdtype(value.dtype, jnp.floating)
+        if floating and not np.isfinite(np.asarray(value, np.float32)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"{name}: a weight is not finite; train again with a lower learning "
+                "rate, or load another checkpoint"
+            )
+
+
+def threshold_shapes(network: Network, name: str) -> list[tuple[int, ...]]:
+    """The shapes that a threshold may have: a scalar, and one value per channel."""
+    node = network.graph[name]
+    shape = node.image_shape[1:]
+    axis = network.graph.channel_axes[name]
+    rank = len(node.shape)
+    return [(), (node.image_shape[axis], *[1] * (rank - 1 - axis)), shape]
+
+
+def _check_thresholds(network: Network, thresholds: Thresholds) -> None:
+    expected = set(network.neurons)
+    if not isinstance(thresholds, dict) or expected != set(thresholds):
+        found = set(thresholds) if isinstance(thresholds, dict) else set()
+        raise ValueError(
+            "convert: thresholds must name every population of the network; missing: "
+            f"{sorted(expected - found) or 'none'}, unknown: "
+            f"{sorted(found - expected) or 'none'}"
+        )
+    for name, theta in thresholds.items():
+        shapes = threshold_shapes(network, name)[:2]
+        if np.shape(theta) not in shapes:
+            raise ValueError(
+                f"{name}: its threshold must have one of the shapes {shapes}, found "
+                f"{np.shape(theta)}"
+            )
+        if not known(theta):
+            continue
+        if not (np.isfinite(theta).all() and (np.asarray(theta) > 0).all()):
+            raise ValueError(
+                f"{name}: a threshold must be finite and greater than 0, found a least "
+                f"value of {np.min(theta)}; calibrate on images that make it fire"
+            )
+
+
+def check_spiking(network: Network, spiking: Spiking) -> None:
+    """Refuses converted weights that are not those of a network.
+
+    Raises:
+      ValueError: naming the layer, what was expected and what was found.
+    """
+    if not isinstance(spiking, dict):
+        raise TypeError(
+            f"spiking: expected what convert returns, found {type(spiking).__name__}"
+        )
+    for node in network.graph.nodes:
+        parameters = network.program.parameters
+        if node.name not in spiking:
+            if node.name in parameters or node.name in network.neurons:
+                raise ValueError(
+                    f"{node.name}: the converted network has no weights for it; "
+                    "convert with the network that is simulated"
+                )
+            continue
+        _check_node(network, node, spiking[node.name])
+
+
+def _check_node(network: Network, node: Node, own) -> None:
+    if node.name in network.neurons:
+        if not isinstance(own, Threshold):
+            raise ValueError(f"{node.name}: expected a Threshold, found {own!r:.80}")
+        shapes = threshold_shapes(network, node.name)
+        for field, value in own._asdict().items():
+            allowed = shapes[: 2 if field == "theta" else 3]
+            found = jnp.shape(value)
+            if field == "bias" and found:
+                found = found[1:]  # one row per step
+            if found not in allowed:
+                raise ValueError(
+                    f"{node.name}: its {field} must have one of the shapes {allowed}"
+                    f"{', with a row for each step' if field == 'bias' else ''}; found "
+                    f"{jnp.shape(value)}"
+                )
+    elif isinstance(own, Affine) and own.kernel.shape != node.role.kernel:
+        raise ValueError(
+            f"{node.name}: the kernel must be {node.role.kernel}, found "
+            f"{own.kernel.shape}"
+        )
+
+
+def verify(
+    network: Network,
+    variables,
+    spiking: Spiking,
+    inputs,
+    *,
+    batch_size: int = 100,
+) -> dict[str, float]:
+    """Compares a converted network with the user's own function, on its outputs.
+
+    Args:
+      network: the network.
+      variables: the trained variables.
+      spiking: what `convert` made of them.
+      inputs: `[N, ...]`, as the function takes them.
+      batch_size: number of images at a time.
+
+    Returns:
+      `{output: largest absolute difference}`, in activation units: `'logits'`, or
+      `'output0'`, ... where there are several. Rounding alone gives about 1e-6 of the
+      largest. What was set aside behind an output is not compared.
+
+    Raises:
+      ValueError: for weights or inputs that do not fit, or outputs that are not
+        finite.
+    """
+    check_spiking(network, spiking)
+    check_inputs(network, inputs)
+    trained = jax.jit(network.function)
+    converted = jax.jit(forward, static_argnums=0)
+    count = len(jax.tree.leaves(inputs)[0])
+    batch_size, worst = min(batch_size, count), {}
+    for start in range(0, count, batch_size):
+        # The last batch begins again from the front, so that one compilation serves.
+        rows = np.arange(start, start + batch_size) % count
+        batch = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
+        expected = jax.tree.leaves(trained(variables, batch))
+        found, _ = converted(network, spiking, batch)
+        for i, (one, other) in enumerate(zip(expected, found, strict=True)):
+            if i in network.aside:
+                continue
+            name = "logits" if len(expected) == 1 else f"output{i}"
+            difference = float(np.abs(np.asarray(one) - np.asarray(other)).max())
+            if not np.isfinite(difference):
+                raise ValueError(f"{name}: an output is not finite; check the weights")
+            worst[name] = max(worst.get(name, 0.0), difference)
+    return worst

@@ -1,0 +1,539 @@
+"""A network as a flat graph: nodes in an order in which inputs come first.
+
+A node has one of four roles, or is an input:
+
+* `Synapse`: a kernel that receives spikes or the input; operations are counted there.
+* `Wire`: moves and adds numbers. Affine; executed as the primitive it is.
+* `Neuron`: a rectifier, which becomes a population of spiking neurons.
+* `Pool`: a maximum, over windows or axes.
+
+`read` is the only traversal in the library. A reading (the conventional network, a
+spiking time step, fan-outs, ...) is one function that is called for every node:
+
+    def visit(node, *values): ...
+    outputs = read(graph, visit, *inputs)
+
+Arrays that depend on the variables are not here; `Network.weights` makes them. So a
+graph is hashable, and a static argument of jitted functions. Sizes of the batch are the
+symbol `b` in shapes and parameters; `at_batch` puts a number there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+
+Shape = tuple[Any, ...]
+
+
+class Constant:
+    """An array that belongs to the graph: equal and hashed by its content."""
+
+    def __init__(self, value):
+        self.value = np.asarray(value)
+        content = np.ascontiguousarray(self.value)
+        digest = hashlib.sha256(content.tobytes()).hexdigest()[:16]
+        self._text = f"Constant({self.value.dtype}{list(self.value.shape)}, {digest})"
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Constant) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class Operand(NamedTuple):
+    """The array at `index` among a node's own weights."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What the network is given: the inputs' leaves, in order."""
+
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Synapse:
+    """A convolution or product with a kernel that depends on the variables.
+
+    Attributes:
+      primitive: `conv_general_dilated` or `dot_general`.
+      params: its parameters.
+      data: the position of the signal among its two operands; the other is the kernel.
+      kernel: the kernel's shape.
+    """
+
+    primitive: Primitive
+    params: dict
+    data: int
+    kernel: Shape
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether it is a convolution."""
+        return self.primitive.name == "conv_general_dilated"
+
+    @property
+    def contracted(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The input's axes that are summed over channels, and the kernel's."""
+        if self.is_conv:
+            numbers = self.params["dimension_numbers"]
+            return (numbers.lhs_spec[1],), (numbers.rhs_spec[1],)
+        (left, right), _ = self.params["dimension_numbers"]
+        return (left, right) if self.data == 0 else (right, left)
+
+    @property
+    def features(self) -> int | None:
+        """The kernel's axis of output channels; None if it has several."""
+        if self.is_conv:
+            return self.params["dimension_numbers"].rhs_spec[0]
+        _, batch = self.params["dimension_numbers"]
+        taken = (*self.contracted[1], *batch[1 - self.data])
+        free = [axis for axis in range(len(self.kernel)) if axis not in taken]
+        return free[0] if len(free) == 1 else None
+
+    @property
+    def feature_axis(self) -> int | None:
+        """The output's axis of channels; None if there are several."""
+        if self.is_conv:
+            return self.params["dimension_numbers"].out_spec[1]
+        if self.features is None:
+            return None
+        (left, _), (batched, _) = self.params["dimension_numbers"]
+        if self.data == 1:
+            return len(batched)
+        return -1
+
+    def apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The synapse by definition, without a bias."""
+        operands = (x, kernel) if self.data == 0 else (kernel, x)
+        return self.primitive.bind(*operands, **self.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """An affine primitive.
+
+    Attributes:
+      primitive: what it is.
+      params: its parameters.
+      operands: one for each argument: None for a signal (they come in the order of the
+        node's inputs), a `Constant`, or an `Operand` of the node's weights.
+      front: whether it computes with whole numbers that the network is given (indices,
+        comparisons); these are not affine, but constant over time.
+    """
+
+    primitive: Primitive
+    params: dict
+    operands: tuple[Any, ...]
+    front: bool = False
+
+    @property
+    def signals(self) -> tuple[int, ...]:
+        """The positions of the signals among the arguments."""
+        return tuple(i for i, held in enumerate(self.operands) if held is None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neuron:
+    """`min(max(x, 0), cap)`; without a cap a ReLU."""
+
+    cap: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The maximum of a signal over windows (`reduce_window_max`) or axes."""
+
+    primitive: Primitive
+    params: dict
+
+
+Role = Input | Synapse | Wire | Neuron | Pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One node of a graph.
+
+    Attributes:
+      name: addresses it in every tree of the library.
+      role: what it is.
+      inputs: the names of the nodes it reads.
+      shape: of its output, the symbol `b` where the batch enters.
+      source: where it stands in the user's program.
+    """
+
+    name: str
+    role: Role
+    inputs: tuple[str, ...]
+    shape: Shape
+    source: str = ""
+
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis in which the batch is."""
+        return next((i for i, n in enumerate(self.shape) if not is_number(n)), None)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image's part of the output, with 1 for the batch."""
+        return at_batch(self.shape, 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in order, and which of them are the outputs."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the structure, constants included."""
+        text = repr([(n.name, n.role, n.inputs, n.shape) for n in self.nodes])
+        return hashlib.sha256(f"{text}{self.outputs}".encode()).hexdigest()
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Graph) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    def of(self, *roles: type) -> tuple[Node, ...]:
+        """The nodes of some roles, in order."""
+        return tuple(node for node in self.nodes if isinstance(node.role, roles))
+
+    @cached_property
+    def dynamic(self) -> frozenset[str]:
+        """The nodes that change over time: neurons, and what depends on them."""
+        found: set[str] = set()
+        for node in self.nodes:
+            if isinstance(node.role, Neuron) or found.intersection(node.inputs):
+                found.add(node.name)
+        return frozenset(found)
+
+    @cached_property
+    def channel_axes(self) -> dict[str, int]:
+        """The axis of channels of every node's output; the last where it is unknown."""
+        found: dict[str, int] = {}
+        for node in self.nodes:
+            axis = _channel_axis(node, [found[name] for name in node.inputs], self)
+            last = len(node.shape) - 1
+            found[node.name] = last if axis is None else axis % (last + 1)
+        return found
+
+    @cached_property
+    def senders(self) -> dict[str, tuple[str, ...]]:
+        """Whose spikes reach each node through wires: neurons and pools, in order."""
+        found: dict[str, tuple[str, ...]] = {}
+        for node in self.nodes:
+            names: list[str] = []
+            for name in node.inputs:
+                role = self[name].role
+                own = isinstance(role, Neuron | Pool) and name in self.dynamic
+                if own or isinstance(role, Wire):
+                    names += [name] if own else found[name]
+            found[node.name] = tuple(dict.fromkeys(names))
+        return found
+
+
+def read(graph: Graph, visit: Callable[..., Any], *inputs) -> list:
+    """Visits every node, with what the nodes it reads gave; returns the outputs'.
+
+    Args:
+      graph: the graph.
+      visit: called as `visit(node, *values)`; of an input, with the input.
+      inputs: one value for each `Input`.
+
+    Raises:
+      TypeError: for a number of inputs that the network does not take.
+    """
+    given = iter(inputs)
+    expected = len(graph.of(Input))
+    if len(inputs) != expected:
+        raise TypeError(f"the network takes {expected} inputs, found {len(inputs)}")
+    values: dict[str, Any] = {}
+    for node in graph.nodes:
+        arguments = [values[name] for name in node.inputs]
+        if isinstance(node.role, Input):
+            arguments = [next(given)]
+        values[node.name] = visit(node, *arguments)
+    return [values[name] for name in graph.outputs]
+
+
+def unknown(node: Node, reading: str) -> TypeError:
+    """The error of a reading that does not know a role."""
+    kind = type(node.role).__name__
+    return TypeError(
+        f"{node.name}: {reading} does not know what to do with a {kind}; a reading "
+        "must answer for every role"
+    )
+
+
+def is_number(size) -> bool:
+    """Whether a size is known; otherwise the batch is part of it."""
+    return isinstance(size, int | np.integer)
+
+
+def at_batch(value, batch: int):
+    """Replaces the symbol of the batch in shapes and parameters by a number."""
+    if hasattr(value, "_evaluate"):  # a symbolic size
+        return int(value._evaluate({"b": batch}))
+    if isinstance(value, tuple):
+        found = [at_batch(item, batch) for item in value]
+        return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
+    if isinstance(value, dict):
+        return {name: at_batch(item, batch) for name, item in value.items()}
+    return value
+
+
+def apply_wire(
+    node: Node, weights: tuple, *values: jax.Array, batch: int, linear: bool = False
+) -> jax.Array:
+    """Executes a wire on charges.
+
+    Args:
+      node: the wire.
+      weights: its own arrays.
+      values: the signals.
+      batch: number of images.
+      linear: whether to leave constants out: what it makes of a change.
+
+    Returns:
+      The output.
+    """
+    role, signals = node.role, iter(values)
+    kind = next((v.dtype for v in values if jnp.issubdtype(v.dtype, jnp.inexact)), None)
+    name = role.primitive.name
+    arguments = []
+    for held in role.operands:
+        if held is None:
+            arguments.append(next(signals))
+            continue
+        value = weights[held.index] if isinstance(held, Operand) else held.value
+        value = jnp.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.inexact) and kind is not None:
+            value = value.astype(kind)
+            if linear and name not in ("mul", "div", "dot_general", *_KERNELS):
+                value = jnp.zeros_like(value)
+        arguments.append(value)
+    if name in ("concatenate", "select_n"):  # these do not broadcast a batch of one
+        arguments = [
+            value
+            if held is None
+            else _with_batch(value, node, batch, role.params.get("dimension"))
+            for value, held in zip(arguments, role.operands, strict=True)
+        ]
+    params = at_batch(role.params, batch)
+    found = role.primitive.bind(*arguments, **params)
+    return found[0] if role.primitive.multiple_results else found
+
+
+_KERNELS = ("conv_general_dilated",)
+
+
+def _with_batch(value: jax.Array, node: Node, batch: int, but: int | None) -> jax.Array:
+    shape = list(value.shape)
+    axis = node.batch_axis
+    if value.ndim == len(node.shape) and axis is not None and axis != but:
+        shape[axis] = at_batch(node.shape, batch)[axis]
+    return jnp.broadcast_to(value, shape)
+
+
+def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
+    """The maximum that a pool stands for."""
+    return node.role.primitive.bind(x, **at_batch(node.role.params, batch))
+
+
+def over(value, x) -> jax.Array:
+    """Gives a value that belongs to one image, `[...]`, the rank of `x`, `[B, ...]`."""
+    value = jnp.asarray(value)
+    return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
+
+
+_SAME_SHAPE = ("add", "sub", "mul", "div", "neg", "add_any", "pad", "rev", "copy")
+_SAME_RANK = ("reduce_window_sum", "slice", "concatenate", "dynamic_slice", "select_n")
+
+
+def _channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
+    match node.role:
+        case Synapse() as role:
+            return role.feature_axis
+        case Neuron():
+            return axes[0]
+        case Pool() | Wire() if axes:
+            name, params = node.role.primitive.name, node.role.params
+            before = graph[node.inputs[0]].shape
+            axis = axes[0]
+            if name in (*_SAME_SHAPE, *_SAME_RANK, "reduce_window_max"):
+                return axis
+            if name == "transpose":
+                return list(params["permutation"]).index(axis)
+            if name in ("squeeze", "reduce_sum", "reduce_max"):
+                gone = params.get("dimensions", params.get("axes"))
+                gone = [i % len(before) for i in gone]
+                return None if axis in gone else axis - sum(i < axis for i in gone)
+            if name == "broadcast_in_dim":
+                return params["broadcast_dimensions"][axis]
+            if name == "reshape":
+                # The axis stands where as many numbers come after it as before.
+                after = math.prod(at_batch(before, 1)[axis + 1 :])
+                for i, size in enumerate(node.shape):
+                    rest = math.prod(at_batch(node.shape, 1)[i + 1 :])
+                    if size == before[axis] and rest == after:
+                        return i
+    return None
+
+
+# Units: which threshold what travels is worth, known without any weights.
+
+
+class Route(NamedTuple):
+    """Whole numbers on their way: whose they are, and what one of them is worth.
+
+    Attributes:
+      sources: the neurons that sent them.
+      ids: `[1, ...]`, like one image: the channel of its source each place stands for,
+        counted through all `sources`; -1 where there is always nothing.
+      factor: what one is worth, over the threshold of its channel.
+    """
+
+    sources: tuple[str, ...]
+    ids: np.ndarray
+    factor: float
+
+
+_MOVES = (
+    *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "rev", "copy"),
+    *("pad", "concatenate", "dynamic_slice", "gather", "expand_dims"),
+)
+
+
+def routes(graph: Graph) -> dict[str, Route]:
+    """The whole numbers that travel in a graph, `{node: Route}`; the rest is charges.
+
+    Sums of whole numbers that are worth the same are whole numbers, so are moves of
+    them and scalings by one positive constant.
+    """
+    found: dict[str, Route] = {}
+    with jax.ensure_compile_time_eval():
+        for node in graph.nodes:
+            route = _route(node, [found.get(name) for name in node.inputs], graph)
+            if route is not None:
+                found[node.name] = route
+    return found
+
+
+def _route(node: Node, before: list[Route | None], graph: Graph) -> Route | None:
+    role = node.role
+    if isinstance(role, Neuron):
+        axis = graph.channel_axes[node.name]
+        channels = np.arange(node.image_shape[axis])
+        shape = [-1 if i == axis else 1 for i in range(len(node.shape))]
+        ids = np.broadcast_to(channels.reshape(shape), node.image_shape)
+        return Route((node.name,), ids, 1.0)
+    if not isinstance(role, Wire | Pool) or not before or None in before:
+        return None
+    name = role.primitive.name
+    if isinstance(role, Pool) or name in ("reduce_sum", "reduce_window_sum"):
+        most, least = (_extreme(role, before[0].ids, sign) for sign in (1, -1))
+        return before[0]._replace(ids=most) if (most == least).all() else None
+    if name in _MOVES and not any(isinstance(o, Operand) for o in role.operands):
+        return _moved(node, before, graph)
+    if name in ("mul", "div") and len(before) == 1:
+        held = next(o for o in role.operands if o is not None)
+        if isinstance(held, Constant) and (held.value == held.value.flat[0]).all():
+            value = float(held.value.flat[0])
+            if (
+                value > 0
+                and np.shape(held.value)
+                and node.shape != _shape_in(node, graph)
+            ):
+                return None
+            if value > 0 and (name == "mul" or role.operands[0] is None):
+                factor = value if name == "mul" else 1 / value
+                return before[0]._replace(factor=before[0].factor * factor)
+    return None
+
+
+def _shape_in(node: Node, graph: Graph) -> Shape:
+    return graph[node.inputs[0]].shape
+
+
+def _extreme(role: Wire | Pool, ids: np.ndarray, sign: int) -> np.ndarray:
+    """The largest (smallest) channel in each window; nothing never decides."""
+    params = at_batch(role.params, 1)
+    values = np.where(ids < 0, -np.inf, sign * ids).astype(np.float32)
+    if "axes" in params:
+        best = values.max(tuple(params["axes"]))
+    else:
+        best = np.asarray(lax.reduce_window_max_p.bind(jnp.asarray(values), **params))
+    return np.where(np.isinf(best), -1, sign * best).astype(np.int64)
+
+
+def _moved(node: Node, before: list[Route], graph: Graph) -> Route | None:
+    if len({route.factor for route in before}) > 1:
+        return None
+    sources: list[str] = []
+    arguments, moving = [], iter(before)
+    for held in node.role.operands:
+        if held is not None:
+            if np.issubdtype(held.value.dtype, np.inexact) and held.value.any():
+                return None  # a constant that is presented
+            fill = -np.ones(np.shape(held.value), np.int64)
+            whole = np.issubdtype(held.value.dtype, np.integer)
+            arguments.append(held.value if whole else fill)
+            continue
+        route = next(moving)
+        ids, shift = route.ids, 0
+        for name in route.sources:
+            if name not in sources:
+                sources.append(name)
+        # Count the channels anew through all sources.
+        table, position = [], 0
+        starts = _starts(sources, graph)
+        for name in route.sources:
+            table.append(starts[name] + np.arange(_channels(name, graph)))
+            position += _channels(name, graph)
+        table = np.concatenate([*table, [-1]])
+        arguments.append(table[ids] + shift)
+    arguments = [jnp.asarray(a, jnp.int32) for a in arguments]
+    params = at_batch(node.role.params, 1)
+    ids = np.asarray(node.role.primitive.bind(*arguments, **params))
+    return Route(tuple(sources), ids.astype(np.int64), before[0].factor)
+
+
+def _channels(name: str, graph: Graph) -> int:
+    return graph[name].image_shape[graph.channel_axes[name]]
+
+
+def _starts(sources: list[str], graph: Graph) -> dict[str, int]:
+    starts, position = {}, 0
+    for name in sources:
+        starts[name] = position
+        position += _channels(name, graph)
+    return starts

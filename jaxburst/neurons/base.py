@@ -1,0 +1,183 @@
+"""The protocol of neurons, and what they share.
+
+A kind of neuron is a frozen dataclass: hashable, static configuration, with the methods
+of `Neuron`. A new kind is one file that subclasses it; nothing else asks what kind a
+neuron is. What belongs to one population is data, a `Threshold`, and what changes over
+time is a state, a pytree of arrays `[B, ...]` that the neuron alone reads.
+
+What travels between populations is whole numbers of spikes; `n` spikes of a neuron with
+threshold `θ` carry the charge `worth(t) θ n`. Potentials, currents and thresholds are
+in the unit of the trained network's activations.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxburst.graph import over
+
+
+class Threshold(NamedTuple):
+    """What belongs to one population of neurons: data, not configuration.
+
+    Each array is a scalar or has one value per channel: `[C]`, or `[C, 1, 1]` where
+    channels come first; `initial` and `bias` may also have one per neuron.
+
+    Attributes:
+      theta: the threshold `θ > 0`, the charge carried by one spike (of refining
+        neurons: at the first step).
+      initial: the initial potential over the threshold, `v_0 / θ`. 0 in the paper;
+        ½ centres the error of the rate (Bu et al., AAAI 2022). Of refining neurons:
+        what the first step rounds by.
+      bias: a correction that is added to the current (of refining neurons, to the
+        drive): a scalar for all steps, or one row per step, `[S, ...]`. What a run
+        does beyond the last row is the neuron's: see `correction`.
+    """
+
+    theta: jax.Array
+    initial: jax.Array
+    bias: jax.Array
+
+
+class Neuron(abc.ABC):
+    """What a kind of neuron answers.
+
+    `repeats` says whether the input and all constants are presented at every step; if
+    not, at the first step alone, and what travels afterwards is changes.
+    """
+
+    repeats: bool = True
+
+    def at(self, name: str) -> Neuron:
+        """The neuron of one population, where they differ."""
+        del name
+        return self
+
+    @abc.abstractmethod
+    def rest(
+        self, threshold: Threshold, shape: tuple[int, ...], dtype, cap: float | None
+    ) -> Any:
+        """The state before the first step, of neurons `[B, ...]`."""
+
+    @abc.abstractmethod
+    def step(
+        self,
+        threshold: Threshold,
+        state: Any,
+        current: jax.Array,
+        t: jax.Array,
+        cap: float | None,
+    ) -> tuple[Any, jax.Array]:
+        """Advances a population by one time step.
+
+        Args:
+          threshold: its data; the bias is that of this step.
+          state: after the previous step.
+          current: the input `I_t`, `[B, ...]`, in units of activation.
+          t: the step, counted from 1.
+          cap: the largest activation that the population stands for, if there is one.
+
+        Returns:
+          `(state, spikes)`: whole numbers `[B, ...]` in the type of the current.
+        """
+
+    @abc.abstractmethod
+    def potential(self, threshold: Threshold, state: Any) -> jax.Array:
+        """The membrane potential `v` after a step and its reset, `[B, ...]`."""
+
+    def worth(self, t: jax.Array) -> jax.Array | float:
+        """What one spike of step `t` is worth, over its threshold."""
+        del t
+        return 1.0
+
+    def presented(self, t: jax.Array) -> jax.Array | float:
+        """1 where the input and all constants are presented, else 0."""
+        return 1.0 if self.repeats else (t == 1).astype(float)
+
+    def readout(self, total: jax.Array, t: jax.Array) -> jax.Array:
+        """The output after `t` steps, of the sum of its currents."""
+        return total / t.astype(total.dtype) if self.repeats else total
+
+    @property
+    def growth(self) -> int:
+        """By what a count of spikes is multiplied at the next step: 1 if all weigh the
+        same."""
+        return 1
+
+    @property
+    def most(self) -> int | None:
+        """The largest number of spikes of a step; None if there is no limit."""
+        return None
+
+    @property
+    def levels(self) -> int | None:
+        """How many thresholds the range of a population is divided into."""
+        return self.most
+
+    def correction(self, bias: jax.Array, t: jax.Array) -> jax.Array:
+        """The row of a threshold's bias that is meant for step `t`.
+
+        Corrections are for what the first steps get wrong: beyond the last row there is
+        none left.
+        """
+        if not bias.ndim:
+            return bias
+        row = bias[jnp.minimum(t, len(bias)) - 1]
+        return jnp.where(t <= len(bias), row, jnp.zeros_like(row))
+
+    @abc.abstractmethod
+    def heard(
+        self, threshold: Threshold, state: Any, spikes: jax.Array, t: jax.Array
+    ) -> jax.Array:
+        """What the spikes of a step say the activation is, `[B, ...]`."""
+
+    def direct(
+        self, threshold: Threshold, drive: jax.Array, t: jax.Array, cap: float | None
+    ) -> jax.Array:
+        """The activation that all spikes up to `t` stand for, from the drive alone.
+
+        Raises:
+          ValueError: for neurons whose spikes depend on more than the sum of their
+            input.
+        """
+        raise ValueError(
+            "direct: needs neurons whose count depends on the sum of their input, "
+            "Burst(gamma=None, signed=True) or Refining(gamma=None, silence=0); found "
+            f"{self!r}; use simulate"
+        )
+
+    def check_steps(self, steps: int) -> None:
+        """Refuses numbers of steps that make no sense for the neuron."""
+        del steps
+
+    @property
+    def conserves(self) -> bool:
+        """Whether `v_T + θ Σn = v_0 + ΣI` at every time."""
+        return False
+
+
+def over_steps(value: jax.Array, x: jax.Array) -> jax.Array:
+    """As `over`, in the type of `x`."""
+    return over(value, x).astype(x.dtype)
+
+
+def is_whole(value, least: int = 0) -> bool:
+    """Whether a value is a whole number, True and False left out."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_gamma(kind: str, gamma: int | None) -> None:
+    """Refuses what cannot be a largest number of spikes.
+
+    Raises:
+      ValueError: saying what was found.
+    """
+    if gamma is not None and not is_whole(gamma, 1):
+        raise ValueError(
+            f"{kind}: gamma, the largest number of spikes per step, must be a whole "
+            f"number of at least 1, or None for no limit; found {gamma!r}"
+        )

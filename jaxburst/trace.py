@@ -1,0 +1,1731 @@
+"""Any JAX function to a graph, and to the pure function that makes its weights.
+
+    network = trace(net.apply, variables, images[:1])  # f(variables, inputs)
+    network = trace(module, images[:1])                # NNX, Equinox, or a closure
+
+The jaxpr of the function is followed with the inputs traced and calls inlined. What
+depends on the variables alone is set aside as `Network.weights`; evaluated, it is the
+folding of batch normalisation. What is left becomes nodes of the four roles in
+`graph`, and anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export, lax
+from jax._src import source_info_util  # the only way to a user's line
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxburst.graph import (
+    Constant,
+    Graph,
+    Input,
+    Neuron,
+    Node,
+    Operand,
+    Pool,
+    Synapse,
+    Wire,
+    apply_pool,
+    apply_wire,
+    at_batch,
+    is_number,
+    over,
+    read,
+    unknown,
+)
+
+AFFINE_TOLERANCE = 1e-3
+
+
+class Affine(NamedTuple):
+    """The weights of a synapse, with what scales and shifts its channels folded in.
+
+    Attributes:
+      kernel: as the primitive takes it.
+      bias: added to every image's output: `[C]`, or `[C, 1, 1]` where channels come
+        first; presented at every time step, by refining neurons at the first.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+class Refused(ValueError):
+    """Something in the function has no spiking meaning; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A traced function: a graph, and how its weights follow from the variables.
+
+    Hashable and equal by structure, so that it can be a static argument under `jit`;
+    `print(network)` shows its table.
+
+    Attributes:
+      graph: the nodes.
+      function: the user's own `f(variables, inputs)`.
+      variables: what a traced module held; None for a function of variables.
+      tree: the structures of the inputs and of the outputs.
+      aside: what was set aside behind an output, by the output's position.
+      program: how weights follow from variables.
+    """
+
+    graph: Graph
+    function: Callable
+    variables: Any
+    tree: tuple[Any, Any]
+    aside: dict[int, str]
+    program: _Program
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Network) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self):
+        return self.graph.fingerprint, self.program.fingerprint, self.tree
+
+    @property
+    def neurons(self) -> tuple[str, ...]:
+        """The names of the populations of neurons, in order."""
+        return tuple(node.name for node in self.graph.of(Neuron))
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The names of the maxima over spikes, in order."""
+        return tuple(
+            node.name for node in self.graph.of(Pool) if node.name in self.graph.dynamic
+        )
+
+    @property
+    def synapses(self) -> tuple[str, ...]:
+        """The names of the synapses, in order."""
+        return tuple(node.name for node in self.graph.of(Synapse))
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shape of one image of each input, without the batch."""
+        return tuple(node.image_shape[1:] for node in self.graph.of(Input))
+
+    def weights(self, variables) -> dict[str, Any]:
+        """The weights of every node that has some, a pure function of the variables.
+
+        Returns:
+          `{name: Affine}` for synapses, `{name: (arrays, ...)}` for wires.
+        """
+        return self.program(variables)
+
+    def leaves(self, inputs) -> list:
+        """The inputs' arrays, checked against what was traced."""
+        return check_inputs(self, inputs)
+
+    def outputs(self, found: list):
+        """Arrays, one for each output, in the structure that the function returns."""
+        return jax.tree.unflatten(self.tree[1], found)
+
+    def __call__(self, variables, inputs):
+        """The conventional network as the graph has it: the function's outputs."""
+        return self.outputs(forward(self, self.weights(variables), inputs)[0])
+
+    def __str__(self) -> str:
+        return summary(self)
+
+    __repr__ = __str__
+
+
+def check_inputs(network: Network, inputs) -> list:
+    """The arrays of the inputs, of a floating-point type where the network has one.
+
+    Raises:
+      ValueError: for a structure or shape that was not traced.
+    """
+    found, tree = jax.tree.flatten(inputs)
+    if tree != network.tree[0]:
+        raise ValueError(
+            f"inputs: expected the structure {network.tree[0]}, found {tree}"
+        )
+    first = next(iter(network.synapses), "the network")
+    leaves, batch = [], None
+    for node, value in zip(network.graph.of(Input), found, strict=True):
+        shape, expected = np.shape(value), node.image_shape[1:]
+        if shape[1:] != expected or len(shape) != len(node.shape):
+            hint = ""
+            if sorted(shape[1:]) == sorted(expected):
+                hint = (
+                    "; the axes look transposed: this network was traced with "
+                    f"(height, width, channels) = {expected}"
+                    if len(expected) == 3
+                    else "; the axes look transposed"
+                )
+            raise ValueError(
+                f"{first}: inputs must have the shape [B, "
+                f"{', '.join(map(str, expected))}], found {list(shape)}{hint}"
+            )
+        batch = shape[0] if batch is None else batch
+        if shape[0] != batch or batch == 0:
+            raise ValueError(
+                "inputs: expected the same number of images in each, at least one, "
+                f"found {[np.shape(leaf)[0] for leaf in found]}"
+            )
+        kind, wanted = jnp.result_type(value), jnp.dtype(node.role.dtype)
+        floating = jnp.issubdtype(wanted, jnp.floating)
+        if floating and not jnp.issubdtype(kind, jnp.floating):
+            raise TypeError(
+                f"inputs must be floating-point numbers as {wanted}, found {kind}; "
+                "normalise pixels as for training (`split.inputs`)"
+            )
+        if not floating and jnp.issubdtype(kind, jnp.floating):
+            raise TypeError(f"inputs must be whole numbers ({wanted}), found {kind}")
+        if floating and isinstance(value, np.ndarray) and not np.isfinite(value).all():
+            raise ValueError("inputs: a number is not finite")
+        leaves.append(jnp.asarray(value, wanted) if kind != wanted else value)
+    return leaves
+
+
+def forward(
+    network: Network,
+    weights: dict,
+    inputs,
+    neuron: Callable[[Node, jax.Array], jax.Array] | None = None,
+) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+    """The conventional reading of a network: what its spikes approach.
+
+    Args:
+      network: the network.
+      weights: from `Network.weights`, or a converted network, in any unit.
+      inputs: `[B, ...]`, as the function takes them.
+      neuron: what a population makes of its drive, if not `min(max(x, 0), cap)`.
+
+    Returns:
+      `(outputs, record)`: the outputs' arrays, and the output of every neuron `[B,
+      ...]` under its name.
+    """
+    leaves = network.leaves(inputs)
+    batch, record = len(leaves[0]), {}
+    answer = neuron or (lambda node, x: rectified(node, x))
+
+    def visit(node: Node, *values):
+        match node.role:
+            case Input():
+                return values[0]
+            case Synapse():
+                kernel, bias = weights[node.name]
+                x = node.role.apply(values[0], kernel)
+                return x + over(bias, x)
+            case Wire():
+                own = weights.get(node.name, ())
+                return apply_wire(node, own, *values, batch=batch)
+            case Neuron():
+                record[node.name] = found = answer(node, values[0])
+                return found
+            case Pool():
+                return apply_pool(node, values[0], batch)
+        raise unknown(node, "the conventional network")
+
+    return read(network.graph, visit, *leaves), record
+
+
+def rectified(node: Node, x: jax.Array) -> jax.Array:
+    """`min(max(x, 0), cap)`."""
+    x = jax.nn.relu(x)
+    return x if node.role.cap is None else jnp.minimum(x, x.dtype.type(node.role.cap))
+
+
+def summary(network: Network) -> str:
+    """A table of the network: name, role, output, parameters, MACs, and where it is.
+
+    MACs are multiply-accumulates of one image, taps on zero padding left out.
+    """
+    from jaxburst.energy import macs  # which reads networks
+
+    counted = macs(network)
+    kernels = network.program.parameters
+    rows = [("name", "role", "output", "parameters", "MACs", "source")]
+    total = 0
+    for node in network.graph.nodes:
+        if isinstance(node.role, Wire) and node.name not in kernels:
+            continue
+        kind = type(node.role).__name__.lower()
+        if isinstance(node.role, Wire):
+            kind = node.role.primitive.name
+        number = kernels.get(node.name, 0)
+        total += number
+        shape = "x".join(map(str, node.image_shape[1:]))
+        cells = (f"{number:,}" if number else "", f"{counted.get(node.name, 0):,}")
+        cells = (cells[0], cells[1] if node.name in counted else "")
+        rows.append((node.name, kind, shape, *cells, node.source))
+    rows.append(("total", "", "", f"{total:,}", f"{sum(counted.values()):,}", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = []
+    for row in rows:
+        left = [row[i].ljust(widths[i]) for i in range(3)]
+        right = [row[i].rjust(widths[i]) for i in (3, 4)]
+        lines.append("  ".join([*left, *right, row[5]]).rstrip())
+    for position, what in network.aside.items():
+        lines.append(f"output {position}: {what} is set aside, logits come out")
+    return "\n".join(lines)
+
+
+def trace(function, *arguments) -> Network:
+    """Traces a function of `(variables, inputs)`, or a module that holds its variables.
+
+    Args:
+      function: `f(variables, inputs)`, such as `net.apply` of Flax or Haiku; or, with
+        the example alone, an NNX or Equinox module or any closure over arrays. An
+        Equinox module takes one image, so `jax.vmap` of it is traced.
+      arguments: `variables, example` or `example`. An example is what the function
+        takes, `[B, ...]` with the batch in front, or a pytree of that.
+
+    Returns:
+      The `Network`, for any number of images.
+
+    Raises:
+      Refused: naming what has no spiking meaning, where it is, and what to do.
+
+    Example:
+      >>> def net(w, x): return jax.nn.relu(x @ w[0]) @ w[1]
+      >>> network = trace(net, (np.ones((3, 4)), np.ones((4, 2))), np.ones((1, 3)))
+      >>> network.neurons
+      ('relu0',)
+    """
+    if len(arguments) not in (1, 2):
+        raise TypeError(
+            "trace: expected (function, variables, example) or (module, example), "
+            f"found {1 + len(arguments)} arguments"
+        )
+    *variables, example = arguments
+    if not variables and _is_nnx(function):
+        from flax import nnx
+
+        definition, state = nnx.split(function)
+        held = _network(lambda s, x: nnx.merge(definition, s)(x), state, example)
+        return dataclasses.replace(held, variables=state)
+    if variables:
+        return _network(function, variables[0], example)
+    return _closure(function, example)
+
+
+def _is_nnx(module) -> bool:
+    from flax import nnx
+
+    return isinstance(module, nnx.Module)
+
+
+def _network(function: Callable, variables, example) -> Network:
+    """Traces `f(variables, inputs)`."""
+    flat, tree = jax.tree_util.tree_flatten_with_path(variables)
+    arrays = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
+    widened = _widened([flat[i][1] for i in arrays])
+    names = ["/".join(_part(key) for key in flat[i][0]) for i in arrays]
+
+    def call(values, inputs):
+        leaves = [leaf for _, leaf in flat]
+        for i, value in zip(arrays, values, strict=True):
+            leaves[i] = value
+        return function(jax.tree.unflatten(tree, leaves), inputs)
+
+    def pick(variables) -> list:
+        found, structure = jax.tree.flatten(variables)
+        if structure != tree:
+            raise ValueError(
+                f"variables: expected the structure that was traced, {tree}, found "
+                f"{structure}"
+            )
+        return _widened([found[i] for i in arrays])
+
+    symbols, inputs_tree = _symbolic(example)
+    with warnings.catch_warnings():
+        # Widened weights meet casts to what they were.
+        warnings.filterwarnings("ignore", message="Explicitly requested dtype")
+        closed, shapes = jax.make_jaxpr(call, return_shape=True)(widened, symbols)
+    return _follow(
+        closed, len(widened), names, widened, pick, function, variables, example,
+        (inputs_tree, jax.tree.structure(shapes)), held=False,
+    )  # fmt: skip
+
+
+def _closure(function: Callable, example) -> Network:
+    """Traces a function of the inputs; its variables are the arrays it holds."""
+    from flax import linen
+
+    if isinstance(function, linen.Module):
+        raise TypeError(
+            "trace: a Linen module does not hold its variables; pass "
+            "trace(module.apply, variables, example)"
+        )
+    if not callable(function):
+        raise TypeError(f"trace: expected a function or a module, found {function!r}")
+    if dataclasses.is_dataclass(function):  # Equinox: a module takes one image
+        function = jax.vmap(function)
+    symbols, inputs_tree = _symbolic(example)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(symbols)
+    found = _names_of(function)
+    names, variables = [], {}
+    for i, value in enumerate(closed.consts):
+        name = found.get(id(value), f"const{i}")
+        names.append(name)
+        variables[name] = value
+    # The constants become arguments.
+    jaxpr = Jaxpr(
+        constvars=(),
+        invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars],
+        outvars=closed.jaxpr.outvars,
+        eqns=closed.jaxpr.eqns,
+    )
+
+    def pick(variables) -> list:
+        missing = sorted(set(names) - set(variables))
+        if missing:
+            raise ValueError(
+                f"variables: expected network.variables, missing {missing}"
+            )
+        return _widened([variables[name] for name in names])
+
+    return _follow(
+        ClosedJaxpr(jaxpr, ()), len(names), names, _widened(list(closed.consts)), pick,
+        lambda variables, inputs: function(inputs), variables, example,
+        (inputs_tree, jax.tree.structure(shapes)), held=True,
+    )  # fmt: skip
+
+
+def _names_of(function) -> dict[int, str]:
+    """The path of every array that a function holds, by the array's identity."""
+    found: dict[int, str] = {}
+    queue, seen = [function], set()
+    while queue:
+        owner = queue.pop(0)
+        if id(owner) in seen or len(seen) > 1000:
+            continue
+        seen.add(id(owner))
+        leaves = jax.tree_util.tree_leaves_with_path(_tree_of(owner))
+        for path, leaf in leaves:
+            if _is_array(leaf):
+                found.setdefault(id(leaf), "/".join(_part(key) for key in path))
+            elif leaf is not owner and callable(leaf):
+                queue.append(leaf)
+        held = [getattr(owner, name, None) for name in ("__wrapped__", "__self__")]
+        held += [getattr(owner, name, None) for name in ("func", "args", "keywords")]
+        cells = getattr(owner, "__closure__", None) or ()
+        held += [cell.cell_contents for cell in cells if _filled(cell)]
+        queue += [item for item in held if item is not None]
+    return found
+
+
+def _tree_of(owner):
+    """A pytree of what an object holds; NNX modules by their state."""
+    if _is_nnx(owner):
+        from flax import nnx
+
+        return nnx.to_pure_dict(nnx.state(owner))
+    return owner
+
+
+def _filled(cell) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _is_array(leaf) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(
+        leaf, jax.ShapeDtypeStruct
+    )
+
+
+def _part(key) -> str:
+    for name in ("key", "name", "idx"):
+        if hasattr(key, name):
+            return str(getattr(key, name))
+    return str(key)
+
+
+def _symbolic(example):
+    """The example's shapes with the symbol `b` for the batch."""
+    (symbol,) = export.symbolic_shape("b")
+    leaves, tree = jax.tree.flatten(example)
+    if not leaves:
+        raise ValueError("trace: the example is empty; pass inputs [B, ...]")
+    for leaf in leaves:
+        if np.ndim(leaf) == 0:
+            raise ValueError(
+                "trace: every input needs a batch in front, [B, ...]; found a scalar"
+            )
+    shapes = []
+    for leaf in leaves:
+        kind = jnp.result_type(leaf)
+        if jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < 32:
+            kind = jnp.dtype("float32")
+        shapes.append(jax.ShapeDtypeStruct((symbol, *np.shape(leaf)[1:]), kind))
+    return jax.tree.unflatten(tree, shapes), tree
+
+
+def _widened(values: list) -> list:
+    """Half-precision arrays in single precision."""
+    return [
+        value.astype(jnp.float32)
+        if _is_array(value)
+        and jnp.issubdtype(value.dtype, jnp.floating)
+        and jnp.finfo(value.dtype).bits < 32
+        else value
+        for value in values
+    ]
+
+
+# What a variable of the jaxpr stands for while it is followed.
+
+
+class _Held(NamedTuple):
+    """A constant: known now."""
+
+    value: np.ndarray
+
+
+class _Made(NamedTuple):
+    """A value that depends on the variables: made by the program, at `slot`.
+
+    `root` is the parameter it comes from; `varies` the axes along which it may vary.
+    """
+
+    slot: int
+    shape: tuple
+    dtype: Any
+    root: str | None
+    varies: tuple[int, ...]
+
+
+class _Signal(NamedTuple):
+    """A node's output."""
+
+    name: str
+
+
+class _Mask(NamedTuple):
+    """Where a signal is greater than a constant."""
+
+    signal: str
+    level: Any
+    flipped: bool  # where it is not
+    eqn: Any
+
+
+class _Tail(NamedTuple):
+    """Behind something that is not affine; fine at the end, refused before a synapse.
+
+    `nodes` are the signals that entered it.
+    """
+
+    eqn: Any
+    stack: tuple[str, ...]
+    nodes: tuple[str, ...]
+    call: str
+
+
+class _Program:
+    """How weights follow from the variables: a list of primitives, then folds."""
+
+    def __init__(self, pick):
+        self.pick = pick
+        self.steps: list[tuple] = []  # primitive, operands, params, slots
+        self.slots = 0
+        self.uses: dict[str, Any] = {}  # node -> what it takes
+        self.parameters: dict[str, int] = {}
+        self.fingerprint = ""
+
+    def slot(self) -> int:
+        self.slots += 1
+        return self.slots - 1
+
+    def seal(self, needed: set[str]) -> None:
+        """Keeps what the nodes that are left need."""
+        self.uses = {name: use for name, use in self.uses.items() if name in needed}
+        wanted = {
+            value.slot
+            for use in self.uses.values()
+            for value in use.operands()
+            if isinstance(value, _Made)
+        }
+        kept = []
+        for step in reversed(self.steps):
+            primitive, operands, params, slots = step
+            if wanted.intersection(slots):
+                kept.append(step)
+                wanted |= {v.slot for v in operands if isinstance(v, _Made)}
+        self.steps = kept[::-1]
+        text = [(str(p), _texts(o), str(q), s) for p, o, q, s in self.steps]
+        text.append(sorted((name, repr(use)) for name, use in self.uses.items()))
+        self.fingerprint = str(hash(repr(text)))
+
+    def __call__(self, variables) -> dict[str, Any]:
+        return self.make(self.pick(variables))
+
+    def make(self, leaves: list) -> dict[str, Any]:
+        """The weights that follow from the variables' arrays."""
+        values = dict(enumerate(leaves))
+
+        def look(value):
+            return values[value.slot] if isinstance(value, _Made) else value.value
+
+        for primitive, operands, params, slots in self.steps:
+            found = _bind(primitive, [look(v) for v in operands], at_batch(params, 1))
+            values.update(zip(slots, found, strict=True))
+        return {name: use.make(look) for name, use in self.uses.items()}
+
+
+def _texts(operands) -> list[str]:
+    return [str(v.slot) if isinstance(v, _Made) else repr(v.value) for v in operands]
+
+
+@dataclasses.dataclass
+class _SynapseUse:
+    """A kernel, and what scales and shifts its channels afterwards."""
+
+    kernel: _Made
+    features: int | None
+    rank: int  # of the output
+    axis: int | None  # of its channels
+    folds: list = dataclasses.field(default_factory=list)  # (name, value, position)
+
+    def operands(self):
+        return [self.kernel, *(value for _, value, _ in self.folds)]
+
+    def make(self, look) -> Affine:
+        kernel = jnp.asarray(look(self.kernel))
+        bias = jnp.zeros((), kernel.dtype)
+
+        def of_kernel(value):
+            """One value per channel, along the kernel's axis of channels."""
+            if value.size == 1:
+                return value.reshape((1,) * kernel.ndim)
+            shape = [1] * kernel.ndim
+            shape[self.features] = -1
+            return value.reshape(shape)
+
+        for name, held, position in self.folds:
+            value = jnp.asarray(look(held), kernel.dtype)
+            value = self._one_image(value)
+            if name == "mul":
+                kernel, bias = kernel * of_kernel(value), bias * value
+            elif name == "div":
+                kernel, bias = kernel / of_kernel(value), bias / value
+            elif name == "add":
+                bias = bias + value
+            elif position == 1:  # x - value
+                bias = bias - value
+            else:  # value - x
+                kernel, bias = -kernel, value - bias
+        if bias.ndim == 0 and self.features is not None:
+            bias = jnp.zeros(self._shape(kernel.shape[self.features]), kernel.dtype)
+        bias = jnp.broadcast_to(
+            bias, jnp.broadcast_shapes(bias.shape, self._least(kernel))
+        )
+        return Affine(kernel, bias)
+
+    def _least(self, kernel) -> tuple:
+        if self.features is None:
+            return ()
+        return self._shape(kernel.shape[self.features])
+
+    def _shape(self, channels: int) -> tuple:
+        """`[C]` with the axes behind it."""
+        return (channels, *[1] * (self.rank - 1 - self.axis % self.rank))
+
+    def _one_image(self, value):
+        """A value that varies along the channels only, `[C]` or `[C, 1, 1]`."""
+        if value.size == 1:
+            return value.reshape(())
+        axis = self.axis % self.rank
+        index = tuple(
+            slice(None) if i == axis else slice(0, 1) for i in range(value.ndim)
+        )
+        return value[index].reshape(self._shape(-1))
+
+
+@dataclasses.dataclass
+class _WireUse:
+    """The arrays that a wire takes."""
+
+    values: list
+
+    def operands(self):
+        return self.values
+
+    def make(self, look) -> tuple:
+        return tuple(jnp.asarray(look(value)) for value in self.values)
+
+
+def _bind(primitive, values, params) -> list:
+    params = primitive.get_bind_params(params)
+    if isinstance(params, tuple):  # before JAX 0.9.2
+        subfuns, params = params
+        values = [*subfuns, *values]
+    found = primitive.bind(*values, **params)
+    return list(found) if primitive.multiple_results else [found]
+
+
+_OWN_JAXPR = frozenset(
+    ("scan", "while", "cond", "reduce", "reduce_window", "custom_linear_solve")
+    + ("select_and_scatter", "select_and_gather_add", "reduce_precision")
+)
+
+
+def _inner(eqn) -> ClosedJaxpr | None:
+    """The jaxpr of an equation that does nothing but call it."""
+    if eqn.primitive.name in _OWN_JAXPR or eqn.primitive.name.startswith("scatter"):
+        return None
+    for value in eqn.params.values():
+        if isinstance(value, Jaxpr):
+            value = ClosedJaxpr(value, ())
+        if isinstance(value, ClosedJaxpr) and (
+            len(value.jaxpr.invars) == len(eqn.invars)
+            and len(value.jaxpr.outvars) == len(eqn.outvars)
+        ):
+            return value
+    return None
+
+
+# Primitives by what they mean for a signal.
+
+_MOVES = frozenset(
+    ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice")
+    + ("rev", "copy", "copy_p", "dynamic_slice", "gather", "concatenate", "pad", "tile")
+    + ("dynamic_update_slice", "scatter", "scatter-add", "cumsum", "reduce_sum")
+    + ("reduce_window_sum", "neg", "add", "add_any", "sub", "real")
+)
+_NOTHING = frozenset(("stop_gradient", "copy", "copy_p", "optimization_barrier"))
+_HEADS = frozenset(
+    ("exp", "log", "log1p", "logistic", "argmax", "argmin", "exp2", "is_finite")
+    + ("top_k", "sort", "erf_inv")
+)
+_AFTER_HEAD = _HEADS | frozenset(
+    ("max", "min", "sub", "add", "div", "mul", "neg", "abs", "reduce_sum", "reduce_max")
+    + (
+        "broadcast_in_dim",
+        "reshape",
+        "stop_gradient",
+        "convert_element_type",
+        "select_n",
+    )
+    + ("eq", "ne", "gt", "ge", "lt", "le", "squeeze", "transpose", "slice", "copy")
+    + ("concatenate", "iota", "not", "and", "or")
+)
+_COMPARE = {"gt": False, "ge": False, "lt": True, "le": True}
+_INFERENCE = (
+    "put the network into inference mode (Linen: train=False, deterministic=True, "
+    "use_running_average=True; NNX: model.eval(); Equinox: eqx.nn.inference_mode(model); "
+    "Haiku: is_training=False)"
+)
+_RANDOM = ("random_", "threefry", "rng_")
+
+
+class _Follower:
+    """Follows the equations of a jaxpr, and keeps nodes and the program."""
+
+    def __init__(self, program: _Program, inputs):
+        self.program = program
+        self.nodes: dict[str, Node] = {}
+        self.counts: dict[str, int] = {}
+        self.scaled: dict[str, tuple[str, Any]] = {}  # signal -> (of what, how much)
+        self.raised: dict[str, tuple[str, Any]] = {}  # signal -> (neuron, shift)
+        self.users: dict[str, int] = {}
+        self.inputs = inputs
+
+    # Jaxprs.
+
+    def follow(self, jaxpr, consts, arguments, stack: tuple[str, ...], call: str = ""):
+        env: dict[Any, Any] = {}
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = value if isinstance(value, tuple) else _Held(np.asarray(value))
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def look(var):
+            return _Held(np.asarray(var.val)) if isinstance(var, Literal) else env[var]
+
+        for eqn in jaxpr.eqns:
+            scopes = (*stack, *_scopes(eqn))
+            self.source = _source(eqn) or self.source
+            found = self.equation(eqn, [look(v) for v in eqn.invars], scopes, call)
+            env.update(zip(eqn.outvars, found, strict=True))
+        return [look(v) for v in jaxpr.outvars]
+
+    def equation(self, eqn, values, stack, call):
+        name = eqn.primitive.name
+        if name.startswith(_RANDOM):
+            self.refuse(
+                eqn,
+                stack,
+                f"draws random numbers, as in training: {_INFERENCE}",
+            )
+        inner = _inner(eqn)
+        if inner is not None:
+            label = eqn.params.get("name", call)
+            label = label if isinstance(label, str) else call
+            return self.follow(
+                inner.jaxpr,
+                [_Held(np.asarray(c)) for c in inner.consts],
+                values,
+                stack,
+                label or call,
+            )
+        if name == "scan":
+            return self.scan(eqn, values, stack, call)
+        if name == "cond" and isinstance(values[0], _Held):
+            branch = eqn.params["branches"][int(values[0].value)]
+            consts = [_Held(np.asarray(c)) for c in branch.consts]
+            return self.follow(branch.jaxpr, consts, values[1:], stack, call)
+        if all(isinstance(v, _Held | _Made) for v in values):
+            return self.known(eqn, values, stack)
+        if name in ("while", "cond"):
+            self.refuse(eqn, stack, "is control flow that depends on the data")
+        found = self.signal(eqn, values, stack, call)
+        return found if isinstance(found, list) else [found]
+
+    def scan(self, eqn, values, stack, call):
+        """A loop of a fixed length, one round after the other."""
+        p = eqn.params
+        consts = values[: p["num_consts"]]
+        carry = values[p["num_consts"] : p["num_consts"] + p["num_carry"]]
+        over_rounds = values[p["num_consts"] + p["num_carry"] :]
+        body, length, rows = p["jaxpr"], p["length"], []
+        if not is_number(length):
+            self.refuse(eqn, stack, "loops over the batch; use jax.vmap")
+        for var in eqn.outvars[p["num_carry"] :]:
+            if length * len(over_rounds) > 4096 or not isinstance(
+                var.aval.shape, tuple
+            ):
+                self.refuse(eqn, stack, f"loops {length} times")
+        order = range(length - 1, -1, -1) if p["reverse"] else range(length)
+        held = [_Held(np.asarray(c)) for c in body.consts]
+        for i in order:
+            parts = [self.row(eqn, value, i, stack) for value in over_rounds]
+            found = self.follow(
+                body.jaxpr, held, [*consts, *carry, *parts], stack, call
+            )
+            carry, row = found[: p["num_carry"]], found[p["num_carry"] :]
+            rows.append(row)
+        if p["reverse"]:
+            rows = rows[::-1]
+        stacked = []
+        for k, var in enumerate(eqn.outvars[p["num_carry"] :]):
+            stacked.append(self.stack(eqn, [row[k] for row in rows], var.aval, stack))
+        return [*carry, *stacked]
+
+    def row(self, eqn, value, i, stack):
+        """`value[i]`."""
+
+        def take(x):
+            return lax.index_in_dim(x, i, keepdims=False)
+
+        if isinstance(value, _Held):
+            return _Held(np.asarray(value.value[i]))
+        return self.apply(take, [value], stack)[0]
+
+    def stack(self, eqn, values, aval, stack):
+        if all(isinstance(v, _Held) for v in values):
+            return _Held(np.stack([v.value for v in values]))
+        return self.apply(_pair, values, stack)[0]
+
+    def apply(self, function, values, stack, call=""):
+        """Follows a function of ours, written in JAX."""
+        closed = jax.make_jaxpr(function)(*[self.aval(v) for v in values])
+        return self.follow(
+            closed.jaxpr,
+            [_Held(np.asarray(c)) for c in closed.consts],
+            values,
+            stack,
+            call,
+        )
+
+    def aval(self, value):
+        match value:
+            case _Held():
+                return jax.ShapeDtypeStruct(value.value.shape, value.value.dtype)
+            case _Made():
+                return jax.ShapeDtypeStruct(value.shape, value.dtype)
+            case _Signal():
+                return jax.ShapeDtypeStruct(self.nodes[value.name].shape, self.dtype)
+        raise AssertionError(value)
+
+    # Values without a signal.
+
+    def known(self, eqn, values, stack):
+        if all(isinstance(v, _Held) for v in values):
+            return [_Held(v) for v in self.constant(eqn, values, stack)]
+        if eqn.primitive.name == "while":
+            pass  # of the variables alone, and so are its branches
+        slots = [self.program.slot() for _ in eqn.outvars]
+        params = dict(eqn.params)
+        if eqn.primitive.name == "convert_element_type":
+            kind = jnp.dtype(params["new_dtype"])
+            if jnp.issubdtype(kind, jnp.floating) and _floating(values[0]):
+                return [values[0]]  # weights keep their precision
+        self.program.steps.append((eqn.primitive, tuple(values), params, slots))
+        root = next((v.root for v in values if isinstance(v, _Made) and v.root), None)
+        found = []
+        for slot, var in zip(slots, eqn.outvars, strict=True):
+            shape = at_batch(tuple(var.aval.shape), 1)
+            varies = tuple(i for i, size in enumerate(shape) if size != 1)
+            if eqn.primitive.name == "broadcast_in_dim" and isinstance(
+                values[0], _Made
+            ):
+                dims = eqn.params["broadcast_dimensions"]
+                varies = tuple(dims[i] for i in values[0].varies)
+            found.append(_Made(slot, shape, var.aval.dtype, root, varies))
+        return found
+
+    def constant(self, eqn, values, stack):
+        """Evaluated now, for one image and for two: both must say the same."""
+        sizes = [var.aval.shape for var in eqn.outvars]
+        text = str(eqn.params)
+        symbolic = any(not is_number(n) for shape in sizes for n in shape)
+        symbolic = symbolic or _symbol_in(eqn.params)
+        arguments = [v.value for v in values]
+
+        def at(batch, arguments):
+            params = at_batch(dict(eqn.params), batch)
+            with jax.ensure_compile_time_eval():
+                found = _bind(eqn.primitive, arguments, params)
+            return [np.asarray(x) for x in found]
+
+        one = at(1, arguments)
+        if not symbolic:
+            return one
+        # Operands that were evaluated for one image are the same for the second.
+        two = at(2, [_repeat(v, var.aval) for v, var in zip(arguments, eqn.invars)])
+        for a, b, shape in zip(one, two, sizes, strict=True):
+            axis = next((i for i, n in enumerate(shape) if not is_number(n)), None)
+            expected = a if axis is None else np.concatenate([a, a], axis)
+            if expected.shape != b.shape or not np.array_equal(
+                expected, b, equal_nan=np.issubdtype(b.dtype, np.inexact)
+            ):
+                self.refuse(
+                    eqn,
+                    stack,
+                    "depends on the number of images or on the place of an image in "
+                    f"its batch ({text[:60]})",
+                )
+        return one
+
+    # Signals.
+
+    def signal(self, eqn, values, stack, call):
+        name = eqn.primitive.name
+        if any(isinstance(v, _Tail) for v in values):
+            return self.behind(eqn, values, stack, call)
+        if any(isinstance(v, _Mask) for v in values):
+            return self.masked(eqn, values, stack, call)
+        if self.whole(values):
+            return self.front(eqn, values, stack)
+        method = getattr(self, f"_{name}".replace("-", "_"), None)
+        if method is not None:
+            return method(eqn, values, stack, call)
+        if name in _NOTHING:
+            return list(values)
+        if name in _COMPARE:
+            return self.compare(eqn, values, stack, call)
+        if name in _MOVES:
+            return self.wire(eqn, values, stack)
+        return self.tail(eqn, values, stack, call)
+
+    def whole(self, values) -> bool:
+        """Whether all signals are whole numbers that the network is given."""
+        signals = [v for v in values if isinstance(v, _Signal)]
+        return all(v.name in self.integers for v in signals)
+
+    def front(self, eqn, values, stack):
+        out = self.emit_wire(eqn, values, stack, front=True)
+        for signal, var in zip(out, eqn.outvars, strict=True):
+            if not jnp.issubdtype(var.aval.dtype, jnp.floating):
+                self.integers.add(signal.name)
+        return out
+
+    def tail(self, eqn, values, stack, call):
+        nodes = tuple(v.name for v in values if isinstance(v, _Signal))
+        mark = _Tail(eqn, stack, nodes, call)
+        if eqn.primitive.name not in _HEADS:
+            self.refuse(eqn, stack, _why(eqn.primitive.name), nodes, call)
+        return [mark for _ in eqn.outvars]
+
+    def behind(self, eqn, values, stack, call):
+        """What is computed from something that is not affine."""
+        tails = [v for v in values if isinstance(v, _Tail)]
+        weighs = any(isinstance(v, _Made) for v in values)
+        if eqn.primitive.name not in _AFTER_HEAD or weighs:
+            first = tails[0]
+            self.refuse(
+                first.eqn,
+                first.stack,
+                _why(first.eqn.primitive.name)
+                + "; at the end of a network it is set aside, but here "
+                f"{eqn.primitive.name} follows",
+                first.nodes,
+                first.call,
+            )
+        entered = [v.name for v in values if isinstance(v, _Signal)]
+        entered += [name for tail in tails for name in tail.nodes]
+        mark = tails[0]._replace(nodes=tuple(dict.fromkeys(entered)))
+        return [mark for _ in eqn.outvars]
+
+    def compare(self, eqn, values, stack, call):
+        left, right = values
+        flipped = _COMPARE[eqn.primitive.name]
+        if isinstance(left, _Signal) and not isinstance(right, _Signal):
+            return [_Mask(left.name, right, flipped, eqn)]
+        if isinstance(right, _Signal) and not isinstance(left, _Signal):
+            return [_Mask(right.name, left, not flipped, eqn)]
+        return self.tail(eqn, values, stack, call)
+
+    def masked(self, eqn, values, stack, call):
+        """`where(x > 0, a x, b x)`, however spelled, is made of two ReLUs."""
+        name = eqn.primitive.name
+        masks = [v for v in values if isinstance(v, _Mask)]
+        mask = masks[0]
+        known = len(masks) == 1 and _is_zero(mask.level)
+        if known and name in ("convert_element_type", "stop_gradient", "copy"):
+            return [mask]
+        if known and name == "mul":
+            other = next(v for v in values if not isinstance(v, _Mask))
+            factor = self.factor(other, mask.signal)
+            if factor is not None:
+                zero = _Held(np.zeros((), self.dtype))
+                pair = (factor, zero) if not mask.flipped else (zero, factor)
+                return [self.two_sided(mask.signal, *pair, stack, call)]
+        if known and name == "select_n" and isinstance(values[0], _Mask):
+            negative, positive = values[1:]
+            if mask.flipped:
+                negative, positive = positive, negative
+            factors = [self.factor(v, mask.signal) for v in (positive, negative)]
+            if None not in factors:
+                return [self.two_sided(mask.signal, *factors, stack, call)]
+        self.refuse(
+            mask.eqn,
+            stack,
+            "compares a signal, and what follows is no ReLU",
+            (mask.signal,),
+            call,
+        )
+
+    def factor(self, value, signal: str):
+        """By how much `value` is a multiple of `signal`; None if it is not."""
+        if isinstance(value, _Signal):
+            if value.name == signal:
+                return _Held(np.ones((), self.dtype))
+            of, much = self.scaled.get(value.name, (None, None))
+            return much if of == signal else None
+        if isinstance(value, _Held) and not np.any(value.value):
+            return _Held(np.zeros((), self.dtype))
+        return None
+
+    def two_sided(self, signal: str, positive, negative, stack, call):
+        """`positive relu(x) - negative relu(-x)`."""
+        parts = []
+        for factor, sign in ((positive, 1), (negative, -1)):
+            if isinstance(factor, _Held) and not np.any(factor.value):
+                continue
+            x = _Signal(signal)
+            if sign < 0:
+                (x,) = self.apply(jnp.negative, [x], stack)
+            part = self.neuron(x, stack, call=call)
+            if not (isinstance(factor, _Held) and (factor.value == 1).all()):
+                (part,) = self.apply(lambda a, b: a * b, [part, factor], stack)
+            if sign < 0:
+                (part,) = self.apply(jnp.negative, [part], stack)
+            parts.append(part)
+        if not parts:
+            return self.apply(jnp.zeros_like, [_Signal(signal)], stack)[0]
+        if len(parts) == 1:
+            return parts[0]
+        return self.apply(jnp.add, parts, stack)[0]
+
+    # Primitives that need a thought.
+
+    def _convert_element_type(self, eqn, values, stack, call):
+        kind = jnp.dtype(eqn.params["new_dtype"])
+        if jnp.issubdtype(kind, jnp.floating):
+            return list(values)
+        return self.tail(eqn, values, stack, call)
+
+    def _reduce_precision(self, eqn, values, stack, call):
+        return list(values)
+
+    def _max(self, eqn, values, stack, call):
+        signals = [v for v in values if isinstance(v, _Signal)]
+        if len(signals) == 2:
+            return self.apply(lambda a, b: _pair(a, b).max(0), values, stack)
+        (x,) = signals
+        level = next(v for v in values if not isinstance(v, _Signal))
+        if isinstance(level, _Held) and np.all(np.isneginf(level.value)):
+            return [x]
+        if _is_zero(level):
+            return [self.neuron(x, stack, call=call)]
+        (below,) = self.apply(lambda a, b: a - b, [x, level], stack)
+        neuron = self.neuron(below, stack, call=call)
+        (out,) = self.apply(lambda a, b: a + b, [neuron, level], stack)
+        self.raised[out.name] = (neuron.name, level)
+        return [out]
+
+    def _min(self, eqn, values, stack, call):
+        signals = [v for v in values if isinstance(v, _Signal)]
+        if len(signals) == 2:
+            found = self.apply(lambda a, b: _pair(-a, -b).max(0), values, stack)
+            return self.apply(jnp.negative, found, stack)
+        (x,) = signals
+        level = next(v for v in values if not isinstance(v, _Signal))
+        if isinstance(level, _Held) and np.all(np.isposinf(level.value)):
+            return [x]
+        neuron, shift = self.raised.get(x.name, (x.name, None))
+        role = self.nodes[neuron].role
+        fits = isinstance(role, Neuron) and role.cap is None
+        fits = fits and isinstance(level, _Held) and level.value.size == 1
+        if shift is not None:
+            fits = fits and isinstance(shift, _Held) and shift.value.size == 1
+        if fits:
+            low = 0.0 if shift is None else float(shift.value.item())
+            cap = float(level.value.item()) - low
+            if cap > 0:
+                capped = self.neuron(
+                    _Signal(self.nodes[neuron].inputs[0]), stack, cap, call
+                )
+                if shift is None:
+                    return [capped]
+                return self.apply(lambda a, b: a + b, [capped, shift], stack)
+        (above,) = self.apply(lambda a, b: b - a, [x, level], stack)
+        neuron = self.neuron(above, stack, call=call)
+        return self.apply(lambda a, b: b - a, [neuron, level], stack)
+
+    def _clamp(self, eqn, values, stack, call):
+        low, x, high = values
+        if not isinstance(x, _Signal):
+            return self.tail(eqn, values, stack, call)
+        found = self.apply(lambda a, b: jnp.maximum(a, b), [x, low], stack, call)
+        return self.apply(lambda a, b: jnp.minimum(a, b), [*found, high], stack, call)
+
+    def _abs(self, eqn, values, stack, call):
+        one, less = (_Held(np.full((), v, self.dtype)) for v in (1, -1))
+        return [self.two_sided(values[0].name, one, less, stack, call)]
+
+    def _square(self, eqn, values, stack, call):
+        self.refuse(
+            eqn,
+            stack,
+            "multiplies a signal by itself, as GELU and LayerNorm do; batch "
+            f"normalisation does so in training: {_INFERENCE}",
+            (values[0].name,),
+            call,
+        )
+
+    def _stack(self, eqn, values, stack, call):
+        axis = eqn.params.get("axis", eqn.params.get("dimension", 0))
+        return self.apply(
+            lambda *x: lax.concatenate([lax.expand_dims(v, [axis]) for v in x], axis),
+            values,
+            stack,
+        )
+
+    def _integer_pow(self, eqn, values, stack, call):
+        if eqn.params["y"] == 1:
+            return list(values)
+        return self._square(eqn, values, stack, call)
+
+    def _mul(self, eqn, values, stack, call):
+        if all(isinstance(v, _Signal) for v in values):
+            names = tuple(v.name for v in values)
+            self.refuse(eqn, stack, "multiplies two signals", names, call)
+        x = next(v for v in values if isinstance(v, _Signal))
+        factor = next(v for v in values if not isinstance(v, _Signal))
+        if isinstance(factor, _Held) and np.all(factor.value == 1):
+            if factor.value.ndim == 0 or self.nodes[x.name].shape == tuple(
+                eqn.outvars[0].aval.shape
+            ):
+                return [x]
+        if isinstance(factor, _Held) and factor.value.ndim == 0 and factor.value == 0:
+            return self.apply(jnp.zeros_like, [x], stack)
+        (out,) = self.wire(eqn, values, stack)
+        # A scaling by one number is remembered, for leaky ReLUs.
+        self.scaled[out.name] = (x.name, factor)
+        return [out]
+
+    def _div(self, eqn, values, stack, call):
+        if not isinstance(values[0], _Signal) or isinstance(values[1], _Signal):
+            names = tuple(v.name for v in values if isinstance(v, _Signal))
+            self.refuse(eqn, stack, "divides by a signal", names, call)
+        return self.wire(eqn, values, stack)
+
+    def _neg(self, eqn, values, stack, call):
+        (out,) = self.wire(eqn, values, stack)
+        self.scaled[out.name] = (values[0].name, _Held(np.full((), -1.0, self.dtype)))
+        return [out]
+
+    def _select_n(self, eqn, values, stack, call):
+        which, *cases = values
+        if not isinstance(which, _Held | _Made):
+            return self.tail(eqn, values, stack, call)
+        return self.wire(eqn, values, stack)  # a constant choice: affine
+
+    def _gather(self, eqn, values, stack, call):
+        if isinstance(values[1], _Signal):
+            self.refuse(eqn, stack, "looks up at places that depend on a signal")
+        return self.wire(eqn, values, stack)
+
+    def _dynamic_slice(self, eqn, values, stack, call):
+        if any(isinstance(v, _Signal) for v in values[1:]):
+            self.refuse(eqn, stack, "looks up at places that depend on a signal")
+        return self.wire(eqn, values, stack)
+
+    def _split(self, eqn, values, stack, call):
+        (x,), axis, found, start = values, eqn.params["axis"], [], 0
+        for size in eqn.params["sizes"]:
+
+            def part(x, start=start, size=size):
+                return lax.slice_in_dim(x, start, start + size, axis=axis)
+
+            found += self.apply(part, [x], stack)
+            start += size
+        return found
+
+    def _add(self, eqn, values, stack, call):
+        for i, value in enumerate(values):
+            other = values[1 - i]
+            if _is_zero(value) and isinstance(other, _Signal):
+                if self.nodes[other.name].shape == tuple(eqn.outvars[0].aval.shape):
+                    return [other]
+        return self.wire(eqn, values, stack)
+
+    def _reduce_window_max(self, eqn, values, stack, call):
+        return [self.pool(eqn, values[0], stack)]
+
+    def _reduce_max(self, eqn, values, stack, call):
+        self.keeps_batch(eqn, values, stack)
+        return [self.pool(eqn, values[0], stack)]
+
+    def _reduce_window_min(self, eqn, values, stack, call):
+        def least(x):
+            return -lax.reduce_window_max_p.bind(-x, **eqn.params)
+
+        return self.apply(least, values, stack)
+
+    def _reduce_min(self, eqn, values, stack, call):
+        axes = eqn.params["axes"]
+        return self.apply(lambda x: -(-x).max(axes), values, stack)
+
+    def _conv_general_dilated(self, eqn, values, stack, call):
+        x, kernel = values
+        if isinstance(kernel, _Signal):
+            self.refuse(eqn, stack, "convolves with a kernel that is a signal")
+        if eqn.params["batch_group_count"] != 1:
+            self.refuse(eqn, stack, "mixes images (batch_group_count)")
+        params = dict(eqn.params) | {"preferred_element_type": None}
+        if isinstance(kernel, _Held):
+            return self.emit_wire(eqn, values, stack, params=params)
+        return [self.synapse(eqn, params, x, kernel, 0, stack)]
+
+    def _dot_general(self, eqn, values, stack, call):
+        signals = [i for i, v in enumerate(values) if isinstance(v, _Signal)]
+        if len(signals) == 2:
+            names = tuple(v.name for v in values)
+            self.refuse(eqn, stack, "multiplies two signals", names, call)
+        params = dict(eqn.params) | {"preferred_element_type": None}
+        (data,) = signals
+        kernel = values[1 - data]
+        x = self.nodes[values[data].name]
+        contracted = eqn.params["dimension_numbers"][0][data]
+        if any(not is_number(x.shape[i]) for i in contracted):
+            self.refuse(eqn, stack, "sums over the batch")
+        if isinstance(kernel, _Held):
+            return self.emit_wire(eqn, values, stack, params=params)
+        if len(kernel.shape) == 0 or kernel.root is None:
+            return self.emit_wire(eqn, values, stack, params=params)
+        return [self.synapse(eqn, params, values[data], kernel, data, stack)]
+
+    # Nodes.
+
+    def keeps_batch(self, eqn, values, stack):
+        """Refuses what mixes the images of a batch."""
+        for value in values:
+            if isinstance(value, _Signal) and self.nodes[value.name].batch_axis is None:
+                continue
+        for var in eqn.outvars:
+            if all(is_number(n) for n in var.aval.shape):
+                self.refuse(
+                    eqn,
+                    stack,
+                    "mixes the images of a batch, as batch normalisation does in "
+                    f"training: {_INFERENCE}",
+                )
+
+    def wire(self, eqn, values, stack):
+        name = eqn.primitive.name
+        if name in ("cumsum",):
+            axis = eqn.params["axis"]
+            if not is_number(eqn.invars[0].aval.shape[axis]):
+                self.refuse(eqn, stack, "sums over the batch")
+        return self.emit_wire(eqn, values, stack)
+
+    def emit_wire(self, eqn, values, stack, params=None, front=False):
+        self.keeps_batch(eqn, values, stack)
+        if eqn.primitive.multiple_results and len(eqn.outvars) > 1:
+            self.refuse(eqn, stack, "has several results that are not known here")
+        operands, own = [], []
+        for value in values:
+            if isinstance(value, _Signal):
+                operands.append(None)
+            elif isinstance(value, _Held):
+                operands.append(Constant(value.value))
+            else:
+                operands.append(Operand(len(own)))
+                own.append(value)
+        role = Wire(
+            eqn.primitive,
+            dict(eqn.params) if params is None else params,
+            tuple(operands),
+            front,
+        )
+        inputs = tuple(v.name for v in values if isinstance(v, _Signal))
+        shape = tuple(eqn.outvars[0].aval.shape)
+        kind = eqn.primitive.name
+        name = self.emit(role, inputs, shape, eqn, self.place(stack, kind))
+        if own:
+            self.program.uses[name] = _WireUse(own)
+        return [_Signal(name)]
+
+    def synapse(self, eqn, params, x, kernel: _Made, data, stack):
+        role = Synapse(eqn.primitive, params, data, kernel.shape)
+        shape = tuple(eqn.outvars[0].aval.shape)
+        name = self.emit(
+            role, (x.name,), shape, eqn, _owner(kernel.root) or eqn.primitive.name, "#"
+        )
+        self.program.uses[name] = _SynapseUse(
+            kernel, role.features, len(shape), role.feature_axis
+        )
+        return _Signal(name)
+
+    def neuron(self, x: _Signal, stack, cap=None, call="") -> _Signal:
+        node = self.nodes[x.name]
+        name = self.emit(
+            Neuron(cap), (x.name,), node.shape, None, self.place(stack, "relu")
+        )
+        return _Signal(name)
+
+    def pool(self, eqn, x, stack) -> _Signal:
+        role = Pool(eqn.primitive, dict(eqn.params))
+        shape = tuple(eqn.outvars[0].aval.shape)
+        name = self.emit(role, (x.name,), shape, eqn, self.place(stack, "maxpool"))
+        return _Signal(name)
+
+    def place(self, stack, kind: str) -> str:
+        """The scope, without the outermost module, and the kind."""
+        return "/".join([*stack[1:], kind])
+
+    def emit(self, role, inputs, shape, eqn, base: str, sign: str = "") -> str:
+        count = self.counts.get(base, 0)
+        self.counts[base] = count + 1
+        if sign:
+            name = base if count == 0 else f"{base}#{count + 1}"
+        else:
+            name = f"{base}{count}"
+        self.nodes[name] = Node(name, role, inputs, shape, self.source)
+        return name
+
+    source = ""
+
+    def refuse(self, eqn, stack, why: str, nodes=(), call="") -> NoReturn:
+        before = self.nearest(nodes)
+        where = "/".join(stack[1:] or stack) or "the function"
+        of = f" (in {call})" if call and call != eqn.primitive.name else ""
+        after = f", after {before}" if before else ""
+        raise Refused(
+            f"{where}: {eqn.primitive.name}{of}{after}, at {self.source}: {why}"
+        )
+
+    def nearest(self, nodes) -> str:
+        """The synapse or neuron that a refused primitive comes after."""
+        queue = list(nodes)
+        if not queue and self.nodes:
+            queue = [next(reversed(self.nodes))]
+        while queue:
+            name = queue.pop(0)
+            if isinstance(self.nodes[name].role, Synapse | Neuron):
+                return name
+            queue += self.nodes[name].inputs
+        return ""
+
+
+def _pair(*values):
+    """Signals side by side along a new first axis."""
+    return lax.concatenate([lax.expand_dims(x, [0]) for x in values], 0)
+
+
+def _symbol_in(value) -> bool:
+    """Whether a parameter depends on the number of images."""
+    if isinstance(value, dict):
+        return any(_symbol_in(item) for item in value.values())
+    if isinstance(value, tuple):
+        return any(_symbol_in(item) for item in value)
+    return hasattr(value, "_evaluate")
+
+
+def _repeat(value: np.ndarray, aval) -> np.ndarray:
+    axis = next((i for i, n in enumerate(aval.shape) if not is_number(n)), None)
+    return value if axis is None else np.concatenate([value, value], axis)
+
+
+def _floating(value) -> bool:
+    kind = value.dtype if isinstance(value, _Made) else value.value.dtype
+    return bool(jnp.issubdtype(kind, jnp.floating))
+
+
+def _is_zero(value) -> bool:
+    return isinstance(value, _Held) and not np.any(value.value)
+
+
+def _why(name: str) -> str:
+    populations = {
+        "erf": "GELU is not piecewise linear",
+        "tanh": "tanh (or GELU by tanh) is not piecewise linear",
+        "logistic": "a sigmoid (or SiLU) is not piecewise linear",
+        "rsqrt": "a normalisation by the signal's own statistics (LayerNorm, RMSNorm, "
+        "GroupNorm) is not affine",
+        "sqrt": "a normalisation by the signal's own statistics is not affine",
+        "exp": "a softmax or exponential is not piecewise linear",
+    }
+    rounding = ("floor", "ceil", "round", "sign", "rem")
+    if name in rounding:
+        return "rounding a signal has no spiking meaning"
+    return populations.get(name, "has no spiking meaning") + (
+        "; a ReLU network is expected"
+    )
+
+
+def _scopes(eqn) -> tuple[str, ...]:
+    """The modules that an equation stands in."""
+    stack = getattr(eqn.source_info.name_stack, "stack", ())
+    return tuple(
+        part
+        for scope in stack
+        if type(scope).__name__ == "Scope" and not scope.name.startswith("eqx.")
+        for part in scope.name.split("/")
+    )
+
+
+def _source(eqn) -> str:
+    return source_info_util.summarize(eqn.source_info)
+
+
+_COLLECTIONS = ("params", "batch_stats", "value", "raw_value", "get_value")
+
+
+def _owner(root: str | None) -> str | None:
+    """The layer that a parameter belongs to: its path without the last part."""
+    if root is None:
+        return None
+    parts = [part for part in root.split("/") if part not in _COLLECTIONS]
+    return "/".join(parts[:-1] or parts) or None
+
+
+def _follow(
+    closed, count, names, values, pick, function, variables, example, trees, *, held
+) -> Network:
+    program = _Program(pick)
+    jaxpr = closed.jaxpr
+    made = []
+    for var, name in zip(jaxpr.invars[:count], names, strict=True):
+        shape = tuple(var.aval.shape)
+        varies = tuple(i for i, n in enumerate(shape) if n != 1)
+        made.append(_Made(program.slot(), shape, var.aval.dtype, name, varies))
+    inputs = jaxpr.invars[count:]
+    follower = _Follower(program, inputs)
+    kinds = [v.aval.dtype for v in jaxpr.invars]
+    kinds = [k for k in kinds if jnp.issubdtype(k, jnp.floating)]
+    follower.dtype = jnp.result_type(*kinds) if kinds else jnp.dtype(jnp.float32)
+    follower.integers = set()
+    signals = []
+    for i, var in enumerate(inputs):
+        name = f"input{i}"
+        follower.nodes[name] = Node(
+            name, Input(str(var.aval.dtype)), (), tuple(var.aval.shape), ""
+        )
+        if not jnp.issubdtype(var.aval.dtype, jnp.floating):
+            follower.integers.add(name)
+        signals.append(_Signal(name))
+    consts = [_Held(np.asarray(c)) for c in closed.consts]
+    found = follower.follow(jaxpr, consts, [*made, *signals], ())
+    outputs, aside = [], {}
+    for i, value in enumerate(found):
+        if isinstance(value, _Tail):
+            what = value.eqn.primitive.name
+            names = {"exp": "softmax", "logistic": "sigmoid"}
+            aside[i] = value.call or names.get(what, what)
+            outputs.append(_peeled(follower, value))
+        elif isinstance(value, _Signal):
+            outputs.append(value.name)
+        else:
+            raise Refused(
+                f"output {i} does not depend on the inputs; leave it out of what the "
+                "function returns"
+            )
+    nodes = _living(follower.nodes, outputs)
+    nodes, outputs = _folded(nodes, outputs, program)
+    program.seal({node.name for node in nodes})
+    graph = Graph(tuple(nodes), tuple(outputs))
+    if not graph.of(Neuron):
+        raise Refused(
+            "the function has no ReLU, so nothing in it would spike; a network needs "
+            "one before its last layer"
+        )
+    network = Network(
+        graph, function, variables if held else None, trees, aside, program
+    )
+    _count_parameters(network, values)
+    _prove(network, variables, example)
+    for position, what in aside.items():
+        warnings.warn(
+            f"output {position}: the final {what} is set aside; what comes out is what "
+            "it was given",
+            stacklevel=4,
+        )
+    return network
+
+
+def _living(nodes: dict[str, Node], outputs: list[str]) -> list[Node]:
+    """The nodes that the outputs need, and all inputs."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes.values()):
+        if node.name in needed or isinstance(node.role, Input):
+            kept.append(node)
+            needed.update(node.inputs)
+    return kept[::-1]
+
+
+def _peeled(follower: _Follower, tail: _Tail) -> str:
+    """The one signal that what was set aside is a function of.
+
+    A softmax subtracts the maximum of its logits first: they are what is meant.
+    """
+    nodes = follower.nodes
+    order = {name: i for i, name in enumerate(nodes)}
+
+    def above(name: str) -> set[str]:
+        found, queue = set(), [name]
+        while queue:
+            one = queue.pop()
+            if one not in found:
+                found.add(one)
+                queue += nodes[one].inputs
+        return found
+
+    def reaches(start: tuple[str, ...], without: str) -> bool:
+        """Whether an input is reached from `start` by a path around `without`."""
+        queue, seen = [n for n in start if n != without], set()
+        while queue:
+            name = queue.pop()
+            if isinstance(nodes[name].role, Input):
+                return True
+            for before in nodes[name].inputs:
+                if before != without and before not in seen:
+                    seen.add(before)
+                    queue.append(before)
+        return False
+
+    everything = set().union(*(above(name) for name in tail.nodes))
+    for name in sorted(everything, key=order.get, reverse=True):
+        if reaches(tail.nodes, name):
+            continue
+        softens = isinstance(nodes[name].role, Wire) and any(
+            isinstance(nodes[one].role, Pool)
+            for one in above(name)
+            if nodes[one].inputs and nodes[one].inputs[0] in nodes[name].inputs
+        )
+        if not softens:
+            return name
+    follower.refuse(
+        tail.eqn,
+        tail.stack,
+        "is computed from several signals, so it cannot be set aside; return them",
+        tail.nodes,
+        tail.call,
+    )
+
+
+def _folded(nodes: list[Node], outputs: list[str], program: _Program):
+    """Moves scales and shifts per channel right behind a synapse into it."""
+    users: dict[str, int] = {}
+    for name in [name for node in nodes for name in node.inputs] + outputs:
+        users[name] = users.get(name, 0) + 1
+    renamed: dict[str, str] = {}
+    synapses: dict[str, str] = {}  # a node that stands for a synapse -> the synapse
+    kept: list[Node] = []
+    shapes = {node.name: node.shape for node in nodes}
+    for node in nodes:
+        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        node = dataclasses.replace(node, inputs=inputs)
+        role = node.role
+        if isinstance(role, Synapse):
+            synapses[node.name] = node.name
+        elif isinstance(role, Wire) and len(inputs) == 1 and inputs[0] in synapses:
+            name = role.primitive.name
+            before = inputs[0]
+            alone = users[before] == 1 and node.shape == shapes[before]
+            if name in ("add", "sub", "mul", "div") and alone:
+                use = program.uses[synapses[before]]
+                fold = _fold_of(node, role, program, use)
+                if fold is not None:
+                    use.folds.append(fold)
+                    renamed[node.name] = before
+                    users[before] = users[node.name]
+                    program.uses.pop(node.name, None)
+                    continue
+        kept.append(node)
+    return kept, [renamed.get(name, name) for name in outputs]
+
+
+def _fold_of(node: Node, role: Wire, program: _Program, use: _SynapseUse):
+    """`(primitive, value, its position)` if it acts on channels alone."""
+    position = next(i for i, held in enumerate(role.operands) if held is not None)
+    held = role.operands[position]
+    if isinstance(held, Constant):
+        value: Any = _Held(held.value)
+        varies = tuple(i for i, n in enumerate(held.value.shape) if n != 1)
+        rank = held.value.ndim
+    else:
+        value = program.uses[node.name].values[held.index]
+        varies, rank = value.varies, len(value.shape)
+    name = role.primitive.name
+    if name == "div" and position == 0:
+        return None
+    if not varies:
+        return name, value, position
+    if use.axis is None or rank != use.rank:
+        return None
+    if any(i != use.axis % use.rank for i in varies):
+        return None
+    return name, value, position
+
+
+def _count_parameters(network: Network, values: list) -> None:
+    for name, own in jax.eval_shape(network.program.make, values).items():
+        sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
+        network.program.parameters[name] = sum(sizes)
+
+
+# Proofs, once for each trace.
+
+
+def _prove(network: Network, variables, example) -> None:
+    """Checks numerically that wires and synapses are affine, and the graph the function.
+
+    Raises:
+      Refused: where something that should be affine is not.
+      AssertionError: where the graph is not the user's function: a fault of this
+        library.
+    """
+    inputs = jax.tree.map(_some, example)
+    if any(
+        isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)
+    ):
+        raise TypeError("trace: variables must be arrays, found shapes alone")
+    weights = jax.jit(network.weights)(variables)
+    bent = jax.device_get(_bends(network, weights, inputs))
+    for name, (second, size) in bent.items():
+        if not second <= AFFINE_TOLERANCE * size:
+            node = network.graph[name]
+            raise Refused(
+                f"{name}, at {node.source}: what leads to it is not affine: doubling "
+                f"the signals changes it by {second / size:.1e} too much"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = jax.tree.leaves(jax.jit(network.function)(variables, inputs))
+    found, _ = jax.jit(forward, static_argnums=0)(network, weights, inputs)
+    tolerance = (
+        1e-4 if all(_precise(leaf) for leaf in jax.tree.leaves(variables)) else 5e-2
+    )
+    for i, (one, other) in enumerate(zip(expected, found, strict=True)):
+        if i in network.aside:
+            continue
+        one = np.asarray(one, np.float64)
+        error = np.abs(one - np.asarray(other)).max() / max(np.abs(one).max(), 1e-30)
+        if np.isfinite(one).all() and not error <= tolerance:
+            raise AssertionError(
+                f"output {i} of the traced network differs from the function's by "
+                f"{error:.1e} of the largest; this is a fault of jaxburst, please "
+                "report it"
+            )
+
+
+def _precise(leaf) -> bool:
+    kind = jnp.result_type(leaf)
+    return not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).bits >= 32
+
+
+def _some(leaf) -> np.ndarray:
+    """Up to two images of the example, or random ones of its shape."""
+    kind = jnp.result_type(leaf)
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return np.asarray(leaf)[:2]
+    shape = (2, *leaf.shape[1:])
+    if jnp.issubdtype(kind, jnp.floating):
+        return np.random.default_rng(0).normal(size=shape).astype(kind)
+    return np.zeros(shape, kind)
+
+
+def _bends(network: Network, weights, inputs) -> dict[str, tuple]:
+    """By how much each neuron, pool and output is not affine in what it is sent.
+
+    Three images hold 0, 1 and 2 times the same random numbers at every input, neuron
+    and pool; an affine function has no second difference.
+    """
+    graph = network.graph
+    rng = np.random.default_rng(0)
+    times = np.arange(3.0)
+
+    def signal(node: Node, like) -> jax.Array:
+        """Random numbers instead of a node's output, for the three images."""
+        one = jnp.asarray(rng.normal(size=at_batch(node.shape, 1)), like)
+        axis = node.batch_axis
+        return jnp.concatenate([one * one.dtype.type(k) for k in times], axis)
+
+    def run(weights, integers):
+        found = {}
+
+        def note(name: str, value) -> None:
+            parts = jnp.split(value, 3, graph[name].batch_axis)
+            second = jnp.abs(parts[0] - 2 * parts[1] + parts[2]).max()
+            size = jnp.abs(value).max() + 1e-30
+            found[name] = (second, size)
+
+        def visit(node: Node, *values):
+            match node.role:
+                case Input():
+                    if not jnp.issubdtype(values[0].dtype, jnp.floating):
+                        return jnp.concatenate([values[0][:1]] * 3)
+                    return signal(node, values[0].dtype)
+                case Synapse():
+                    kernel, bias = weights[node.name]
+                    x = node.role.apply(values[0], kernel)
+                    return x + over(bias, x)
+                case Wire():
+                    own = weights.get(node.name, ())
+                    return apply_wire(node, own, *values, batch=3)
+                case Neuron() | Pool():
+                    note(node.inputs[0], values[0])
+                    return signal(node, values[0].dtype)
+            raise unknown(node, "the proof of affinity")
+
+        outputs = read(graph, visit, *integers)
+        for name, value in zip(graph.outputs, outputs, strict=True):
+            if jnp.issubdtype(value.dtype, jnp.floating):
+                note(name, value)
+        return found
+
+    return jax.jit(run)(weights, network.leaves(inputs))
