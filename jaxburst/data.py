@@ -90,19 +90,34 @@ class OnDisk:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images, and the constants that normalise them.
+    """Labelled images, and the constants that normalise them; or other labelled data.
 
     Attributes:
-      images: pixels 0..255. uint8 `[N, H, W, C]`, in memory or `OnDisk`.
-      labels: classes. int32 `[N]`, likewise.
-      mean: mean of each channel, in units of pixel/255.
+      images: pixels 0..255, uint8 `[N, H, W, C]`, in memory or `OnDisk`; or
+        floating-point numbers of any shape `[N, ...]`, which are taken as they are.
+      labels: classes, int32 `[N]`, likewise; or other targets `[N, ...]`.
+      mean: mean of each channel of pixels, in units of pixel/255.
       std: standard deviation of each channel, in the same unit.
+
+    Raises:
+      ValueError: floating-point numbers came with constants to normalise them.
     """
 
     images: np.ndarray | OnDisk
     labels: np.ndarray | OnDisk
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.images.dtype == np.uint8:
+            return
+        constants = (*self.mean, *(x - 1 for x in self.std))
+        if np.any(np.asarray(constants) != 0):
+            raise ValueError(
+                f"Split: {self.images.dtype} data are taken as they are, but mean "
+                f"{self.mean} and std {self.std} came with them; apply these to the "
+                "data, and leave them out"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,7 +136,28 @@ class Split:
     @property
     def inputs(self) -> np.ndarray:
         """What the network is given: float32 `[N, H, W, C]`, 4 × `images.nbytes`."""
-        return normalise(np.asarray(self.images), self.mean, self.std)
+        images = np.asarray(self.images)
+        if images.dtype != np.uint8:
+            return images
+        return normalise(images, self.mean, self.std)
+
+    @property
+    def pair(self) -> tuple[Inputs, np.ndarray | OnDisk]:
+        """`(inputs, labels)`, of which inputs are made when they are indexed."""
+        return Inputs(self), self.labels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """The inputs of a split, normalised row by row when they are asked for."""
+
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self.split[index].inputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,289 @@
+"""Whole data sets: accuracy and events at every time step, and compiled inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxburst.batching import check_batch_size, length, own_rows, sweep, together
+from jaxburst.convert import Spiking
+from jaxburst.devices import divided, of_each, share
+from jaxburst.run import (
+    Model,
+    check,
+    compiler_options,
+    last_of,
+    plan,
+    prepare,
+    trace_of,
+)
+from jaxburst.trace import Network
+
+Metric = Callable[[Any, Any], Any]
+
+
+class Curves(NamedTuple):
+    """Means over a data set, for every time step.
+
+    Attributes:
+      accuracy: `[T]`, mean of the metric over the images when read out after `t`
+        steps: by default the share of them that are right.
+      events: `{name: [T]}`, mean events per image of every population and pool at step
+        `t` by itself.
+      images: number of images.
+    """
+
+    accuracy: np.ndarray
+    events: dict[str, np.ndarray]
+    images: int
+
+
+def top1(outputs, targets) -> np.ndarray:
+    """Which images are right: the largest of their logits is at the label's place.
+
+    Args:
+      outputs: logits `[B, classes]`.
+      targets: labels, whole numbers `[B]`.
+
+    Returns:
+      `[B]`, True or False.
+    """
+    return np.asarray(outputs).argmax(-1) == np.asarray(targets)
+
+
+def evaluate(
+    model: Model,
+    spiking: Spiking,
+    data,
+    steps: int,
+    *,
+    metric: Metric | None = None,
+    batch_size: int = 100,
+    schedule: str = "auto",
+    progress: bool = True,
+) -> Curves:
+    """Simulates a whole data set; one compilation serves all batches.
+
+    All local devices share every batch, and several processes the data. Of images
+    `OnDisk`, those of one batch are in memory at a time.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      data: `(inputs, targets)`, both `[N, ...]`, or a `Split`.
+      steps: number of time steps `T`.
+      metric: function of outputs and targets of a batch, NumPy both, that returns a
+        number for each image, `[B]`; by default `top1`.
+      batch_size: number of images at a time, rounded up to what the devices share
+        evenly.
+      schedule: the order of the work, see `run.plan`.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The `Curves`.
+
+    Raises:
+      ValueError: for data, weights or labels that do not fit the network.
+
+    Example:
+      >>> curves = evaluate(model, spiking, (inputs, labels), steps=4)  # doctest: +SKIP
+      >>> curves.accuracy  # after 1, 2, 3, 4 steps  # doctest: +SKIP
+    """
+    inputs, targets = pair(data)
+    check_batch_size(batch_size)
+    example = jax.tree.map(lambda x: np.asarray(x[:1]), inputs)
+    check(model, spiking, example, steps)
+    count = length(inputs)
+    check_targets(model.network, targets, count, metric)
+    size = min(batch_size, len(own_rows(count)) or 1)
+    order = plan(of_each(size), steps, schedule)
+    score = _scorer(model, steps, schedule, metric is None)
+    total, events = np.zeros(steps), {}
+    words = f"Simulating {steps} steps, {order}" if progress else ""
+    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    parts = sweep(
+        score,
+        circuit,
+        (inputs, targets),
+        batch_size,
+        description=words,
+        options=compiler_options(model.network),
+    )
+    for rows, (found, labels, counts) in parts:
+        if metric is not None:
+            found = _scored(model, metric, found, labels, steps, rows)
+        total += found[:rows].sum(0)
+        for name, count_of in counts.items():
+            sums = count_of[:rows].sum(0, dtype=np.int64)
+            events[name] = events.get(name, 0) + sums
+    if not events:  # a process without images of its own
+        senders = (*model.network.neurons, *model.network.pools)
+        events = {name: np.zeros(steps, np.int64) for name in senders}
+    total, events = together((total, events))
+    order_of = [n.name for n in model.network.graph.nodes if n.name in events]
+    return Curves(total / count, {n: events[n] / count for n in order_of}, count)
+
+
+@lru_cache
+def _scorer(model: Model, steps: int, schedule: str, top: bool) -> Callable:
+    """Hits, or outputs and targets, and events of a batch, the images in front."""
+
+    def score(circuit, batch):
+        inputs, targets = batch
+        leaves = model.network.leaves(inputs)
+        order = plan(leaves[0].shape[0], steps, schedule)
+        trace = trace_of(model, circuit, leaves, steps, order)
+        events = {name: count.swapaxes(0, 1) for name, count in trace.events.items()}
+        outputs = [value.swapaxes(0, 1) for value in trace.logits]
+        if top:
+            (logits,) = outputs
+            labels = targets.reshape(-1, 1).astype(np.int32)
+            return logits.argmax(-1).astype(np.int32) == labels, (), events
+        return outputs, targets, events
+
+    return score
+
+
+def _scored(model, metric: Metric, outputs, targets, steps: int, rows: int):
+    """The metric of every image at every step, `[B, T]`."""
+    targets = jax.tree.map(lambda x: x[:rows], targets)
+    columns = []
+    for t in range(steps):
+        at = model.network.outputs([value[:rows, t] for value in outputs])
+        found = np.asarray(metric(at, targets), np.float64)
+        if found.shape != (rows,):
+            raise ValueError(
+                "metric: expected one number for each image, of shape "
+                f"{(rows,)}, found {found.shape}"
+            )
+        if not np.isfinite(found).all():
+            raise ValueError(f"metric: a number is not finite, after {t + 1} steps")
+        columns.append(found)
+    return np.stack(columns, 1)
+
+
+def accuracy(
+    network: Network,
+    variables,
+    data,
+    *,
+    metric: Metric | None = None,
+    batch_size: int = 250,
+) -> float:
+    """The mean of a metric over a data set, of the trained network itself.
+
+    Args:
+      network: the network.
+      variables: its trained variables.
+      data: `(inputs, targets)`, both `[N, ...]`, or a `Split`.
+      metric: as for `evaluate`; by default the share of images that are right.
+      batch_size: number of images at a time.
+    """
+    inputs, targets = pair(data)
+    count = length(inputs)
+    check_targets(network, targets, count, metric)
+    metric, total = metric or top1, 0.0
+
+    def run(variables, batch):
+        return jax.tree.leaves(network(variables, batch[0])), batch[1]
+
+    for rows, (outputs, labels) in sweep(run, variables, (inputs, targets), batch_size):
+        at = network.outputs([value[:rows] for value in outputs])
+        total += float(np.sum(metric(at, jax.tree.map(lambda x: x[:rows], labels))))
+    return float(together(np.float64(total))) / count
+
+
+def compiled(
+    model: Model, spiking: Spiking, steps: int, *, schedule: str = "auto"
+) -> Callable:
+    """Inference with its weights prepared once: a function of inputs alone.
+
+    Its weights stay on the devices in the form that is fast there, and all local
+    devices share a batch that they can share evenly. It compiles once for each size of
+    batch.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      steps: number of time steps.
+      schedule: the order of the work, see `run.plan`.
+
+    Returns:
+      `f(inputs)`, the outputs after `steps` steps: logits `[B, classes]`.
+
+    Example:
+      >>> answer = compiled(model, spiking, steps=4)  # doctest: +SKIP
+      >>> logits = answer(images)  # doctest: +SKIP
+    """
+    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    programs: dict[int, tuple] = {}
+    checked = jax.tree.map(lambda x: x, spiking)
+
+    def part(circuit, leaves):
+        return last_of(model, circuit, leaves, steps, schedule)
+
+    def answer(inputs):
+        leaves = check(model, checked, inputs, steps)
+        count = leaves[0].shape[0]
+        if count not in programs:
+            cut, copy = share(count)
+            run = jax.jit(
+                divided(part, count), compiler_options=compiler_options(model.network)
+            )
+            programs[count] = cut, copy(circuit), run
+        cut, weights, run = programs[count]
+        return model.network.outputs(run(weights, cut(leaves)))
+
+    return answer
+
+
+def pair(data) -> tuple[Any, Any]:
+    """`(inputs, targets)` of what was given as data.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if hasattr(data, "pair"):  # a Split
+        return data.pair
+    if isinstance(data, tuple) and len(data) == 2:
+        return data
+    raise TypeError(
+        f"data: expected (inputs, targets) or a Split, found {type(data).__name__}"
+    )
+
+
+def check_targets(network: Network, targets, count: int, metric) -> None:
+    """Refuses labels that cannot be those of the images.
+
+    Raises:
+      ValueError: saying what was expected and found.
+    """
+    for leaf in jax.tree.leaves(targets):
+        if len(leaf) != count:
+            raise ValueError(
+                f"labels: expected {count}, one for each image, found {len(leaf)}"
+            )
+    if metric is not None:
+        return
+    outputs = network.graph.outputs
+    if len(outputs) != 1 or len(network.graph[outputs[0]].shape) != 2:
+        raise ValueError(
+            "metric: accuracy needs logits [B, classes] as the only output; pass a "
+            "metric, a function of outputs and targets that returns [B] numbers"
+        )
+    classes = network.graph[outputs[0]].image_shape[1]
+    labels = np.asarray(targets)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "labels: expected whole numbers [N], the class of each image, found "
+            f"{labels.dtype} {list(labels.shape)}"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels: expected 0 .. {classes - 1}, as the network has {classes} "
+            f"outputs, found {labels.min()} .. {labels.max()}"
+        )
