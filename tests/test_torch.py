@@ -396,11 +396,11 @@ def test_it_works_under_vmap_and_grad_as_pytorch_does():
     module, x = built("residual")
     function, variables = from_torch(module, x)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        wanted = function(variables, x.numpy())
+        wanted = jax.jit(function)(variables, x.numpy())
         one = lambda image: function(variables, image[None])[0]  # noqa: E731
-        np.testing.assert_allclose(jax.vmap(one)(x.numpy()), wanted, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(jax.vmap(one))(x.numpy()), wanted, atol=1e-5)
         loss = lambda v: (function(v, x.numpy()) ** 2).sum()  # noqa: E731
-        found = jax.grad(loss)(variables)["conv1"]["weight"]
+        found = jax.jit(jax.grad(loss))(variables)["conv1"]["weight"]
     (module(x) ** 2).sum().backward()
     wanted = module.conv1.weight.grad.numpy()
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())

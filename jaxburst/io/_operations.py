@@ -180,6 +180,14 @@ def pick(x, axis, index):
     return jnp.take(x, index, axis, mode="clip")
 
 
+def tile(x, repeats):
+    """`jnp.tile` with one repeat per axis or more, for a symbolic batch too."""
+    x = x.reshape((1,) * (len(repeats) - x.ndim) + x.shape)
+    wide = [n for pair in zip(repeats, x.shape, strict=True) for n in pair]
+    y = lax.broadcast_in_dim(x, wide, tuple(range(1, 2 * x.ndim, 2)))
+    return y.reshape([r * n for r, n in zip(repeats, x.shape, strict=True)])
+
+
 def linear_weights(positions, size):
     """The `[size, m]` that interpolates between the two neighbours of `positions`."""
     positions = np.clip(positions, 0, size - 1)

@@ -1188,12 +1188,7 @@ def _roll(x, shifts, dims=()):
 
 @_aten("repeat")
 def _repeat(x, repeats):
-    # jnp.tile, but for a symbolic batch: each copy is an axis of its own.
-    x = x.reshape((1,) * (len(repeats) - x.ndim) + x.shape)
-    shape = [n for pair in zip(repeats, x.shape, strict=True) for n in pair]
-    dims = range(1, 2 * x.ndim, 2)
-    wide = lax.broadcast_in_dim(x, shape, tuple(dims))
-    return wide.reshape([r * n for r, n in zip(repeats, x.shape, strict=True)])
+    return ops.tile(x, repeats)
 
 
 @_aten("where")
