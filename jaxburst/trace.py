@@ -12,6 +12,7 @@ folding of batch normalisation. What is left becomes nodes of the four roles in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import warnings
 from collections.abc import Callable
@@ -377,12 +378,8 @@ def _closure(function: Callable, example) -> Network:
         names.append(name)
         variables[name] = value
     # The constants become arguments.
-    jaxpr = Jaxpr(
-        constvars=(),
-        invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars],
-        outvars=closed.jaxpr.outvars,
-        eqns=closed.jaxpr.eqns,
-    )
+    invars = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
+    jaxpr = closed.jaxpr.replace(constvars=(), invars=invars)
 
     def pick(variables) -> list:
         missing = sorted(set(names) - set(variables))
@@ -564,8 +561,8 @@ class _Program:
                 wanted |= {v.slot for v in operands if isinstance(v, _Made)}
         self.steps = kept[::-1]
         text = [(str(p), _texts(o), str(q), s) for p, o, q, s in self.steps]
-        text.append(sorted((name, repr(use)) for name, use in self.uses.items()))
-        self.fingerprint = str(hash(repr(text)))
+        text += sorted((name, use.text()) for name, use in self.uses.items())
+        self.fingerprint = hashlib.sha256(repr(text).encode()).hexdigest()
 
     def __call__(self, variables) -> dict[str, Any]:
         return self.make(self.pick(variables))
@@ -584,7 +581,10 @@ class _Program:
 
 
 def _texts(operands) -> list[str]:
-    return [str(v.slot) if isinstance(v, _Made) else repr(v.value) for v in operands]
+    return [
+        str(v.slot) if isinstance(v, _Made) else repr(Constant(v.value))
+        for v in operands
+    ]
 
 
 @dataclasses.dataclass
@@ -599,6 +599,10 @@ class _SynapseUse:
 
     def operands(self):
         return [self.kernel, *(value for _, value, _ in self.folds)]
+
+    def text(self) -> str:
+        folds = [(name, position) for name, _, position in self.folds]
+        return repr((self.features, self.axis, folds, _texts(self.operands())))
 
     def make(self, look) -> Affine:
         kernel = jnp.asarray(look(self.kernel))
@@ -660,6 +664,9 @@ class _WireUse:
 
     def operands(self):
         return self.values
+
+    def text(self) -> str:
+        return repr(_texts(self.values))
 
     def make(self, look) -> tuple:
         return tuple(jnp.asarray(look(value)) for value in self.values)
@@ -723,8 +730,8 @@ _AFTER_HEAD = _HEADS | frozenset(
 _COMPARE = {"gt": False, "ge": False, "lt": True, "le": True}
 _INFERENCE = (
     "put the network into inference mode (Linen: train=False, deterministic=True, "
-    "use_running_average=True; NNX: model.eval(); Equinox: eqx.nn.inference_mode(model); "
-    "Haiku: is_training=False)"
+    "use_running_average=True; NNX: model.eval(); Equinox: "
+    "eqx.nn.inference_mode(model); Haiku: is_training=False)"
 )
 _RANDOM = ("random_", "threefry", "rng_")
 
@@ -902,7 +909,8 @@ class _Follower:
         if not symbolic:
             return one
         # Operands that were evaluated for one image are the same for the second.
-        two = at(2, [_repeat(v, var.aval) for v, var in zip(arguments, eqn.invars)])
+        pairs = zip(arguments, eqn.invars, strict=True)
+        two = at(2, [_repeat(v, var.aval) for v, var in pairs])
         for a, b, shape in zip(one, two, sizes, strict=True):
             axis = next((i for i, n in enumerate(shape) if not is_number(n)), None)
             expected = a if axis is None else np.concatenate([a, a], axis)
@@ -1622,7 +1630,7 @@ def _count_parameters(network: Network, values: list) -> None:
 
 
 def _prove(network: Network, variables, example) -> None:
-    """Checks numerically that wires and synapses are affine, and the graph the function.
+    """Checks numerically that wires are affine, and that the graph is the function.
 
     Raises:
       Refused: where something that should be affine is not.
@@ -1634,19 +1642,12 @@ def _prove(network: Network, variables, example) -> None:
         isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)
     ):
         raise TypeError("trace: variables must be arrays, found shapes alone")
-    weights = jax.jit(network.weights)(variables)
-    bent = jax.device_get(_bends(network, weights, inputs))
-    for name, (second, size) in bent.items():
-        if not second <= AFFINE_TOLERANCE * size:
-            node = network.graph[name]
-            raise Refused(
-                f"{name}, at {node.source}: what leads to it is not affine: doubling "
-                f"the signals changes it by {second / size:.1e} too much"
-            )
+    weights = _quick(network.weights)(variables)
+    _check_wires(network, weights, inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = jax.tree.leaves(jax.jit(network.function)(variables, inputs))
-    found, _ = jax.jit(forward, static_argnums=0)(network, weights, inputs)
+        expected = jax.tree.leaves(_quick(network.function)(variables, inputs))
+    found, _ = _quick(lambda *given: forward(network, *given))(weights, inputs)
     tolerance = (
         1e-4 if all(_precise(leaf) for leaf in jax.tree.leaves(variables)) else 5e-2
     )
@@ -1679,53 +1680,82 @@ def _some(leaf) -> np.ndarray:
     return np.zeros(shape, kind)
 
 
-def _bends(network: Network, weights, inputs) -> dict[str, tuple]:
-    """By how much each neuron, pool and output is not affine in what it is sent.
+def _quick(function: Callable) -> Callable:
+    """`jax.jit` for what runs once: compiling takes longer than running."""
+    level = {"xla_backend_optimization_level": 0}
+    return jax.jit(function, compiler_options=level)
 
-    Three images hold 0, 1 and 2 times the same random numbers at every input, neuron
-    and pool; an affine function has no second difference.
+
+def _check_wires(network: Network, weights, inputs) -> None:
+    """Checks that every neuron, pool and output is affine in what it is sent.
+
+    Of five images three hold 0, 1 and 2 times the same random numbers at every input,
+    neuron and pool, one holds others, and the last is the second again. An affine
+    function has no second difference among the first three, and what keeps images
+    apart gives the same for the second and the last.
+
+    Raises:
+      Refused: where it is not so.
     """
     graph = network.graph
     rng = np.random.default_rng(0)
-    times = np.arange(3.0)
+    given, integers = {}, {}
+    for node, leaf in zip(graph.of(Input), network.leaves(inputs), strict=True):
+        if not jnp.issubdtype(jnp.dtype(node.role.dtype), jnp.floating):
+            integers[node.name] = np.stack([leaf[0]] * 3 + [leaf[-1], leaf[0]])
+    for node in graph.of(Input, Neuron, Pool):
+        if node.name not in integers:
+            numbers = rng.normal(size=at_batch(node.shape, 2)).astype(np.float32)
+            given[node.name] = np.split(numbers, 2, node.batch_axis)
 
-    def signal(node: Node, like) -> jax.Array:
-        """Random numbers instead of a node's output, for the three images."""
-        one = jnp.asarray(rng.normal(size=at_batch(node.shape, 1)), like)
-        axis = node.batch_axis
-        return jnp.concatenate([one * one.dtype.type(k) for k in times], axis)
-
-    def run(weights, integers):
+    def run(weights, given, integers):
         found = {}
 
         def note(name: str, value) -> None:
-            parts = jnp.split(value, 3, graph[name].batch_axis)
-            second = jnp.abs(parts[0] - 2 * parts[1] + parts[2]).max()
-            size = jnp.abs(value).max() + 1e-30
-            found[name] = (second, size)
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                return
+            none, one, two, _, again = jnp.split(value, 5, graph[name].batch_axis)
+            second, mixed = abs(none - 2 * one + two).max(), abs(one - again).max()
+            found[name] = (second, mixed, abs(value).max() + 1e-30)
+
+        def signal(node: Node, like) -> jax.Array:
+            one, other = (x.astype(like) for x in given[node.name])
+            parts = [jnp.zeros_like(one), one, one + one, other, one]
+            return jnp.concatenate(parts, node.batch_axis)
 
         def visit(node: Node, *values):
             match node.role:
+                case Input() if node.name in integers:
+                    return integers[node.name]
                 case Input():
-                    if not jnp.issubdtype(values[0].dtype, jnp.floating):
-                        return jnp.concatenate([values[0][:1]] * 3)
-                    return signal(node, values[0].dtype)
+                    return signal(node, node.role.dtype)
                 case Synapse():
                     kernel, bias = weights[node.name]
                     x = node.role.apply(values[0], kernel)
                     return x + over(bias, x)
                 case Wire():
                     own = weights.get(node.name, ())
-                    return apply_wire(node, own, *values, batch=3)
+                    return apply_wire(node, own, *values, batch=5)
                 case Neuron() | Pool():
                     note(node.inputs[0], values[0])
                     return signal(node, values[0].dtype)
             raise unknown(node, "the proof of affinity")
 
-        outputs = read(graph, visit, *integers)
+        outputs = read(graph, visit, *graph.of(Input))
         for name, value in zip(graph.outputs, outputs, strict=True):
-            if jnp.issubdtype(value.dtype, jnp.floating):
-                note(name, value)
+            note(name, value)
         return found
 
-    return jax.jit(run)(weights, network.leaves(inputs))
+    found = jax.device_get(_quick(run)(weights, given, integers))
+    for name, (second, mixed, size) in found.items():
+        node = graph[name]
+        if not mixed <= AFFINE_TOLERANCE * size:
+            raise Refused(
+                f"{name}, at {node.source}: what leads to it mixes the images of a "
+                "batch, or does not keep the numbers of each together"
+            )
+        if not second <= AFFINE_TOLERANCE * size:
+            raise Refused(
+                f"{name}, at {node.source}: what leads to it is not affine: doubling "
+                f"the signals changes it by {second / size:.1e} too much"
+            )
