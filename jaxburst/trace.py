@@ -629,8 +629,6 @@ class _SynapseUse:
                 bias = bias - value
             else:  # value - x
                 kernel, bias = -kernel, value - bias
-        if bias.ndim == 0 and self.features is not None:
-            bias = jnp.zeros(self._shape(kernel.shape[self.features]), kernel.dtype)
         bias = jnp.broadcast_to(
             bias, jnp.broadcast_shapes(bias.shape, self._least(kernel))
         )
