@@ -241,7 +241,7 @@ class Graph:
         """The axis of channels of every node's output; the last where it is unknown."""
         found: dict[str, int] = {}
         for node in self.nodes:
-            axis = _channel_axis(node, [found[name] for name in node.inputs], self)
+            axis = channel_axis(node, [found[name] for name in node.inputs], self)
             last = len(node.shape) - 1
             found[node.name] = last if axis is None else axis % (last + 1)
         return found
@@ -379,7 +379,9 @@ _SAME_SHAPE = ("add", "sub", "mul", "div", "neg", "add_any", "pad", "rev", "copy
 _SAME_RANK = ("reduce_window_sum", "slice", "concatenate", "dynamic_slice", "select_n")
 
 
-def _channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
+def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
+    """The axis of channels of a node's output, from those of what it reads; None if
+    it is lost or never was."""
     match node.role:
         case Synapse() as role:
             return role.feature_axis

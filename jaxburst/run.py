@@ -220,13 +220,13 @@ def prepare(model: Model, spiking: Spiking, platform: str | None = None) -> Circ
             own[node.name] = spiking[node.name]
         route = model.routes.get(node.name)
         if route is not None:
-            units[node.name] = _unit(node, route, spiking, graph)
+            units[node.name] = unit_of_places(node, route, spiking, graph)
     forms = _forms(model, platform_of(platform))
     for node in graph.of(Synapse):
         kernel, bias = spiking[node.name]
         received = node.inputs[0]
         if received in model.routes:
-            unit = _unit_of_rows(node, model.routes[received], spiking, graph)
+            unit = unit_of_rows(node, model.routes[received], spiking, graph)
             if unit is not None:
                 kernel = kernel * unit
                 if model.precision == "bfloat16" and node.role.is_conv:
@@ -276,7 +276,9 @@ def _uniform(route: Route, spiking: Spiking) -> jax.Array | None:
     return theta * theta.dtype.type(route.factor) if theta.ndim == 0 else None
 
 
-def _unit(node: Node, route: Route, spiking: Spiking, graph: Graph) -> jax.Array:
+def unit_of_places(
+    node: Node, route: Route, spiking: Spiking, graph: Graph
+) -> jax.Array:
     """What one whole number of a node is worth: a scalar, or like one image's `[...]`,
     with 1 for axes along which it does not vary."""
     shared = _uniform(route, spiking)
@@ -291,7 +293,7 @@ def _unit(node: Node, route: Route, spiking: Spiking, graph: Graph) -> jax.Array
     return thetas[np.maximum(ids, 0)][0] * thetas.dtype.type(route.factor)
 
 
-def _unit_of_rows(node: Node, route: Route, spiking: Spiking, graph: Graph):
+def unit_of_rows(node: Node, route: Route, spiking: Spiking, graph: Graph):
     """The unit of what a synapse receives, in the shape of its kernel.
 
     None where one row of the kernel receives several units.
@@ -518,7 +520,7 @@ def block(
                 values = [charge(signal) for signal in signals]
                 own = circuit.own.get(node.name, ())
                 apply = partial(apply_wire, node, own, batch=steps * batch)
-                if neuron.repeats or not _shifts(node):
+                if neuron.repeats or not shifts(node):
                     return _Signal(apply(*values), node)
                 none = apply(*map(jnp.zeros_like, values))
                 value = apply(*values, linear=True)
@@ -604,7 +606,7 @@ def _folds(model: Model, node: Node, circuit: Circuit) -> bool:
     return bool(((route.ids == best) | (route.ids < 0)).all())
 
 
-def _shifts(node: Node) -> bool:
+def shifts(node: Node) -> bool:
     """Whether a wire adds something that is presented."""
     role = node.role
     if role.primitive.name in ("mul", "div", "dot_general", "conv_general_dilated"):
