@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from jaxburst.batching import check_batch_size, length, own_rows, sweep, together
-from jaxburst.convert import Spiking
+from jaxburst.convert import Spiking, check_spiking
 from jaxburst.devices import divided, of_each, share
 from jaxburst.run import (
     Model,
     check,
+    check_steps,
     compiler_options,
     last_of,
     plan,
@@ -193,7 +194,8 @@ def accuracy(
 
     for rows, (outputs, labels) in sweep(run, variables, (inputs, targets), batch_size):
         at = network.outputs([value[:rows] for value in outputs])
-        total += float(np.sum(metric(at, jax.tree.map(lambda x: x[:rows], labels))))
+        labels = jax.tree.map(lambda x, rows=rows: x[:rows], labels)
+        total += float(np.sum(metric(at, labels)))
     return float(together(np.float64(total))) / count
 
 
@@ -219,15 +221,16 @@ def compiled(
       >>> answer = compiled(model, spiking, steps=4)  # doctest: +SKIP
       >>> logits = answer(images)  # doctest: +SKIP
     """
+    check_steps(model, steps)
+    check_spiking(model.network, spiking)
     circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
     programs: dict[int, tuple] = {}
-    checked = jax.tree.map(lambda x: x, spiking)
 
     def part(circuit, leaves):
         return last_of(model, circuit, leaves, steps, schedule)
 
     def answer(inputs):
-        leaves = check(model, checked, inputs, steps)
+        leaves = model.network.leaves(inputs)
         count = leaves[0].shape[0]
         if count not in programs:
             cut, copy = share(count)
