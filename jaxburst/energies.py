@@ -316,7 +316,8 @@ def _dense(network: Network) -> Reach:
         use = network.program.uses.get(node.name)
         if use is not None:
             fill = np.ones if _multiplies(node) else np.zeros
-            present[node.name] = tuple(fill(v.shape, v.dtype) for v in use.values)
+            own = [getattr(value, "value", value) for value in use.values]
+            present[node.name] = tuple(fill(v.shape, v.dtype) for v in own)
     return _reach(network, present)
 
 

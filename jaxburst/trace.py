@@ -11,6 +11,7 @@ folding of batch normalisation. What is left becomes nodes of the four roles in
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -156,7 +157,7 @@ def check_inputs(network: Network, inputs) -> list:
         raise ValueError(
             f"inputs: expected the structure {network.tree[0]}, found {tree}"
         )
-    first = next(iter(network.synapses), "the network")
+    first = next((n.name for n in network.graph.of(Synapse)), "the network")
     leaves, batch = [], None
     for node, value in zip(network.graph.of(Input), found, strict=True):
         shape, expected = np.shape(value), node.image_shape[1:]
@@ -489,6 +490,14 @@ class _Held(NamedTuple):
     value: np.ndarray
 
 
+class _Sized(NamedTuple):
+    """A constant that depends on the number of images: for one of them, and for two."""
+
+    one: np.ndarray
+    two: np.ndarray
+    source: str
+
+
 class _Made(NamedTuple):
     """A value that depends on the variables: made by the program, at `slot`.
 
@@ -563,6 +572,20 @@ class _Program:
         text = [(str(p), _texts(o), str(q), s) for p, o, q, s in self.steps]
         text += sorted((name, use.text()) for name, use in self.uses.items())
         self.fingerprint = hashlib.sha256(repr(text).encode()).hexdigest()
+
+    def with_factors(self, factors: dict[str, tuple]) -> _Program:
+        """Of a network with more wires, which multiply: by 1, as far as it knows.
+
+        Args:
+          factors: `{wire: (what it multiplies by,)}`.
+        """
+        found = copy.copy(self)
+        one = _WireUse([_Held(np.ones((), np.float32))])
+        found.uses = self.uses | dict.fromkeys(factors, one)
+        sizes = {name: own[0].size for name, own in factors.items()}
+        found.parameters = self.parameters | sizes
+        found.fingerprint = f"{self.fingerprint}, {sorted(factors)}"
+        return found
 
     def __call__(self, variables) -> dict[str, Any]:
         return self.make(self.pick(variables))
@@ -708,6 +731,10 @@ _MOVES = frozenset(
     + ("dynamic_update_slice", "scatter", "scatter-add", "cumsum", "reduce_sum")
     + ("reduce_window_sum", "neg", "add", "add_any", "sub", "real")
 )
+_WHOLE = frozenset(  # take no operand with one image instead of all
+    ("concatenate", "select_n", "dynamic_update_slice", "dot_general", "gather")
+    + ("scatter", "scatter-add", "scatter-mul", "conv_general_dilated", "clamp")
+)
 _NOTHING = frozenset(("stop_gradient", "copy", "copy_p", "optimization_barrier"))
 _HEADS = frozenset(
     ("exp", "log", "log1p", "logistic", "argmax", "argmin", "exp2", "is_finite")
@@ -759,7 +786,8 @@ class _Follower:
 
         for eqn in jaxpr.eqns:
             scopes = (*stack, *_scopes(eqn))
-            self.source = _source(eqn) or self.source
+            if not self.own:
+                self.source = _source(eqn) or self.source
             found = self.equation(eqn, [look(v) for v in eqn.invars], scopes, call)
             env.update(zip(eqn.outvars, found, strict=True))
         return [look(v) for v in jaxpr.outvars]
@@ -789,6 +817,16 @@ class _Follower:
             branch = eqn.params["branches"][int(values[0].value)]
             consts = [_Held(np.asarray(c)) for c in branch.consts]
             return self.follow(branch.jaxpr, consts, values[1:], stack, call)
+        if all(isinstance(v, _Held | _Sized) for v in values):
+            return self.constant(eqn, values)
+        for value in values:
+            if isinstance(value, _Sized):
+                self.refuse(
+                    eqn,
+                    stack,
+                    "depends on the number of images or on the place of an image in "
+                    f"its batch, by what is computed at {value.source}",
+                )
         if all(isinstance(v, _Held | _Made) for v in values):
             return self.known(eqn, values, stack)
         if name in ("while", "cond"):
@@ -844,13 +882,11 @@ class _Follower:
     def apply(self, function, values, stack, call=""):
         """Follows a function of ours, written in JAX."""
         closed = jax.make_jaxpr(function)(*[self.aval(v) for v in values])
-        return self.follow(
-            closed.jaxpr,
-            [_Held(np.asarray(c)) for c in closed.consts],
-            values,
-            stack,
-            call,
-        )
+        consts = [_Held(np.asarray(c)) for c in closed.consts]
+        self.own += 1  # its lines are not the user's
+        found = self.follow(closed.jaxpr, consts, values, stack, call)
+        self.own -= 1
+        return found
 
     def aval(self, value):
         match value:
@@ -865,10 +901,6 @@ class _Follower:
     # Values without a signal.
 
     def known(self, eqn, values, stack):
-        if all(isinstance(v, _Held) for v in values):
-            return [_Held(v) for v in self.constant(eqn, values, stack)]
-        if eqn.primitive.name == "while":
-            pass  # of the variables alone, and so are its branches
         slots = [self.program.slot() for _ in eqn.outvars]
         params = dict(eqn.params)
         if eqn.primitive.name == "convert_element_type":
@@ -889,39 +921,36 @@ class _Follower:
             found.append(_Made(slot, shape, var.aval.dtype, root, varies))
         return found
 
-    def constant(self, eqn, values, stack):
-        """Evaluated now, for one image and for two: both must say the same."""
-        sizes = [var.aval.shape for var in eqn.outvars]
-        text = str(eqn.params)
-        symbolic = any(not is_number(n) for shape in sizes for n in shape)
-        symbolic = symbolic or _symbol_in(eqn.params)
-        arguments = [v.value for v in values]
+    def constant(self, eqn, values):
+        """Evaluated now: for one image, and for two where their number enters."""
+        shapes = [var.aval.shape for var in eqn.outvars]
+        sized = any(isinstance(v, _Sized) for v in values)
+        sized = sized or any(not is_number(n) for shape in shapes for n in shape)
+        sized = sized or _symbol_in(eqn.params)
 
-        def at(batch, arguments):
-            params = at_batch(dict(eqn.params), batch)
+        def at(batch):
+            arguments = []
+            for value, var in zip(values, eqn.invars, strict=True):
+                if isinstance(value, _Sized):
+                    arguments.append(value.one if batch == 1 else value.two)
+                else:
+                    shape = at_batch(tuple(var.aval.shape), batch)
+                    arguments.append(np.broadcast_to(value.value, shape))
+            if eqn.primitive.name == "dim_as_value":
+                size = at_batch(eqn.params["dim"], batch)
+                return [np.asarray(size, eqn.outvars[0].aval.dtype)]
             with jax.ensure_compile_time_eval():
-                found = _bind(eqn.primitive, arguments, params)
+                found = _bind(eqn.primitive, arguments, at_batch(eqn.params, batch))
             return [np.asarray(x) for x in found]
 
-        one = at(1, arguments)
-        if not symbolic:
-            return one
-        # Operands that were evaluated for one image are the same for the second.
-        pairs = zip(arguments, eqn.invars, strict=True)
-        two = at(2, [_repeat(v, var.aval) for v, var in pairs])
-        for a, b, shape in zip(one, two, sizes, strict=True):
-            axis = next((i for i, n in enumerate(shape) if not is_number(n)), None)
-            expected = a if axis is None else np.concatenate([a, a], axis)
-            if expected.shape != b.shape or not np.array_equal(
-                expected, b, equal_nan=np.issubdtype(b.dtype, np.inexact)
-            ):
-                self.refuse(
-                    eqn,
-                    stack,
-                    "depends on the number of images or on the place of an image in "
-                    f"its batch ({text[:60]})",
-                )
-        return one
+        if not sized:
+            return [_Held(value) for value in at(1)]
+        found = []
+        for one, two in zip(at(1), at(2), strict=True):
+            nan = np.issubdtype(one.dtype, np.inexact)
+            same = np.array_equal(np.broadcast_to(one, two.shape), two, equal_nan=nan)
+            found.append(_Held(one) if same else _Sized(one, two, self.source))
+        return found
 
     # Signals.
 
@@ -979,8 +1008,14 @@ class _Follower:
                 first.call,
             )
         entered = [v.name for v in values if isinstance(v, _Signal)]
+        entered += [v.signal for v in values if isinstance(v, _Mask)]
         entered += [name for tail in tails for name in tail.nodes]
         mark = tails[0]._replace(nodes=tuple(dict.fromkeys(entered)))
+        name, last = eqn.primitive.name, values[-1]
+        turns = name == "neg" or (name in ("sub", "div") and mark is not values[0])
+        turns = turns and not isinstance(values[0], _Tail) or name == "neg"
+        if turns and isinstance(last, _Tail):
+            mark = mark._replace(falling=not mark.falling)
         return [mark for _ in eqn.outvars]
 
     def compare(self, eqn, values, stack, call):
@@ -1179,6 +1214,24 @@ class _Follower:
             return self.tail(eqn, values, stack, call)
         return self.wire(eqn, values, stack)  # a constant choice: affine
 
+    def _scatter_mul(self, eqn, values, stack, call):
+        if isinstance(values[2], _Signal):
+            names = tuple(v.name for v in values if isinstance(v, _Signal))
+            self.refuse(eqn, stack, "multiplies two signals", names, call)
+        return self._scatter(eqn, values, stack, call)
+
+    def _scatter(self, eqn, values, stack, call):
+        if isinstance(values[1], _Signal):
+            self.refuse(eqn, stack, "writes to places that depend on a signal")
+        return self.wire(eqn, values, stack)
+
+    _scatter_add = _scatter
+
+    def _dynamic_update_slice(self, eqn, values, stack, call):
+        if any(isinstance(v, _Signal) for v in values[2:]):
+            self.refuse(eqn, stack, "writes to places that depend on a signal")
+        return self.wire(eqn, values, stack)
+
     def _gather(self, eqn, values, stack, call):
         if isinstance(values[1], _Signal):
             self.refuse(eqn, stack, "looks up at places that depend on a signal")
@@ -1291,11 +1344,18 @@ class _Follower:
             else:
                 operands.append(Operand(len(own)))
                 own.append(value)
+        shapes = tuple(
+            tuple(var.aval.shape)
+            if held is not None and any(not is_number(n) for n in var.aval.shape)
+            else None
+            for held, var in zip(operands, eqn.invars, strict=True)
+        )
         role = Wire(
             eqn.primitive,
             dict(eqn.params) if params is None else params,
             tuple(operands),
             front,
+            shapes if eqn.primitive.name in _WHOLE else (),
         )
         inputs = tuple(v.name for v in values if isinstance(v, _Signal))
         shape = tuple(eqn.outvars[0].aval.shape)
@@ -1344,6 +1404,7 @@ class _Follower:
         return name
 
     source = ""
+    own = 0
 
     def refuse(self, eqn, stack, why: str, nodes=(), call="") -> NoReturn:
         before = self.nearest(nodes)
@@ -1379,11 +1440,6 @@ def _symbol_in(value) -> bool:
     if isinstance(value, tuple):
         return any(_symbol_in(item) for item in value)
     return hasattr(value, "_evaluate")
-
-
-def _repeat(value: np.ndarray, aval) -> np.ndarray:
-    axis = next((i for i, n in enumerate(aval.shape) if not is_number(n)), None)
-    return value if axis is None else np.concatenate([value, value], axis)
 
 
 def _floating(value) -> bool:
