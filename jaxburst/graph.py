@@ -137,12 +137,15 @@ class Wire:
         node's inputs), a `Constant`, or an `Operand` of the node's weights.
       front: whether it computes with whole numbers that the network is given (indices,
         comparisons); these are not affine, but constant over time.
+      shapes: of operands that are the same for every image but must be there for each;
+        None of the others.
     """
 
     primitive: Primitive
     params: dict
     operands: tuple[Any, ...]
     front: bool = False
+    shapes: tuple[Shape | None, ...] = ()
 
     @property
     def signals(self) -> tuple[int, ...]:
@@ -186,12 +189,12 @@ class Node:
     shape: Shape
     source: str = ""
 
-    @property
+    @cached_property
     def batch_axis(self) -> int | None:
         """The axis in which the batch is."""
         return next((i for i, n in enumerate(self.shape) if not is_number(n)), None)
 
-    @property
+    @cached_property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one image's part of the output, with 1 for the batch."""
         return at_batch(self.shape, 1)
@@ -311,6 +314,10 @@ def at_batch(value, batch: int):
     return value
 
 
+FACTORS = ("mul", "div", "dot_general", "conv_general_dilated", "scatter-mul")
+"""Wires that multiply by what they hold; others add it."""
+
+
 def apply_wire(
     node: Node, weights: tuple, *values: jax.Array, batch: int, linear: bool = False
 ) -> jax.Array:
@@ -338,30 +345,15 @@ def apply_wire(
         value = jnp.asarray(value)
         if jnp.issubdtype(value.dtype, jnp.inexact) and kind is not None:
             value = value.astype(kind)
-            if linear and name not in ("mul", "div", "dot_general", *_KERNELS):
+            if linear and name not in FACTORS:
                 value = jnp.zeros_like(value)
         arguments.append(value)
-    if name in ("concatenate", "select_n"):  # these do not broadcast a batch of one
-        arguments = [
-            value
-            if held is None
-            else _with_batch(value, node, batch, role.params.get("dimension"))
-            for value, held in zip(arguments, role.operands, strict=True)
-        ]
+    for i, shape in enumerate(role.shapes):
+        if shape is not None:
+            arguments[i] = jnp.broadcast_to(arguments[i], at_batch(shape, batch))
     params = at_batch(role.params, batch)
     found = role.primitive.bind(*arguments, **params)
     return found[0] if role.primitive.multiple_results else found
-
-
-_KERNELS = ("conv_general_dilated",)
-
-
-def _with_batch(value: jax.Array, node: Node, batch: int, but: int | None) -> jax.Array:
-    shape = list(value.shape)
-    axis = node.batch_axis
-    if value.ndim == len(node.shape) and axis is not None and axis != but:
-        shape[axis] = at_batch(node.shape, batch)[axis]
-    return jnp.broadcast_to(value, shape)
 
 
 def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
