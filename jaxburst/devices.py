@@ -74,6 +74,11 @@ def divided(function: Callable[[Any, Any], Any], images: int) -> Callable:
     )
 
 
+def mean_over(x: jax.Array, images: int) -> jax.Array:
+    """Inside a `divided` function: the mean of what all devices have."""
+    return jax.lax.pmean(x, "images") if _sharing(images) > 1 else x
+
+
 def of_each(images: int) -> int:
     """How many images each of the devices gets that share so many."""
     return images // _sharing(images)

@@ -1,0 +1,233 @@
+"""Thresholds balanced between layers: fine where errors harm, coarse where spikes cost.
+
+thresholds = calibrate_mse(network, variables, inputs, Burst(4))
+thresholds = balance(network, variables, thresholds, inputs[:100], Refining())
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst.batching import sweep, together
+from jaxburst.convert import Spiking, Thresholds, convert
+from jaxburst.energies import cost_per_event
+from jaxburst.graph import (
+    Input,
+    Node,
+    Pool,
+    Synapse,
+    Wire,
+    apply_pool,
+    apply_wire,
+    at_batch,
+    over,
+    read,
+    unknown,
+)
+from jaxburst.graph import Neuron as Population
+from jaxburst.methods.channels import by_channel, centred
+from jaxburst.neurons import Neuron
+from jaxburst.run import Model, plan, prepare, trace_of
+from jaxburst.trace import Network, rectified
+
+_LARGEST = 4.0  # a layer's threshold changes by no more than this factor
+
+
+def balance(
+    network: Network,
+    variables,
+    thresholds: Thresholds,
+    inputs,
+    neuron: Neuron,
+    *,
+    steps: int = 3,
+    progress: bool = False,
+) -> Thresholds:
+    r"""Multiplies the thresholds of each layer by a factor, for less error at no cost.
+
+    .. math::
+        k_l \propto (E_l / D_l)^{1/3}, \qquad \sum_l E_l / k_l = \sum_l E_l
+
+    `D` is the squared error of the outputs when the activations of layer `l` alone are
+    rounded to what one of its spikes is worth at the last step, and `E` are the
+    synaptic operations that its spikes cause up to there. Rounding errors grow like
+    :math:`k_l^2` and are independent from layer to layer; spikes become fewer like
+    :math:`1/k_l`. The factors make :math:`\sum_l D_l k_l^2` least for a given
+    :math:`\sum_l E_l / k_l`, by Lagrange's rule. Of logits, errors are relative to
+    their mean; of several outputs, over the mean square of each.
+
+    Args:
+      network: the network.
+      variables: its trained variables.
+      thresholds: `{name: θ}` for every population, from `calibrate` or `calibrate_mse`.
+      inputs: calibration inputs `[N, ...]`, normalised; no labels. A hundred: the
+        network is applied to them about once for every second population.
+      neuron: the kind of neuron that the thresholds are for.
+      steps: number of time steps after which the error should be small.
+      progress: whether to show a bar.
+
+    Returns:
+      `{name: k θ}`.
+
+    Raises:
+      ValueError: as `convert` and `simulate`.
+    """
+    spiking = convert(network, variables, thresholds)
+    spent = _operations(network, spiking, inputs, neuron, steps)
+    words = "Balancing" if progress else ""
+    harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
+    factors = _factors(np.array([spent[name] for name in network.neurons]), harm)
+    balanced = {}
+    for name, factor in zip(network.neurons, factors, strict=True):
+        theta = jnp.asarray(thresholds[name])
+        balanced[name] = theta * theta.dtype.type(factor)
+    return balanced
+
+
+def _quantum(neuron: Neuron, steps: int) -> float:
+    """What one spike of the last step is worth, over its threshold."""
+    return float(neuron.worth(jnp.asarray(steps)))
+
+
+def _factors(spent: np.ndarray, harm: np.ndarray) -> np.ndarray:
+    # Layers that send nothing, or that nobody hears, should not move the others.
+    known = (spent > 0) & (harm > 0)
+    if not known.any():
+        return np.ones_like(spent)
+    factors = np.ones_like(spent)
+    factors[known] = np.cbrt(spent[known] / harm[known])
+    factors[known] *= (spent[known] / factors[known]).sum() / spent[known].sum()
+    return np.clip(factors, 1 / _LARGEST, _LARGEST)
+
+
+def _operations(network, spiking, inputs, neuron, steps) -> dict[str, float]:
+    """Synaptic operations per image that the spikes of each population cause."""
+    model = Model(network, neuron)
+    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    events: dict[str, float] = {}
+    images = 0
+    for rows, found in sweep(_events(model, steps), circuit, inputs, 100):
+        images += rows
+        for name, counts in found.items():
+            events[name] = events.get(name, 0.0) + float(counts[:rows].sum())
+    names = (*network.neurons, *network.pools)
+    sums = together({name: np.float64(events.get(name, 0.0)) for name in names})
+    images = together(np.int64(images))
+    return charged(network, {name: n / images for name, n in sums.items()})
+
+
+@lru_cache(maxsize=8)
+def _events(model: Model, steps: int):
+    def function(circuit, batch):
+        leaves = model.network.leaves(batch)
+        order = plan(leaves[0].shape[0], steps)
+        trace = trace_of(model, circuit, leaves, steps, order)
+        return {name: counts.sum(0) for name, counts in trace.events.items()}
+
+    return function
+
+
+def charged(network: Network, events: dict[str, float]) -> dict[str, float]:
+    """Operations that events cause, charged to the populations that sent them: those
+    behind a pool to whoever sends to it, in proportion to its events."""
+    costs = cost_per_event(network)
+    spent = {name: events[name] * costs.get(name, 0.0) for name in events}
+    for node in reversed(network.graph.of(Pool)):
+        if node.name not in spent:
+            continue
+        cost = spent.pop(node.name)
+        senders = network.graph.senders[node.name]
+        total = sum(events[name] for name in senders)
+        for name in senders:
+            part = events[name] / total if total else 1 / len(senders)
+            spent[name] = spent.get(name, 0.0) + cost * part
+    return spent
+
+
+def _harm(network, spiking: Spiking, inputs, quantum: float, words: str = ""):
+    """The error `D` of each population, `[L]`."""
+    count = len(network.neurons)
+    size = max(1, 256 // (count + 1)) * jax.local_device_count()
+    errors, sizes = 0.0, 0.0
+    function = _variants(network, quantum)
+    for rows, found in sweep(function, spiking, inputs, size, description=words):
+        error, square = (x[:rows].sum(0, dtype=np.float64) for x in found)
+        errors, sizes = errors + error, sizes + square
+    outputs = len(network.graph.outputs)
+    errors = np.broadcast_to(errors, (count, outputs))
+    errors, sizes = together((errors, np.broadcast_to(sizes, outputs)))
+    return (errors / np.where(sizes > 0, sizes, 1)).sum(1)
+
+
+@lru_cache(maxsize=8)
+def _variants(network: Network, quantum: float):
+    """Squared errors `[B, L, outputs]` when one population after the other is rounded,
+    and the squares of the exact outputs `[B, outputs]`.
+
+    The variants of a batch stand side by side, the exact one first. Before a population
+    its variant is the exact one, so each begins where it begins to differ.
+    """
+    graph, order = network.graph, network.neurons
+
+    def function(spiking, inputs):
+        leaves = network.leaves(inputs)
+        images = len(leaves[0])
+
+        def parts(node: Node, x):
+            """How many variants there are."""
+            axis = node.batch_axis
+            return 1 if axis is None else x.shape[axis] // _rows(node, images)
+
+        def exact(node: Node, x):
+            return jax.lax.slice_in_dim(x, 0, _rows(node, images), axis=node.batch_axis)
+
+        def widen(node: Node, x, count: int):
+            more = count - parts(node, x)
+            if node.batch_axis is None or not more:
+                return x
+            return jnp.concatenate([x, *[exact(node, x)] * more], node.batch_axis)
+
+        def visit(node: Node, *values):
+            if isinstance(node.role, Input):
+                return values[0]
+            before = [graph[name] for name in node.inputs]
+            count = max(map(parts, before, values), default=1)
+            values = [widen(n, x, count) for n, x in zip(before, values, strict=True)]
+            batch = count * images
+            match node.role:
+                case Synapse():
+                    kernel, bias = spiking[node.name]
+                    x = node.role.apply(values[0], kernel)
+                    return x + over(bias, x)
+                case Wire():
+                    own = spiking.get(node.name, ())
+                    return apply_wire(node, own, *values, batch=batch)
+                case Population():
+                    x = rectified(node, values[0])
+                    x = widen(node, x, order.index(node.name) + 1)
+                    theta = over(spiking[node.name].theta, x).astype(x.dtype) * quantum
+                    rounded = theta * jnp.floor(exact(node, x) / theta + 0.5)
+                    return jnp.concatenate([x, rounded], node.batch_axis)
+                case Pool():
+                    return apply_pool(node, values[0], batch)
+            raise unknown(node, "balancing")
+
+        errors, sizes = [], []
+        found = read(graph, visit, *leaves)
+        for name, x in zip(graph.outputs, found, strict=True):
+            x = widen(graph[name], x, len(order) + 1)
+            x = centred(by_channel(network, name, x))
+            x = x.reshape(len(order) + 1, images, *x.shape[1:])
+            errors.append(jnp.square(x[1:] - x[:1]).mean((2, 3)).T)
+            sizes.append(jnp.square(x[0]).mean((1, 2)))
+        return jnp.stack(errors, 2), jnp.stack(sizes, 1)
+
+    return function
+
+
+def _rows(node: Node, images: int) -> int:
+    return at_batch(node.shape, images)[node.batch_axis]
