@@ -28,6 +28,7 @@ import numpy as np
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.devices import one_core_each
 from jaxburst.graph import (
+    FACTORS,
     Graph,
     Input,
     Neuron,
@@ -289,8 +290,10 @@ def unit_of_places(
         best = ids.max(axis, keepdims=True)
         if ((ids == best) | (ids < 0)).all():
             ids = best
+    if node.batch_axis == 0:
+        ids = ids[0]
     thetas = _thetas(route, spiking, graph)
-    return thetas[np.maximum(ids, 0)][0] * thetas.dtype.type(route.factor)
+    return thetas[np.maximum(ids, 0)] * thetas.dtype.type(route.factor)
 
 
 def unit_of_rows(node: Node, route: Route, spiking: Spiking, graph: Graph):
@@ -609,7 +612,7 @@ def _folds(model: Model, node: Node, circuit: Circuit) -> bool:
 def shifts(node: Node) -> bool:
     """Whether a wire adds something that is presented."""
     role = node.role
-    if role.primitive.name in ("mul", "div", "dot_general", "conv_general_dilated"):
+    if role.primitive.name in FACTORS:
         return False
     return any(held is not None and not _is_index(held, role) for held in role.operands)
 

@@ -15,6 +15,8 @@ import copy
 import dataclasses
 import hashlib
 import math
+import os
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -350,11 +352,38 @@ def _network(function: Callable, variables, example) -> Network:
     with warnings.catch_warnings():
         # Widened weights meet casts to what they were.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
-        closed, shapes = jax.make_jaxpr(call, return_shape=True)(widened, symbols)
+        closed, shapes = _jaxpr(call, widened, symbols)
     return _follow(
         closed, len(widened), names, widened, pick, function, variables, example,
         (inputs_tree, jax.tree.structure(shapes)), held=False,
     )  # fmt: skip
+
+
+def _jaxpr(function: Callable, *arguments):
+    """The function's jaxpr and its outputs' shapes.
+
+    Raises:
+      Refused: for Python code that depends on the data or on the number of images.
+    """
+    try:
+        return jax.make_jaxpr(function, return_shape=True)(*arguments)
+    except jax.errors.ConcretizationTypeError as error:
+        why = "Python code that depends on a signal"
+        raise Refused(f"{_line(error)}: {why} has no spiking meaning") from error
+    except jax.core.InconclusiveDimensionOperation as error:
+        why = "Python code that depends on the number of images"
+        raise Refused(f"{_line(error)}: {why}; a network treats them alike") from error
+
+
+def _line(error: Exception) -> str:
+    """The user's line that an error comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = os.path.dirname(__file__)
+    known = ("site-packages", "dist-packages", ours)
+    for frame in reversed(frames):
+        if not any(part in frame.filename for part in known):
+            return f"{frame.filename}:{frame.lineno} ({frame.name})"
+    return "the function"
 
 
 def _closure(function: Callable, example) -> Network:
@@ -371,7 +400,7 @@ def _closure(function: Callable, example) -> Network:
     if dataclasses.is_dataclass(function):  # Equinox: a module takes one image
         function = jax.vmap(function)
     symbols, inputs_tree = _symbolic(example)
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(symbols)
+    closed, shapes = _jaxpr(function, symbols)
     found = _names_of(function)
     names, variables = [], {}
     for i, value in enumerate(closed.consts):
@@ -529,13 +558,14 @@ class _Mask(NamedTuple):
 class _Tail(NamedTuple):
     """Behind something that is not affine; fine at the end, refused before a synapse.
 
-    `nodes` are the signals that entered it.
+    `nodes` are the signals that entered it; `falling` whether it falls where they rise.
     """
 
     eqn: Any
     stack: tuple[str, ...]
     nodes: tuple[str, ...]
     call: str
+    falling: bool = False
 
 
 class _Program:
@@ -548,6 +578,7 @@ class _Program:
         self.uses: dict[str, Any] = {}  # node -> what it takes
         self.parameters: dict[str, int] = {}
         self.fingerprint = ""
+        self.rounding = 0.0  # of the shortest numbers in the user's function
 
     def slot(self) -> int:
         self.slots += 1
@@ -737,7 +768,7 @@ _WHOLE = frozenset(  # take no operand with one image instead of all
 )
 _NOTHING = frozenset(("stop_gradient", "copy", "copy_p", "optimization_barrier"))
 _HEADS = frozenset(
-    ("exp", "log", "log1p", "logistic", "argmax", "argmin", "exp2", "is_finite")
+    ("exp", "log", "log1p", "logistic", "tanh", "argmax", "argmin", "exp2", "is_finite")
     + ("top_k", "sort", "erf_inv")
 )
 _AFTER_HEAD = _HEADS | frozenset(
@@ -906,7 +937,10 @@ class _Follower:
         if eqn.primitive.name == "convert_element_type":
             kind = jnp.dtype(params["new_dtype"])
             if jnp.issubdtype(kind, jnp.floating) and _floating(values[0]):
-                return [values[0]]  # weights keep their precision
+                # Weights keep their precision.
+                return self.shortened(
+                    eqn, values, stack, "", float(jnp.finfo(kind).eps)
+                )
         self.program.steps.append((eqn.primitive, tuple(values), params, slots))
         root = next((v.root for v in values if isinstance(v, _Made) and v.root), None)
         found = []
@@ -1011,10 +1045,10 @@ class _Follower:
         entered += [v.signal for v in values if isinstance(v, _Mask)]
         entered += [name for tail in tails for name in tail.nodes]
         mark = tails[0]._replace(nodes=tuple(dict.fromkeys(entered)))
-        name, last = eqn.primitive.name, values[-1]
-        turns = name == "neg" or (name in ("sub", "div") and mark is not values[0])
-        turns = turns and not isinstance(values[0], _Tail) or name == "neg"
-        if turns and isinstance(last, _Tail):
+        turned = eqn.primitive.name in ("sub", "div") and (
+            not isinstance(values[0], _Tail) and isinstance(values[1], _Tail)
+        )
+        if turned or eqn.primitive.name == "neg":
             mark = mark._replace(falling=not mark.falling)
         return [mark for _ in eqn.outvars]
 
@@ -1093,11 +1127,22 @@ class _Follower:
 
     def _convert_element_type(self, eqn, values, stack, call):
         kind = jnp.dtype(eqn.params["new_dtype"])
-        if jnp.issubdtype(kind, jnp.floating):
-            return list(values)
-        return self.tail(eqn, values, stack, call)
+        if not jnp.issubdtype(kind, jnp.floating):
+            names = tuple(v.name for v in values)
+            self.refuse(eqn, stack, f"makes {kind} of a signal", names, call)
+        return self.shortened(eqn, values, stack, call, float(jnp.finfo(kind).eps))
 
     def _reduce_precision(self, eqn, values, stack, call):
+        eps = 2.0 ** -eqn.params["mantissa_bits"]
+        return self.shortened(eqn, values, stack, call, eps)
+
+    def shortened(self, eqn, values, stack, call, eps: float):
+        """A signal in half precision is taken as it is before it is rounded."""
+        if eps > jnp.finfo(jnp.bfloat16).eps:
+            names = tuple(v.name for v in values)
+            self.refuse(eqn, stack, "rounds a signal to few bits", names, call)
+        if eps > jnp.finfo(jnp.float32).eps:
+            self.program.rounding = max(self.program.rounding, eps)
         return list(values)
 
     def _max(self, eqn, values, stack, call):
@@ -1526,7 +1571,8 @@ def _follow(
     for i, value in enumerate(found):
         if isinstance(value, _Tail):
             what = value.eqn.primitive.name
-            names = {"exp": "softmax", "logistic": "sigmoid"}
+            names = {"exp": "sigmoid" if value.falling else "softmax"}
+            names["logistic"] = "sigmoid"
             aside[i] = value.call or names.get(what, what)
             outputs.append(_peeled(follower, value))
         elif isinstance(value, _Signal):
@@ -1599,17 +1645,36 @@ def _peeled(follower: _Follower, tail: _Tail) -> str:
                     queue.append(before)
         return False
 
+    def softened(name: str) -> str:
+        """`x`, if a node is `x - max(x)`."""
+        node = nodes[name]
+        if not isinstance(node.role, Wire) or node.role.primitive.name != "sub":
+            return name
+        x, most = node.inputs[0], node.inputs[-1]
+        while isinstance(nodes[most].role, Wire) and len(nodes[most].inputs) == 1:
+            (most,) = nodes[most].inputs
+        pooled = isinstance(nodes[most].role, Pool) and nodes[most].inputs == (x,)
+        return x if pooled else name
+
+    def weighs(name: str) -> bool:
+        role = nodes[name].role
+        if isinstance(role, Wire):
+            return any(isinstance(held, Operand) for held in role.operands)
+        return not isinstance(role, Pool)
+
     everything = set().union(*(above(name) for name in tail.nodes))
     for name in sorted(everything, key=order.get, reverse=True):
         if reaches(tail.nodes, name):
             continue
-        softens = isinstance(nodes[name].role, Wire) and any(
-            isinstance(nodes[one].role, Pool)
-            for one in above(name)
-            if nodes[one].inputs and nodes[one].inputs[0] in nodes[name].inputs
-        )
-        if not softens:
+        if any(weighs(n) for n in everything if n != name and name in above(n)):
+            break
+        name = softened(name)
+        if not tail.falling:
             return name
+        turned = nodes[name].role
+        if isinstance(turned, Wire) and turned.primitive.name == "neg":
+            return nodes[name].inputs[0]
+        return follower.apply(jnp.negative, [_Signal(name)], tail.stack)[0].name
     follower.refuse(
         tail.eqn,
         tail.stack,
@@ -1702,9 +1767,7 @@ def _prove(network: Network, variables, example) -> None:
         warnings.simplefilter("ignore")
         expected = jax.tree.leaves(_quick(network.function)(variables, inputs))
     found, _ = _quick(lambda *given: forward(network, *given))(weights, inputs)
-    tolerance = (
-        1e-4 if all(_precise(leaf) for leaf in jax.tree.leaves(variables)) else 5e-2
-    )
+    tolerance = max(1e-4, 16 * network.program.rounding)
     for i, (one, other) in enumerate(zip(expected, found, strict=True)):
         if i in network.aside:
             continue
@@ -1716,11 +1779,6 @@ def _prove(network: Network, variables, example) -> None:
                 f"{error:.1e} of the largest; this is a fault of jaxburst, please "
                 "report it"
             )
-
-
-def _precise(leaf) -> bool:
-    kind = jnp.result_type(leaf)
-    return not jnp.issubdtype(kind, jnp.floating) or jnp.finfo(kind).bits >= 32
 
 
 def _some(leaf) -> np.ndarray:
