@@ -263,8 +263,8 @@ class _Units:
 
     def ratio(self, name: str, node: Node):
         """What to multiply by between two nodes, if anything."""
-        whole = name in self.routes
-        if not whole or node.name in self.routes:
+        passed_on = node.name in self.routes and not isinstance(node.role, Neuron)
+        if name not in self.routes or passed_on:
             return None
         keys = self.sources(name)
         match node.role:
@@ -331,8 +331,10 @@ class _Units:
         if not jnp.ndim(unit):
             bias = bias / unit
         elif jnp.ndim(bias):  # a row for each step
-            missing = (1,) * (unit.ndim - (bias.ndim - 1))
-            bias = bias.reshape(bias.shape[0], *missing, *bias.shape[1:]) / unit[None]
+            rank = max(unit.ndim, bias.ndim - 1)
+            rows = (1,) * (rank + 1 - bias.ndim)
+            bias = bias.reshape(bias.shape[0], *rows, *bias.shape[1:])
+            bias = bias / unit.reshape((1,) * (rank + 1 - unit.ndim) + unit.shape)
         return Threshold(theta, own.initial, bias)
 
 

@@ -370,7 +370,7 @@ def _jaxpr(function: Callable, *arguments):
     except jax.errors.ConcretizationTypeError as error:
         why = "Python code that depends on a signal"
         raise Refused(f"{_line(error)}: {why} has no spiking meaning") from error
-    except jax.core.InconclusiveDimensionOperation as error:
+    except jax.errors.InconclusiveDimensionOperation as error:
         why = "Python code that depends on the number of images"
         raise Refused(f"{_line(error)}: {why}; a network treats them alike") from error
 
@@ -610,6 +610,8 @@ class _Program:
         Args:
           factors: `{wire: (what it multiplies by,)}`.
         """
+        if not factors:
+            return self
         found = copy.copy(self)
         one = _WireUse([_Held(np.ones((), np.float32))])
         found.uses = self.uses | dict.fromkeys(factors, one)
