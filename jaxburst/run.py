@@ -222,7 +222,7 @@ def prepare(model: Model, spiking: Spiking, platform: str | None = None) -> Circ
         route = model.routes.get(node.name)
         if route is not None:
             units[node.name] = unit_of_places(node, route, spiking, graph)
-    forms = _forms(model, platform_of(platform))
+    forms = _forms(model, platform, dtype_of(model, own))
     for node in graph.of(Synapse):
         kernel, bias = spiking[node.name]
         received = node.inputs[0]
@@ -239,23 +239,28 @@ def prepare(model: Model, spiking: Spiking, platform: str | None = None) -> Circ
     return Circuit(own, units)
 
 
-@lru_cache
-def _forms(model: Model, platform: str) -> dict[str, convolution.Form]:
-    graph, forms = model.network.graph, {}
+def _forms(model: Model, platform: str | None, dtype) -> dict[str, convolution.Form]:
+    """How each convolution is computed, by name."""
+    platform = platform_of(platform)
     one_core = platform == "cpu" and one_core_each()
+    return _forms_of(model, platform, jnp.dtype(dtype), one_core)
+
+
+@lru_cache
+def _forms_of(model: Model, platform: str, dtype, one_core: bool):
+    graph, forms = model.network.graph, {}
     for node in graph.of(Synapse):
-        if not node.role.is_conv:
-            continue
-        narrow = model.precision == "bfloat16" and node.inputs[0] in model.routes
-        forms[node.name] = convolution.choose(
-            node.role.params,
-            node.role.kernel,
-            graph[node.inputs[0]].image_shape,
-            jnp.bfloat16 if narrow else jnp.float32,
-            platform=platform,
-            exact=model.exact or bool(jax.config.jax_enable_x64),
-            one_core=one_core,
-        )
+        if node.role.is_conv:
+            narrow = model.precision == "bfloat16" and node.inputs[0] in model.routes
+            forms[node.name] = convolution.choose(
+                node.role.params,
+                node.role.kernel,
+                graph[node.inputs[0]].image_shape,
+                jnp.bfloat16 if narrow else dtype,
+                platform=platform,
+                exact=model.exact,
+                one_core=one_core,
+            )
     return forms
 
 
@@ -371,8 +376,8 @@ def constants(model: Model, circuit: Circuit, inputs: list, platform=None) -> di
     """What does not change over time: `{node: value}` for one presentation."""
     graph = model.network.graph
     batch = inputs[0].shape[0]
-    forms, found = _forms(model, platform_of(platform)), {}
     dtype = dtype_of(model, circuit.own)
+    forms, found = _forms(model, platform, dtype), {}
 
     def visit(node: Node, *values):
         if node.name in graph.dynamic:
@@ -437,10 +442,9 @@ def block(
       `(state, info)`.
     """
     graph, neuron = model.network.graph, model.neuron
-    forms = _forms(model, platform_of(platform))
-    state = dict(state)
-    t = state["time"] + 1 + jnp.arange(steps, dtype=jnp.int32)
     dtype = dtype_of(model, circuit.own)
+    forms, state = _forms(model, platform, dtype), dict(state)
+    t = state["time"] + 1 + jnp.arange(steps, dtype=jnp.int32)
     presented, worth = (
         value if isinstance(value, float) else value.astype(dtype)
         for value in (neuron.presented(t), neuron.worth(t))
