@@ -1,0 +1,64 @@
+"""Bursts against integrate-and-fire on handwritten digits, from nothing.
+
+    python experiments/digits.py
+
+Trains a small max-pooled VGG and a small ResNet on scikit-learn's digits, converts both
+and simulates them on the 360 test images. No download. Half a minute on 2 CPU cores:
+the VGG recognises 99.7 % like its ANN after 3 steps of bursts; plain IF takes 7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+from common import Simulation, compare, prepare_folder, run, trace, write
+
+import jaxburst as jb
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains, converts and simulates two small networks on handwritten digits.
+
+    Attributes:
+      out: folder for the results.
+      epochs: passes over the 1,257 training images.
+      seed: of the weights, batches and augmentation.
+      simulation: how the networks are converted and simulated.
+    """
+
+    out: Path = Path("runs/digits")
+    epochs: int = 30
+    seed: int = 0
+    simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation(calibration=500)
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    folder = prepare_folder(config.out)
+    dataset = jb.data.digits()
+    recipe = jb.Recipe(
+        epochs=config.epochs,
+        batch_size=64,
+        warmup_epochs=min(1, config.epochs / 2),
+        augment="none",  # a mirrored digit is another digit
+        seed=config.seed,
+    )
+    results = {}
+    for name in ("vgg_tiny", "resnet_tiny"):
+        print(f"training {name}")
+        module = jb.zoo.NETWORKS[name](dataset.classes)
+        variables, _ = jb.fit(
+            module, dataset.train, recipe, validation=dataset.validation
+        )
+        network = trace(module, variables, dataset)
+        results[name] = compare(
+            dataset, network, variables, config.simulation, folder / name
+        )
+    write(folder, "digits", results, config)
+
+
+if __name__ == "__main__":
+    run(main)
