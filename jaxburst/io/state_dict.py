@@ -382,6 +382,15 @@ def _layers(module: nn.Module, example, arguments):
     """
     if isinstance(example, tuple | list) and all(isinstance(n, int) for n in example):
         example = np.zeros(example, np.float32)
+    rng = np.random.default_rng(0)
+    example = jax.tree.map(
+        lambda x: (
+            rng.normal(size=np.shape(x)).astype(x.dtype)
+            if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+            else np.asarray(x)
+        ),
+        example,
+    )
     shapes = jax.eval_shape(
         lambda key, x: module.init(key, x, **arguments), jax.random.key(0), example
     )
@@ -419,12 +428,12 @@ def _layers(module: nn.Module, example, arguments):
 
 
 def _some(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Numbers in place of a trained parameter, made at once."""
+    """Numbers in place of trained parameters, made at once."""
+    rng = np.random.default_rng(0)
     if len(leaf.shape) < 2:
-        return np.ones(leaf.shape, leaf.dtype)
-    few = np.random.default_rng(0).normal(size=10007)
+        return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
     fans = math.prod(leaf.shape[:-1])
-    return np.resize(few / fans**0.5, leaf.shape).astype(leaf.dtype)
+    return np.resize(rng.normal(size=10007) / fans**0.5, leaf.shape).astype(leaf.dtype)
 
 
 def _places(network: Network) -> dict[str, str]:
@@ -840,8 +849,8 @@ class _Matching:
         differ = [name for name in one if one[name] != other.get(name)]
         both = [{name: found[name] for name in differ} for found in (one, other)]
         return ValueError(
-            "load_pytorch: more than one assignment fits, and nothing but the alphabet, "
-            "or the order of a mapping, would choose; pass the right one as names=, "
+            "load_pytorch: more than one assignment fits, and only the alphabet, "
+            "or a mapping's order, would choose; pass the right one as names=, "
             "such as\n"
             f"  {both[0]}\nor\n  {both[1]}"
         )
