@@ -76,7 +76,7 @@ def load_pytorch(
       module: the network the weights are for.
       source: the state dict, as a mapping of NumPy arrays or tensors, which keeps its
         order; a `.safetensors` file, which has none; or a file of `torch.save`, read
-        with `weights_only=True`. A checkpoint that holds the state dict under a key
+        with `weights_only=True`, which has. A checkpoint that holds the state dict under a key
         such as `'state_dict'` or `'model'` will do, and so will a prefix of all names.
       example: inputs as the module takes them, `[B, H, W, C]`, or their shape.
       names: `{'layer1.0.conv1': 'block0/conv0', ...}`, layers of the source and of the
@@ -108,8 +108,10 @@ def load_pytorch(
         raise TypeError(
             f"load_pytorch: expected a Flax Linen module, found {type(module).__name__}"
         )
-    ordered = isinstance(source, Mapping)
-    groups, ordered = _groups(source if ordered else _read(source), ordered)
+    ordered = True
+    if not isinstance(source, Mapping):
+        source, ordered = _read(source)
+    groups, ordered = _groups(source, ordered)
     layers, before, leaves = _layers(module, example, arguments)
     kinds = {layer.kind for layer in layers}
     groups = [_fitted(group, layers, kinds) for group in groups]
@@ -163,7 +165,8 @@ _WRAPPERS = ("module", "_orig_mod")
 _KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 
 
-def _read(path: str | os.PathLike) -> Mapping[str, Any]:
+def _read(path: str | os.PathLike) -> tuple[Mapping[str, Any], bool]:
+    """What a file holds, and whether it has an order."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file of weights")
     with open(path, "rb") as file:
@@ -172,7 +175,7 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
         try:
             # Flax's arrays know bfloat16.
             with safe_open(path, "flax") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
+                return {name: file.get_tensor(name) for name in file.keys()}, False
         except SafetensorError as error:
             raise ValueError(
                 f"{path}: not a whole safetensors file ({error}); save the state dict "
@@ -191,7 +194,7 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
             "; or save it with safetensors.torch.save_file"
         ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True), True
     except Exception as error:  # pickle's own, and RuntimeError for what is cut
         raise ValueError(
             f"{path}: PyTorch cannot read weights from it ({str(error)[:200]}); save "
