@@ -223,9 +223,9 @@ class Bottleneck(nn.Module):
 DIALECTS = {
     # github.com/akamaster/pytorch_resnet_cifar10; eleven blocks: 1.10 after 1.9
     "akamaster": (
-        ResNet((2, 3), (11, 1), 5),
+        ResNet((2, 3), (11, 2), 5),
         (1, 4, 4, 3),
-        [*blocks(11, 1, downsample=False), "linear"],
+        [*blocks(11, 2, downsample=False), "linear"],
     ),
     "torchvision resnet": (
         ResNet((2, 3), 2, 5, "conv"),

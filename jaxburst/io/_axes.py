@@ -312,11 +312,11 @@ class _Reading:
             whole = shape[at] == _size(axes[i])
             found[at] = axes[i] if whole else self.resized(axes[i], shape[at], True)
         new = [i for i, axis in enumerate(found) if axis is None]
+        sides = _varying(node.role.operands[-1], numbers, new)
         for at in new:
-            one = len(gone) == len(new) == 1
             found[at] = (
-                self.resized(axes[gone[0]], shape[at], True)
-                if one
+                self.resized(axes[sides[at]], shape[at], True)
+                if at in sides
                 else _atom(("other", "picked"), shape[at])
             )
         return tuple(found)
@@ -514,6 +514,25 @@ _ELEMENTWISE = frozenset(
 def owner_of(root: str | None) -> str:
     """The layer of a parameter: `block0/conv0` of `params/block0/conv0/kernel`."""
     return "/".join((root or "").split("/")[1:-1])
+
+
+def _varying(held, numbers, new: list[int]) -> dict[int, int]:
+    """`{axis of the output: axis of the input}` that a gather's indices run along.
+
+    Those of `x[:, ::2, ::2]` run along a side each.
+    """
+    if not isinstance(held, Constant) or held.value.ndim != len(new) + 1:
+        return {}
+    found: dict[int, int] = {}
+    for j, side in enumerate(numbers.start_index_map):
+        index = held.value[..., j]
+        runs = [at for i, at in enumerate(new) if np.ptp(index, axis=i).any()]
+        if len(new) == len(numbers.collapsed_slice_dims) == 1:
+            runs = new  # even if it always picks the same
+        if len(runs) != 1 or runs[0] in found:
+            return {}
+        found[runs[0]] = side
+    return found
 
 
 def _is_free(atom: Atom) -> bool:
