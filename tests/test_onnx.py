@@ -365,6 +365,19 @@ def test_constants_and_half_precision_are_variables_too():
         from_onnx(residual())
 
 
+def test_kernels_that_the_file_computes_are_variables():
+    half = helper.make_tensor("v", TensorProto.FLOAT, [1], [0.5])
+    nodes = [
+        node("ConstantOfShape", "s", "w", value=half),
+        node("Conv", "x w", "y"),
+    ]
+    proto = model(nodes, weights(s=ints(2, 3, 3, 3)), ["n", 3, 5, 5], 13)
+    function, variables = from_onnx(proto)
+    assert variables["w"].shape == (2, 3, 3, 3)
+    x = inputs_of(proto)
+    assert_equal(run(proto, x), [function(variables, x)])
+
+
 def test_a_condition_on_shapes_chooses_its_branch():
     def branch(name, operator):
         y = onnx.ValueInfoProto(name=name)

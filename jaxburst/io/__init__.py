@@ -1,0 +1,1 @@
+"""Networks and weights of others, read and written."""

@@ -89,6 +89,11 @@ def from_onnx(model: str | os.PathLike | onnx.ModelProto) -> tuple[Callable, dic
     nodes = _nodes(graph, opset, set(tensors))
     variables, constants = _divided(nodes, tensors)
     nodes = _folded(nodes, constants)
+    for node in nodes.nodes:  # kernels that the file computes are weights, too
+        for name in node.inputs if node.operator in _WEIGHTED else ():
+            array = constants.get(name)
+            if array is not None and array.dtype.kind == "f" and array.size > 1:
+                variables[name] = jnp.array(constants.pop(name))
 
     def function(variables: Mapping[str, Any], inputs: Any) -> Any:
         for name in names - set(variables):
