@@ -75,9 +75,10 @@ def load_pytorch(
     Args:
       module: the network the weights are for.
       source: the state dict, as a mapping of NumPy arrays or tensors, which keeps its
-        order; a `.safetensors` file, which has none; or a file of `torch.save`, read
-        with `weights_only=True`, which has. A checkpoint that holds the state dict under a key
-        such as `'state_dict'` or `'model'` will do, and so will a prefix of all names.
+        order; a file of `torch.save`, which does, too, and is read with
+        `weights_only=True`; or a `.safetensors` file, which has none. A checkpoint that
+        holds the state dict under a key such as `'state_dict'` or `'model'` will do,
+        and so will a prefix of all names.
       example: inputs as the module takes them, `[B, H, W, C]`, or their shape.
       names: `{'layer1.0.conv1': 'block0/conv0', ...}`, layers of the source and of the
         module, where the rules above do not decide. It goes before them.
@@ -385,17 +386,20 @@ def _layers(module: nn.Module, example, arguments):
     """
     if isinstance(example, tuple | list) and all(isinstance(n, int) for n in example):
         example = np.zeros(example, np.float32)
+    shapes = jax.eval_shape(
+        lambda key, x: module.init(key, x, **arguments), jax.random.key(0), example
+    )
+    kinds = [x.dtype for x in jax.tree.leaves(shapes)]
+    kinds = [kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)]
+    kind = max((np.dtype("float32"), *kinds), key=lambda kind: kind.itemsize)
     rng = np.random.default_rng(0)
     example = jax.tree.map(
         lambda x: (
-            rng.normal(size=np.shape(x)).astype(x.dtype)
+            rng.normal(size=np.shape(x)).astype(kind)
             if jnp.issubdtype(jnp.result_type(x), jnp.floating)
             else np.asarray(x)
         ),
         example,
-    )
-    shapes = jax.eval_shape(
-        lambda key, x: module.init(key, x, **arguments), jax.random.key(0), example
     )
     variables = jax.tree.map(_some, shapes)
     calls: dict[tuple[str, ...], nn.Module] = {}
