@@ -69,9 +69,8 @@ def sweep(
       `(count, found)`: what the function returned, as NumPy arrays, of which the first
       `count` rows count.
     """
-    batches = _batches(data, batch_size, description)
     run, copied = None, None
-    for count, size, batch in batches:
+    for count, size, batch in batches(data, batch_size, description):
         cut, copy = share(size)
         if run is None:
             run, copied = _compiled(function, size, _frozen(options)), copy(weights)
@@ -108,7 +107,7 @@ def add_up(
         shapes,
     )
     run, copied = None, None
-    for count, size, batch in _batches(data, batch_size, description):
+    for count, size, batch in batches(data, batch_size, description):
         cut, copy = share(size)
         if run is None:
             run = _compiled(_Rows(function), size, _frozen(options))
@@ -137,8 +136,16 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
     return jax.device_get(run(copy(weights), cut(batch)))
 
 
-def _batches(data, batch_size: int, description: str) -> Iterator[tuple[int, int, Any]]:
-    """How many rows of a batch count, its size, and the batch, of this process."""
+def batches(
+    data: Any, batch_size: int, description: str = ""
+) -> Iterator[tuple[int, int, Any]]:
+    """All batches of this process, for what `sweep` cannot do in one program.
+
+    Args: as for `sweep`.
+
+    Yields:
+      `(count, size, batch)`: of the `size` rows of the batch the first `count` count.
+    """
     check_batch_size(batch_size)
     rows = own_rows(length(data))
     if not len(rows):

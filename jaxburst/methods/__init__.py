@@ -1,16 +1,22 @@
 """From a trained network to a good spiking one, and what it did: one file each."""
 
-from jaxburst.methods import presets
+from jaxburst.methods import analysis, anytime, presets
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
+from jaxburst.methods.polishing import polish
+from jaxburst.methods.tuning import tune
 
 __all__ = [
+    "analysis",
+    "anytime",
     "balance",
     "calibrate",
     "calibrate_mse",
     "correct",
     "direct",
+    "polish",
     "presets",
+    "tune",
 ]

@@ -110,7 +110,7 @@ def _operations(network, spiking, inputs, neuron, steps) -> dict[str, float]:
     circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
     events: dict[str, float] = {}
     images = 0
-    for rows, found in sweep(_events(model, steps), circuit, inputs, 100):
+    for rows, found in sweep(events_of(model, steps), circuit, inputs, 100):
         images += rows
         for name, counts in found.items():
             events[name] = events.get(name, 0.0) + float(counts[:rows].sum())
@@ -121,7 +121,9 @@ def _operations(network, spiking, inputs, neuron, steps) -> dict[str, float]:
 
 
 @lru_cache(maxsize=8)
-def _events(model: Model, steps: int):
+def events_of(model: Model, steps: int):
+    """Events of a whole run, `{name: [B]}`, as a function of `(circuit, inputs)`."""
+
     def function(circuit, batch):
         leaves = model.network.leaves(batch)
         order = plan(leaves[0].shape[0], steps)

@@ -21,7 +21,7 @@ from jaxburst.methods.channels import (
 )
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, compiler_options, last_of, prepare
-from jaxburst.trace import Network, forward
+from jaxburst.trace import Network, forward, rectified
 
 
 class ZeroThreshold(ValueError):
@@ -138,9 +138,15 @@ def _values(network: Network, per: str, largest: bool):
     """Activations `{name: [B, n, columns]}` of a batch, and whether they are finite."""
 
     def function(weights, batch):
-        _, record = forward(network, weights, batch)
+        finite = {}
+
+        def activate(node, x):  # before the ReLU, which XLA may let turn NaN into 0
+            known = jnp.isfinite(by_channel(network, node.name, x))
+            finite[node.name] = known.all((1, 2))
+            return rectified(node, x)
+
+        _, record = forward(network, weights, batch, activate)
         found = {name: by_channel(network, name, x) for name, x in record.items()}
-        finite = {name: jnp.isfinite(x).all((1, 2)) for name, x in found.items()}
         if per == "layer":
             found = {name: x.reshape(len(x), -1, 1) for name, x in found.items()}
         if largest:  # all that the maximum needs
@@ -151,7 +157,7 @@ def _values(network: Network, per: str, largest: bool):
 
 
 def _refuse_broken(broken: dict[str, int]) -> None:
-    for name, images in broken.items():
+    for name, images in broken.items():  # in the network's order
         if images:
             raise ValueError(
                 f"{name}: an activation is not finite; check the weights and the "

@@ -128,14 +128,17 @@ def _each_step(model: Model, steps: int, batch: int):
 
         def respond(node, threshold, state, current, t):
             own, name = model.neuron.at(node.name), node.name
-            bias = jnp.zeros(shape_of(network, name), current.dtype)
-            for _ in range(3):  # a shift moves the active neurons only: repeat
+
+            def better(_, bias):
                 row = threshold._replace(bias=bias)
                 after, spikes = own.step(row, state, current, t, node.role.cap)
                 heard = own.heard(row, after, spikes, t)
                 mean = mean_over(channel_mean(network, name, heard), batch)
-                bias = bias + targets[name] - mean
-            found[name] = bias
+                return bias + targets[name] - mean
+
+            # A shift moves the active neurons only: repeat.
+            none = jnp.zeros(shape_of(network, name), current.dtype)
+            found[name] = bias = jax.lax.fori_loop(0, 3, better, none)
             row = threshold._replace(bias=bias)
             return own.step(row, state, current, t, node.role.cap)
 

@@ -150,6 +150,17 @@ class Neuron(abc.ABC):
             f"{self!r}; use simulate"
         )
 
+    @property
+    def soft(self) -> Neuron:
+        """The same neurons with a gradient: what they have sent changes like the drive.
+
+        Raises:
+          TypeError: for neurons that have none.
+        """
+        raise TypeError(
+            f"polish: the neurons must have a gradient, as Refining, found {self!r}"
+        )
+
     def check_steps(self, steps: int) -> None:
         """Refuses numbers of steps that make no sense for the neuron."""
         del steps

@@ -161,6 +161,11 @@ class Refining(Neuron):
         sent = jnp.floor(self._wanted(threshold, drive, t, cap) + rounding)
         return self._quantum(threshold, drive, t) * sent
 
+    @property
+    def soft(self) -> Refining:
+        """The gradient goes straight through the rounding: `θ_t N_t ≈ f(v_t)`."""
+        return _Soft(self.gamma, self.ratio, self.silence)
+
     def check_steps(self, steps: int) -> None:
         """Refuses steps whose spikes are below the rounding of the weights."""
         most = 1 + int(math.log(2**16, self.ratio))
@@ -170,3 +175,19 @@ class Refining(Neuron):
                 f"below the rounding of the weights after {most} steps, found {steps}; "
                 "a handful is enough"
             )
+
+
+class _Soft(Refining):
+    """Refining neurons whose spikes have a gradient; `sent` is floating-point."""
+
+    def rest(self, threshold: Threshold, shape, dtype, cap=None) -> Drive:
+        return Drive(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def step(self, threshold, state, current, t, cap=None):
+        whole = state._replace(sent=jnp.round(state.sent).astype(jnp.int32))
+        given = jax.lax.stop_gradient((threshold, whole, current))
+        after, _ = super().step(*given, t, cap)
+        potential = state.potential + current
+        soft = self._wanted(threshold, potential, t, cap)
+        sent = soft + jax.lax.stop_gradient(after.sent.astype(soft.dtype) - soft)
+        return Drive(potential, sent), sent - state.sent * self.ratio

@@ -1,0 +1,403 @@
+"""What every layer did during a simulation, against the activations it stands for.
+
+`report` says how far the rates of each layer are from its activations, `errors` says
+why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst.batching import at_once
+from jaxburst.convert import Spiking
+from jaxburst.graph import apply_pool, over
+from jaxburst.methods.channels import by_channel
+from jaxburst.neurons import Neuron
+from jaxburst.run import Model, check, prepare, rest, unroll
+from jaxburst.trace import forward
+
+
+class LayerReport(NamedTuple):
+    """What one population of neurons did during a simulation.
+
+    Attributes:
+      name: the population.
+      theta: its threshold, in units of activation (the mean, if there are several).
+      activation: mean of the activations the rates stand for.
+      rate: mean of what the spikes say, in the same unit: `θ N / T` of neurons that
+        repeat, the sum of all changes of refining ones.
+      error: root mean square of rate minus activation.
+      saturated: share of the neurons whose activation is out of reach, above `γ θ`;
+        none of the refining ones.
+      silent: share of the neurons that sent nothing.
+      events: spikes per image over the whole simulation.
+    """
+
+    name: str
+    theta: float
+    activation: float
+    rate: float
+    error: float
+    saturated: float
+    silent: float
+    events: float
+
+
+def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerReport]:
+    """Simulates one batch and compares every population with its activations.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      inputs: one batch, `[B, ...]`, normalised.
+      steps: number of time steps.
+
+    Returns:
+      One `LayerReport` per population, in network order.
+    """
+    check(model, spiking, inputs, steps)
+    found = at_once(_report(model, steps), spiking, inputs)
+    rows = []
+    for name in model.network.neurons:
+        means = {field: float(np.mean(x)) for field, x in found[name].items()}
+        means["error"] = float(np.sqrt(means["error"]))
+        theta = float(jnp.mean(spiking[name].theta))
+        rows.append(LayerReport(name=name, theta=theta, **means))
+    return rows
+
+
+class _Sums(NamedTuple):
+    """What a watched population carries.
+
+    Attributes:
+      state: the neurons' own.
+      heard: of neurons that repeat the sum of what the spikes of each step say, of
+        others what they say together.
+      sent: `Σ|n|`.
+    """
+
+    state: Any
+    heard: jax.Array
+    sent: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched(Neuron):
+    """Neurons that do what others do, and keep count of it."""
+
+    kind: Neuron
+
+    @property
+    def repeats(self) -> bool:
+        return self.kind.repeats
+
+    @property
+    def growth(self) -> int:
+        return self.kind.growth
+
+    @property
+    def most(self) -> int | None:
+        return self.kind.most
+
+    def at(self, name: str) -> Neuron:
+        return _Watched(self.kind.at(name))
+
+    def worth(self, t):
+        return self.kind.worth(t)
+
+    def correction(self, bias, t):
+        return self.kind.correction(bias, t)
+
+    def rest(self, threshold, shape, dtype, cap=None) -> _Sums:
+        none = jnp.zeros(shape, dtype)
+        return _Sums(self.kind.rest(threshold, shape, dtype, cap), none, none)
+
+    def step(self, threshold, state, current, t, cap=None):
+        after, spikes = self.kind.step(threshold, state.state, current, t, cap)
+        heard = self.kind.heard(threshold, after, spikes, t)
+        if self.repeats:
+            heard = state.heard + heard
+        return _Sums(after, heard, state.sent + jnp.abs(spikes)), spikes
+
+    def potential(self, threshold, state):
+        return self.kind.potential(threshold, state.state)
+
+    def heard(self, threshold, state, spikes, t):
+        return self.kind.heard(threshold, state.state, spikes, t)
+
+
+def _watched(model: Model) -> Model:
+    return dataclasses.replace(model, neuron=_Watched(model.neuron))
+
+
+@lru_cache(maxsize=8)
+def _report(model: Model, steps: int):
+    """The fields of `LayerReport`, a number for each image."""
+    network, watched = model.network, _watched(model)
+
+    def function(spiking, inputs):
+        circuit, leaves = prepare(watched, spiking), network.leaves(inputs)
+        state, _ = unroll(watched, circuit, leaves, steps, lambda *_: ())
+        found = {}
+        for name, activation in forward(network, spiking, inputs)[1].items():
+            rate = state[name].heard / (steps if model.neuron.repeats else 1)
+            sent, levels = state[name].sent, model.neuron.at(name).levels
+            reach = over(spiking[name].theta, activation) * (levels or np.inf)
+
+            def mean(x, name=name):
+                return by_channel(network, name, x).mean((1, 2))
+
+            found[name] = {
+                "activation": mean(activation),
+                "rate": mean(rate),
+                "error": mean(jnp.square(rate - activation)),
+                "saturated": mean(activation > reach),
+                "silent": mean(sent == 0),
+                "events": by_channel(network, name, sent).sum((1, 2)),
+            }
+        return found
+
+    return function
+
+
+def table(rows: list[LayerReport]) -> str:
+    """The report as text, one line per layer."""
+    width = max(len(row.name) for row in rows)
+    head = (
+        f"{'name':<{width}}  {'theta':>8}  {'activation':>10}  {'rate':>8}  "
+        f"{'error':>8}  {'saturated':>9}  {'silent':>7}  {'events':>11}"
+    )
+    lines = [
+        f"{row.name:<{width}}  {row.theta:>8.4f}  {row.activation:>10.4f}  "
+        f"{row.rate:>8.4f}  {row.error:>8.4f}  {row.saturated:>9.2%}  "
+        f"{row.silent:>7.1%}  {row.events:>11,.0f}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+CAUSES = (
+    "inherited",
+    "inactivated",
+    "initial",
+    "remainder",
+    "stuck",
+    "overfiring",
+    "pooling",
+)
+
+
+class LayerErrors(NamedTuple):
+    """The conversion error of one layer over time, by cause; `errors` has the equation.
+
+    Attributes:
+      name: a population or a pool.
+      activation: mean of what the rates should be after the last step, in units of
+        activation: of a population the trained network's activations, of a pool the
+        pool of the rates that enter it.
+      mean: `{cause: [T]}`, mean of the signed error after every step, in units of
+        activation, for the causes that exist here, and for their `'total'`.
+      size: `{cause: [T]}`, mean of its absolute value. Parts of opposite sign cancel:
+        the size of the total is at most the sum of the sizes.
+    """
+
+    name: str
+    activation: float
+    mean: dict[str, np.ndarray]
+    size: dict[str, np.ndarray]
+
+
+def errors(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerErrors]:
+    r"""Tells the causes of the conversion error apart, in every layer, at every step.
+
+    A neuron that resets by subtraction conserves charge, so its rate
+    :math:`r = \theta N_T / T` is its mean drive and what is not yet balanced,
+
+    .. math::
+        r = \bar z + (v_0 - v_T) / T, \qquad
+        \bar z = \tfrac1T \textstyle\sum_t (I_t + b)
+
+    and with the drive :math:`z` of the trained network its error is exactly
+
+    .. math::
+        r - \mathrm{ReLU}(z)
+        = \underbrace{\mathrm{ReLU}(\bar z) - \mathrm{ReLU}(z)}_\text{inherited}
+        + \begin{cases}
+            r & \bar z \le 0 \text{: inactivated} \\
+            v_0 / T - v_T / T & \bar z > 0
+          \end{cases}
+
+    * `inherited`: from the layers below (and from a `bias` that corrects means).
+    * `inactivated`: spikes of neurons that should be silent, sent before the inhibition
+      arrived.
+    * `initial`: the initial charge.
+    * residual information, the charge that did not leave in time: the `remainder` below
+      the threshold; what is `stuck` above it, since a neuron sends at most `γ` spikes
+      per step (the part that bursts release; of a saturated neuron it does not fade);
+      `overfiring`, the debt of a neuron that sent too much, `v_T < 0`.
+
+    A pool has a row of its own with the one part it adds: `pooling`, what it passes
+    on minus the pool of the rates that enter it. It is zero under lateral inhibition.
+    The next layer inherits it, with all errors of the layers before.
+
+    Memory does not grow with `steps` but for the means that are returned.
+
+    Args:
+      model: the network, its neuron and pooling.
+      spiking: its converted weights.
+      inputs: one batch, `[B, ...]`, normalised.
+      steps: number of time steps `T`.
+
+    Returns:
+      One `LayerErrors` per population and pool, in network order.
+
+    Raises:
+      ValueError: for neurons that do not repeat or do not conserve charge, and for
+        inputs or weights that do not fit the network.
+
+    References:
+      The three causes: Li and Zeng, IJCAI 2022, "residual information", "spikes of
+      inactivated neurons" and "pooling error". Over-firing as in the unevenness error
+      of Bu et al., ICLR 2022.
+    """
+    if not model.neuron.repeats:
+        raise ValueError(
+            f"errors: {model.neuron!r} presents the input once and corrects what was "
+            "sent, so there is no rate to take apart; use a neuron that repeats, or "
+            "`report`"
+        )
+    if not model.neuron.conserves:
+        raise ValueError(
+            f"errors: {model.neuron!r} loses charge, so the rate says nothing about "
+            "what remains; of Burst use reset='subtract' and allowance=None, or "
+            "`report`"
+        )
+    check(model, spiking, inputs, steps)
+    found = at_once(_errors(model, steps), spiking, inputs)
+    shown, activation = jax.tree.map(lambda x: x.mean(0), found)
+    names = [node.name for node in model.network.graph.nodes if node.name in shown]
+    return [LayerErrors(name, float(activation[name]), *shown[name]) for name in names]
+
+
+def parts(
+    theta: jax.Array,
+    start: jax.Array,
+    end: jax.Array,
+    drive: jax.Array,
+    rate: jax.Array,
+    activation: jax.Array,
+    time: jax.Array,
+) -> dict[str, jax.Array]:
+    """The error of every neuron by cause, `{cause: [B, ...]}`: they sum to the whole.
+
+    Args:
+      theta: thresholds.
+      start: potential before the first step, `v_0`.
+      end: potential now, `v_T`.
+      drive: mean of current and bias up to now.
+      rate: `θ N / T`.
+      activation: of the trained network.
+      time: steps up to now, `T`.
+
+    Everything but `time` is `[B, ...]`, in units of activation, and so is the result.
+    """
+    active = drive > 1e-6 * theta  # less is rounding, and as good as no drive
+
+    def where(condition, value):
+        return jnp.where(condition, value, jnp.zeros_like(value))
+
+    return {
+        "inherited": where(active, drive) - activation,
+        "inactivated": where(~active, rate),
+        "initial": where(active, start / time),
+        "remainder": where(active & (0 <= end) & (end < theta), -end / time),
+        "stuck": where(active & (end >= theta), -end / time),
+        "overfiring": where(active & (end < 0), -end / time),
+    }
+
+
+@lru_cache(maxsize=8)
+def _errors(model: Model, steps: int):
+    """`{name: ({cause: mean [T]}, {cause: size [T]})}`, and `{name: activation}`, one
+    row on each device."""
+    network, watched = model.network, _watched(model)
+    graph = network.graph
+
+    def function(spiking, inputs):
+        circuit, leaves = prepare(watched, spiking), network.leaves(inputs)
+        images = len(leaves[0])
+        activations = forward(network, spiking, inputs)[1]
+        begin = rest(watched, circuit, images)
+
+        def pooled(name, state, time):
+            """What a pool passes on, and the pool of what enters it, as rates."""
+            total, sent = state[name]
+            unit = over(circuit.units.get(name, jnp.ones((), sent.dtype)), sent) / time
+            return unit * sent, unit * apply_pool(graph[name], total, images)
+
+        def observe(state, _):
+            shown = {}
+            for name, activation in activations.items():
+                time = state["time"].astype(activation.dtype)
+                own, threshold = watched.neuron.at(name), spiking[name]
+                start, end = (
+                    own.potential(threshold, when[name]) for when in (begin, state)
+                )
+                rate = state[name].heard / time
+                mean = rate + (end - start) / time  # what came in: charge is conserved
+                theta = over(threshold.theta, rate)
+                found = parts(theta, start, end, mean, rate, activation, time)
+                shown[name] = _means(found | {"total": rate - activation})
+            for name in network.pools:
+                out, expected = pooled(name, state, time)
+                shown[name] = _means(
+                    dict.fromkeys(("pooling", "total"), out - expected)
+                )
+            return jax.tree.map(lambda x: x[None], shown)
+
+        state, shown = unroll(watched, circuit, leaves, steps, observe)
+        time = state["time"].astype(jnp.result_type(*activations.values()))
+        expected = {name: pooled(name, state, time)[1] for name in network.pools}
+        means = {name: it.mean() for name, it in (activations | expected).items()}
+        return jax.tree.map(lambda x: x[None], (shown, means))
+
+    return function
+
+
+def _means(found: dict[str, jax.Array]) -> tuple[dict, dict]:
+    """Means of values and of absolute values, of each image first, then of them all:
+    float32 sums stay short."""
+
+    def mean(x: jax.Array) -> jax.Array:
+        return x.mean(tuple(range(1, x.ndim))).mean()
+
+    sizes = {cause: mean(jnp.abs(value)) for cause, value in found.items()}
+    return {cause: mean(value) for cause, value in found.items()}, sizes
+
+
+def error_table(rows: list[LayerErrors], step: int) -> str:
+    """The mean absolute errors after a step as text, a line per layer.
+
+    In percent of the layer's mean activation; empty where a cause does not exist.
+    """
+    causes = [*CAUSES, "total"]
+    width = max(len(row.name) for row in rows)
+    head = f"{'name':<{width}}  {'activation':>10}"
+    lines = [head + "".join(f"  {cause:>11}" for cause in causes)]
+    for row in rows:
+        scale = row.activation or np.nan
+        cells = (
+            f"  {row.size[cause][step - 1] / scale:>11.2%}"
+            if cause in row.size
+            else " " * 13
+            for cause in causes
+        )
+        start = f"{row.name:<{width}}  {row.activation:>10.4f}"
+        lines.append((start + "".join(cells)).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,361 @@
+"""Anytime inference: an image stops as soon as its decision is settled.
+
+    margins = settle(model, spiking, inputs, steps=4)       # images without labels
+    result = evaluate_anytime(model, spiking, (test, labels), margins)
+    print(result.accuracy, result.steps)                    # mean steps per image
+
+The margin of an image is its largest logit minus its second largest. Images that have
+stopped leave the batch, which shrinks through a few fixed sizes, each compiled once: it
+saves steps and energy always, and time where a step costs more than moving the images.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst.batching import batches, in_order, length, sweep, together
+from jaxburst.convert import Spiking
+from jaxburst.evaluation import check_targets, pair
+from jaxburst.graph import Node, Pool
+from jaxburst.methods.channels import has_classes
+from jaxburst.neurons import Pooled
+from jaxburst.run import (
+    Circuit,
+    Model,
+    State,
+    block,
+    check,
+    compiler_options,
+    constants,
+    plan,
+    prepare,
+    rest,
+    trace_of,
+)
+
+_SIZES = 4  # the batch, a half, a quarter and an eighth: each is a compilation
+
+
+class Margins(NamedTuple):
+    """When to stop: after step `t` if the margin is at least `threshold[t - 1]`.
+
+    Attributes:
+      threshold: `[T]`, in units of the logits; infinite where no image should stop. All
+        images stop after step `T`, so that the last one does not matter.
+    """
+
+    threshold: np.ndarray
+
+
+class Decisions(NamedTuple):
+    """What a batch of images came to.
+
+    Attributes:
+      classes: `[B]`, the largest logit of each image when it stopped.
+      steps: `[B]`, after how many steps it stopped, 1 .. T.
+      events: `{name: [T, B]}`, as in `Trace`; 0 once an image has stopped.
+    """
+
+    classes: np.ndarray
+    steps: np.ndarray
+    events: dict[str, np.ndarray]
+
+
+class Anytime(NamedTuple):
+    """Means over a data set whose images stop when they are settled.
+
+    Attributes:
+      accuracy: share of the images that are right when they stop.
+      steps: mean number of steps of an image.
+      stopped: `[T]`, number of images that stopped after `t` steps.
+      events: `{name: [T]}`, mean events per image at step `t`, over all images: one
+        that has stopped counts 0. So `energy.joules(...)[-1]` is the mean energy.
+      images: number of images.
+    """
+
+    accuracy: float
+    steps: float
+    stopped: np.ndarray
+    events: dict[str, np.ndarray]
+    images: int
+
+
+def settle(
+    model: Model,
+    spiking: Spiking,
+    inputs,
+    steps: int,
+    *,
+    agreement: float = 0.999,
+    batch_size: int = 100,
+) -> Margins:
+    r"""Chooses the margins from images without labels.
+
+    .. math::
+        m_t = \inf \Big\{ m \ge 0 : \frac{|\{i \in R_t : m_t^i \ge m, y_t^i = y_T^i\}|}
+        {|\{i \in R_t : m_t^i \ge m\}|} \ge \mathrm{agreement} \Big\}
+
+    where :math:`R_t` are the images still running, :math:`m_t^i` is the margin of image
+    `i` after step `t` and :math:`y_t^i` its decision. The threshold lies half way
+    between the last margin that qualifies and the next one below.
+
+    Decisions are compared with the spiking network's own after all steps, not with
+    those of the trained network: the share is then the price of stopping early, and
+    what the conversion costs at step `T` is not blamed on it.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      inputs: calibration inputs `[N, ...]`, normalised; no labels.
+      steps: number of time steps `T` after which every image stops.
+      agreement: share, 0 .. 1, of the images stopped at any one step whose decision
+        must be that of step `T`. It holds on these images. Others agree less, above
+        all if the network was trained on these: prefer some that it was not.
+      batch_size: number of images at a time.
+
+    Returns:
+      The `Margins`; infinite where none qualifies or no image is still running.
+
+    Raises:
+      ValueError: for an agreement that is no share, no images, or inputs or weights
+        that do not fit the network.
+    """
+    if not 0 <= agreement <= 1:
+        raise ValueError(f"settle: agreement must lie in 0 .. 1, found {agreement}")
+    _check_classes(model)
+    count = length(inputs)
+    check(model, spiking, _first(inputs), steps)
+    classes, margins = _course(model, spiking, inputs, steps, batch_size)
+    agrees = classes == classes[-1]
+    threshold = np.full(steps, np.inf)
+    running = np.ones(count, bool)
+    for t in range(steps):
+        threshold[t] = _least(margins[t, running], agrees[t, running], agreement)
+        running &= ~(margins[t] >= threshold[t])
+    return Margins(threshold)
+
+
+def _course(model, spiking, inputs, steps, batch_size) -> tuple:
+    """Decisions and margins after each step, `[T, N]`, of all processes."""
+    circuit = _prepared(model, spiking)
+    parts = [(np.zeros((0, steps), np.int32), np.zeros((0, steps)))]
+    options = compiler_options(model.network)
+    function = _courses(model, steps)
+    for rows, found in sweep(function, circuit, inputs, batch_size, options=options):
+        parts.append(tuple(x[:rows] for x in found))
+    whole = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return tuple(in_order(part, length(inputs)).T for part in whole)
+
+
+@lru_cache(maxsize=8)
+def _courses(model: Model, steps: int):
+    def function(circuit, batch):
+        leaves = model.network.leaves(batch)
+        order = plan(leaves[0].shape[0], steps)
+        trace = trace_of(model, circuit, leaves, steps, order)
+        return tuple(x.T for x in _leading(trace.logits[0]))
+
+    return function
+
+
+def _least(margins: np.ndarray, agrees: np.ndarray, agreement: float) -> float:
+    """The smallest margin above which the share that agrees is large enough."""
+    order = np.argsort(-margins)
+    margins = margins[order].astype(np.float64)
+    shares = np.cumsum(agrees[order]) / np.arange(1, len(order) + 1)
+    below = np.append(margins, -margins[-1:])[1:]  # 0 is half way below the last
+    separate = (margins > below) | (np.arange(len(order)) == len(order) - 1)
+    fits = np.flatnonzero((shares >= agreement) & separate)
+    return float(margins[fits[-1]] + below[fits[-1]]) / 2 if len(fits) else np.inf
+
+
+def decide(model: Model, spiking: Spiking, inputs, margins: Margins) -> Decisions:
+    """Presents one batch of images, each until its decision is settled.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      inputs: `[B, ...]`, as the network takes them.
+      margins: when to stop, from `settle`.
+
+    Returns:
+      The `Decisions`: what `simulate` shows of each image up to the step it stopped at.
+
+    Raises:
+      ValueError: for margins that are not `[T]`, or inputs or weights that do not fit
+        the network.
+    """
+    threshold = _thresholds(model, margins)
+    leaves = check(model, spiking, inputs, len(threshold))
+    circuit = _prepared(model, spiking)
+    return _decide(model, circuit, leaves, threshold, len(leaves[0]))
+
+
+def _decide(model, circuit, leaves, threshold, count) -> Decisions:
+    """As `decide`, for the first `count` images; the others only fill the batch."""
+    size = len(leaves[0])
+    smallest = max(1, size >> (_SIZES - 1))
+    found = Decisions(np.zeros(count, np.int32), np.zeros(count, np.int32), {})
+    running = rows = np.arange(count)  # images, and where in the batch they are
+    held, state = _begin(model, circuit, leaves)
+    for t in range(len(threshold)):
+        while size > smallest and len(rows) <= size // 2:
+            size //= 2
+            held, state = _take(model, held, state, np.resize(rows, size))
+            rows = np.arange(len(rows))
+        state, shown = _advance(model, circuit, held, state)
+        classes, margins, events = jax.device_get(shown)
+        found.classes[running] = classes[rows]
+        found.steps[running] = t + 1
+        for name, number in events.items():
+            if t == 0:
+                found.events[name] = np.zeros((len(threshold), count), number.dtype)
+            found.events[name][t, running] = number[rows]
+        unsettled = ~(margins[rows] >= threshold[t])
+        running, rows = running[unsettled], rows[unsettled]
+        if len(running) == 0:
+            break
+    return found
+
+
+def evaluate_anytime(
+    model: Model,
+    spiking: Spiking,
+    data,
+    margins: Margins,
+    *,
+    batch_size: int = 100,
+    progress: bool = True,
+) -> Anytime:
+    """Simulates a whole data set, each image until its decision is settled.
+
+    Several processes share the data.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      data: `(inputs, labels)`, both `[N, ...]`, or a `Split`; labels are for the
+        accuracy only.
+      margins: when to stop, from `settle`.
+      batch_size: number of images at a time; it shrinks by halves, to an eighth. A last
+        partial batch is filled up, and what fills it is not counted.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The means, as `Anytime`.
+
+    Raises:
+      ValueError: for no images, margins that are not `[T]`, or data or weights that do
+        not fit the network.
+    """
+    threshold = _thresholds(model, margins)
+    inputs, labels = pair(data)
+    count = length(inputs)
+    check_targets(model.network, labels, count, None)
+    check(model, spiking, _first(inputs), len(threshold))
+    circuit = _prepared(model, spiking)
+    right, stopped = 0, np.zeros(len(threshold), np.int64)
+    names = [node.name for node in _senders(model)]
+    events = {name: np.zeros(len(threshold), np.int64) for name in names}
+    words = f"Simulating up to {len(threshold)} steps" if progress else ""
+    for rows, _, (batch, wanted) in batches((inputs, labels), batch_size, words):
+        leaves = model.network.leaves(batch)
+        found = _decide(model, circuit, leaves, threshold, rows)
+        right += int((found.classes == wanted[:rows]).sum())
+        stopped += np.bincount(found.steps - 1, minlength=len(stopped))
+        for name, number in found.events.items():
+            events[name] += number.sum(1, dtype=np.int64)
+    right, stopped, events = together((np.int64(right), stopped, events))
+    return Anytime(
+        accuracy=float(right) / count,
+        steps=float(stopped @ np.arange(1, len(stopped) + 1)) / count,
+        stopped=stopped,
+        events={name: events[name] / count for name in names},
+        images=count,
+    )
+
+
+def _first(inputs):
+    return jax.tree.map(lambda x: np.asarray(x[:1]), inputs)
+
+
+def _senders(model: Model) -> list[Node]:
+    """Populations and pools, in order."""
+    names = {*model.network.neurons, *model.network.pools}
+    return [node for node in model.network.graph.nodes if node.name in names]
+
+
+_prepared = jax.jit(prepare, static_argnums=0)
+
+
+@partial(jax.jit, static_argnames="model")
+def _begin(model: Model, circuit: Circuit, leaves: list):
+    return constants(model, circuit, leaves), rest(model, circuit, len(leaves[0]))
+
+
+@partial(jax.jit, static_argnames="model")
+def _take(model: Model, held: dict, state: State, rows: jax.Array):
+    """Some images of a batch; what has no axis of images is everyone's."""
+    graph = model.network.graph
+
+    def of(node: Node, tree):
+        axis = node.batch_axis
+        if axis is None:
+            return tree
+        own = node.image_shape[axis]  # rows of the axis that belong to one image
+        places = (rows[:, None] * own + jnp.arange(own)[None]).reshape(-1)
+        return jax.tree.map(lambda x: jnp.take(x, places, axis) if x.ndim else x, tree)
+
+    held = {name: of(graph[name], value) for name, value in held.items()}
+    found = dict(state)
+    for node in _senders(model):
+        if isinstance(node.role, Pool):
+            total, sent = state[node.name]
+            found[node.name] = Pooled(of(graph[node.inputs[0]], total), of(node, sent))
+        else:
+            found[node.name] = of(node, state[node.name])
+    pairs = zip(graph.outputs, state["outputs"], strict=True)
+    found["outputs"] = tuple(of(graph[name], total) for name, total in pairs)
+    return held, found
+
+
+@partial(jax.jit, static_argnames="model")
+def _advance(model: Model, circuit: Circuit, held: dict, state: State):
+    """One step of a batch: the state, and `(classes, margins, events)`, each `[B]`."""
+    state, info = block(model, circuit, held, state)
+    axis = model.network.graph[model.network.graph.outputs[0]].batch_axis
+    logits = jnp.moveaxis(info.outputs[0][0], axis, 0)
+    events = {name: counts[0] for name, counts in info.events.items()}
+    return state, (*_leading(logits), events)
+
+
+def _leading(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The decision, and its margin over the second largest logit, `[...]`."""
+    best, classes = jax.lax.top_k(logits, 2)
+    return classes[..., 0], best[..., 0] - best[..., 1]
+
+
+def _thresholds(model: Model, margins: Margins) -> np.ndarray:
+    _check_classes(model)
+    threshold = np.asarray(margins.threshold, np.float64)
+    if threshold.ndim != 1 or len(threshold) == 0 or np.isnan(threshold).any():
+        raise ValueError(
+            "margins must hold one threshold per time step, [T], infinite where no "
+            f"image should stop; found {threshold.tolist()}"
+        )
+    return threshold
+
+
+def _check_classes(model: Model) -> None:
+    network = model.network
+    shapes = [network.graph[name].image_shape[1:] for name in network.graph.outputs]
+    if not has_classes(network) or len(shapes[0]) != 1:
+        raise ValueError(
+            "the margin needs logits [B, classes] as the only output, of two classes "
+            f"or more; an image's outputs have the shapes {shapes}"
+        )

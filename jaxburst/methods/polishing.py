@@ -1,0 +1,216 @@
+"""Thresholds and corrections learned from the trained network's own outputs.
+
+spiking = polish(model, spiking, inputs, steps=2, energy=0.2)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxburst import energies
+from jaxburst.batching import at_once, check_batch_size, length
+from jaxburst.convert import Spiking
+from jaxburst.devices import divided, mean_over, share
+from jaxburst.graph import over
+from jaxburst.methods.balancing import charged, events_of
+from jaxburst.methods.channels import by_channel, centred, shape_of
+from jaxburst.neurons import Threshold
+from jaxburst.progress import track
+from jaxburst.run import Model, Plan, check, prepare, unroll
+from jaxburst.trace import forward
+
+_AC_PER_MAC = energies.PICOJOULES_PER_AC / energies.PICOJOULES_PER_MAC
+_STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
+
+
+def polish(
+    model: Model,
+    spiking: Spiking,
+    inputs,
+    steps: int,
+    *,
+    energy: float,
+    iterations: int = 200,
+    batch_size: int = 50,
+    rate: float = 0.01,
+    seed: int = 0,
+    progress: bool = True,
+) -> Spiking:
+    r"""Learns thresholds and corrections of refining neurons for an energy; no labels.
+
+    .. math::
+        \min_{\theta, b}\; \log \overline{(z_T - z)^2} + \rho\, (E / B - 1)^2
+
+    over the threshold of every channel and its correction at every step: `z_T` are the
+    outputs after `steps` steps and `z` the conventional network's (logits relative to
+    their mean, several outputs over the mean square of each), `E` is the energy and `B`
+    the budget. Gradients pass straight through the rounding, as if a neuron had sent
+    its whole drive,
+
+    .. math:: \theta_t N_t \approx \max(v_t, 0) .
+
+    Nothing else of the network changes: neither its weights nor the kind of neuron.
+    Layers of a handful of neurons, whose errors do not average out, may get worse.
+
+    Args:
+      model: the network, with neurons that have a gradient: `Refining`.
+      spiking: its converted weights, to start from.
+      inputs: calibration inputs `[N, ...]`, normalised; no labels. A thousand: it
+        learns them by heart if they are few.
+      steps: number of time steps `T`.
+      energy: the budget `B` over the conventional network's, kept to a few percent.
+      iterations: number of batches.
+      batch_size: images in a batch, which all local devices share that divide it.
+      rate: Adam's learning rate at first; it falls to 0 like a cosine. Thresholds are
+        learned by their logarithm, corrections in units of the threshold.
+      seed: of the order of the images.
+      progress: whether to show a progress bar.
+
+    Returns:
+      `spiking` with other thresholds and corrections.
+
+    Raises:
+      TypeError: for neurons without a gradient.
+
+    References:
+      The straight-through gradient of a step's size: Esser et al., "Learned Step Size
+      Quantization", ICLR 2020.
+    """
+    soft = dataclasses.replace(model, neuron=model.neuron.soft)
+    count = length(inputs)
+    check_batch_size(batch_size)
+    check(model, spiking, jax.tree.map(lambda x: np.asarray(x[:1]), inputs), steps)
+    spiking = _with_rows(model, spiking, steps)
+    size = min(batch_size, count)
+    first = jax.tree.map(lambda x: np.asarray(x[:size]), inputs)
+    prices = _prices(model, spiking, first, steps)
+    start = {name: (spiking[name].theta, spiking[name].bias) for name in prices}
+    change = jax.tree.map(jnp.zeros_like, start)
+    optimiser = optax.adam(optax.cosine_decay_schedule(rate, iterations), b2=0.99)
+    memory = optimiser.init(change)
+    cut, copy = share(size)
+    gradient = jax.jit(
+        divided(_gradient(soft, steps, size, energy, tuple(prices.items())), size)
+    )
+    spiking_there = copy(spiking)
+
+    @jax.jit
+    def update(change, memory, found):
+        step, memory = optimiser.update(jax.tree.map(lambda x: x[0], found), memory)
+        return optax.apply_updates(change, step), memory
+
+    rng = np.random.default_rng(seed)
+    numbers = range(iterations)
+    for _ in track(numbers, "Polishing") if progress else numbers:
+        chosen = rng.choice(count, size, replace=False)
+        batch = jax.tree.map(lambda x, rows=chosen: np.asarray(x[rows]), inputs)
+        found = gradient((spiking_there, copy(change)), cut(batch))
+        change, memory = update(change, memory, jax.device_get(found))
+    return _changed(spiking, change)
+
+
+@lru_cache(maxsize=4)
+def _gradient(soft: Model, steps: int, size: int, energy: float, prices: tuple):
+    """The gradient of the loss, the same row on each device."""
+    network = soft.network
+    reach = energies.reach(network)
+    analog = sum(reach.once.values()) + steps * sum(reach.charges.values())
+    budget = energy * sum(energies.macs(network).values())
+
+    def function(given, inputs):
+        spiking, change = given
+        target, _ = forward(network, spiking, inputs)
+        target = _outputs(network, target)
+        squares = [mean_over(jnp.square(z).mean(), size) for z in target]
+
+        def parts(change):
+            changed = _changed(spiking, change)
+            found, operations = _run(soft, changed, inputs, steps, dict(prices))
+            error = sum(
+                jnp.square(z - goal).mean() / jnp.where(square > 0, square, 1.0)
+                for z, goal, square in zip(found, target, squares, strict=True)
+            )
+            return error, (analog + operations * _AC_PER_MAC) / budget
+
+        (error, spent), pull = jax.vjp(parts, change)
+        # Both are means over images, of which each device has a part; the loss of them
+        # all is pulled back through the parts, whose mean is its gradient.
+        error, spent = mean_over(error, size), mean_over(spent, size)
+        (found,) = pull((1 / error, 2 * _STRICTNESS * (spent - 1)))
+        return jax.tree.map(lambda x: mean_over(x, size)[None], found)
+
+    return function
+
+
+def _outputs(network, found: list) -> list[jax.Array]:
+    pairs = zip(network.graph.outputs, found, strict=True)
+    return [centred(by_channel(network, name, x)) for name, x in pairs]
+
+
+def _with_rows(model: Model, spiking: Spiking, steps: int) -> Spiking:
+    """A threshold and a rounding for each channel, and a correction for each step."""
+    found = dict(spiking)
+    for name in model.network.neurons:
+        own, shape = model.neuron.at(name), shape_of(model.network, name)
+
+        def wide(x, shape=shape):
+            return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
+
+        theta, initial, bias = spiking[name]
+        rows = [own.correction(bias, jnp.asarray(t)) for t in range(1, steps + 1)]
+        rows = jnp.stack([wide(row.astype(theta.dtype)) for row in rows])
+        found[name] = Threshold(wide(theta), wide(initial), rows)
+    return found
+
+
+def _prices(model: Model, spiking: Spiking, inputs, steps: int) -> dict[str, float]:
+    """Synaptic operations that one spike of each population causes, on average, behind
+    pools, too."""
+    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    found = at_once(events_of(model, steps), circuit, inputs)
+    events = {name: float(counts.sum()) for name, counts in found.items()}
+    spent = charged(model.network, events)
+    return {
+        name: spent.get(name, 0.0) / max(1.0, events[name])
+        for name in model.network.neurons
+    }
+
+
+def _changed(spiking: Spiking, change: dict) -> Spiking:
+    found = dict(spiking)
+    for name, (grown, shifted) in change.items():
+        theta, initial, bias = spiking[name]
+        bias = bias + shifted * over(theta, bias)
+        found[name] = Threshold(theta * jnp.exp(grown), initial, bias)
+    return found
+
+
+def _run(soft: Model, spiking: Spiking, inputs, steps: int, prices: dict[str, float]):
+    """Outputs `[B, n, C]`, logits relative to their mean, and operations per image,
+    after some steps, with gradients."""
+    network = soft.network
+    circuit, leaves = prepare(soft, spiking), network.leaves(inputs)
+    fans = energies.cost_per_event(network)
+
+    def observe(state, info):
+        counted = sum(fan * info.events[name].sum(1) for name, fan in fans.items())
+        sizes = {name: jnp.abs(info.spikes[name]) for name in prices}
+        priced = sum(
+            price * sizes[name].sum(tuple(range(1, sizes[name].ndim)))
+            for name, price in prices.items()
+        )
+        # Pools pass on whole numbers without a gradient: take that of what is sent.
+        spent = priced + jax.lax.stop_gradient(counted - priced)
+        return info.outputs, spent
+
+    # All steps of a population at once: XLA on CPU is slow with the gradient of a
+    # kernel inside a loop.
+    order = Plan(steps, len(leaves[0]))
+    _, (found, spent) = unroll(soft, circuit, leaves, steps, observe, order=order)
+    return _outputs(network, [x[-1] for x in found]), spent.sum() / len(leaves[0])
