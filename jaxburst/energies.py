@@ -369,7 +369,24 @@ def _count(graph: Graph, present: dict):
 
 
 def _weigh(role: Synapse, kernel, x):
-    return role.apply(x, kernel)
+    """A synapse whose transpose can be trusted.
+
+    Of a convolution padded by more than its kernel reaches, the transpose has negative
+    padding, with which XLA on CPU reads memory that is not its own. Here padding is a
+    step of its own.
+    """
+    if not role.is_conv:
+        return role.apply(x, kernel)
+    params = dict(role.params)
+    around = [(0, 0, 0)] * x.ndim
+    sides = params["dimension_numbers"].lhs_spec[2:]
+    padding, apart = params["padding"], params["lhs_dilation"]
+    for axis, (low, high), gap in zip(sides, padding, apart, strict=True):
+        around[axis] = (low, high, gap - 1)
+    params["padding"] = ((0, 0),) * len(sides)
+    params["lhs_dilation"] = (1,) * len(sides)
+    padded = lax.pad(x, jnp.zeros((), x.dtype), around)
+    return role.primitive.bind(padded, kernel, **params)
 
 
 def _region(node: Node, graph: Graph) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -77,6 +77,7 @@ def convolutions(draw):
 
 @settings(max_examples=25, deadline=None)
 @given(convolutions(), st.integers(0, 99))
+@example(((1, 3), (2, 2), [(1, 2, 0, 1, 1), (1, 1, 1, 1, 1)], 1, 1, 0.0), 0)
 def test_any_convolution_against_a_loop_over_its_taps(found, seed):
     shape, kernel, axes, groups, per_group, zeros = found
     outputs = [meet(n, k, *a)[1] for n, k, a in zip(shape, kernel, axes, strict=True)]
