@@ -48,6 +48,7 @@ from jaxburst.graph import (
 )
 
 AFFINE_TOLERANCE = 1e-3
+_SINGLE = np.dtype("float32")
 
 
 class Affine(NamedTuple):
@@ -330,7 +331,9 @@ def _network(function: Callable, variables, example) -> Network:
     """Traces `f(variables, inputs)`."""
     flat, tree = jax.tree_util.tree_flatten_with_path(variables)
     arrays = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
-    widened = _widened([flat[i][1] for i in arrays])
+    values = [flat[i][1] for i in arrays]
+    kind = _widest([*values, *jax.tree.leaves(example)])
+    widened = _widened(values, kind)
     names = ["/".join(_part(key) for key in flat[i][0]) for i in arrays]
 
     def call(values, inputs):
@@ -346,9 +349,9 @@ def _network(function: Callable, variables, example) -> Network:
                 f"variables: expected the structure that was traced, {tree}, found "
                 f"{structure}"
             )
-        return _widened([found[i] for i in arrays])
+        return _widened([found[i] for i in arrays], kind)
 
-    symbols, inputs_tree = _symbolic(example)
+    symbols, inputs_tree = _symbolic(example, kind)
     with warnings.catch_warnings():
         # Widened weights meet casts to what they were.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
@@ -377,11 +380,8 @@ def _jaxpr(function: Callable, *arguments):
 
 def _line(error: Exception) -> str:
     """The user's line that an error comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = os.path.dirname(__file__)
-    known = ("site-packages", "dist-packages", ours)
-    for frame in reversed(frames):
-        if not any(part in frame.filename for part in known):
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not _framework(frame.filename):
             return f"{frame.filename}:{frame.lineno} ({frame.name})"
     return "the function"
 
@@ -478,7 +478,14 @@ def _part(key) -> str:
     return str(key)
 
 
-def _symbolic(example):
+def _widest(leaves: list):
+    """The floating-point type that weights and inputs have in common."""
+    kinds = [jnp.result_type(leaf) for leaf in leaves]
+    wide = any(kind == jnp.float64 for kind in kinds)
+    return jnp.dtype("float64" if wide else "float32")
+
+
+def _symbolic(example, least=_SINGLE):
     """The example's shapes with the symbol `b` for the batch."""
     (symbol,) = export.symbolic_shape("b")
     leaves, tree = jax.tree.flatten(example)
@@ -492,19 +499,19 @@ def _symbolic(example):
     shapes = []
     for leaf in leaves:
         kind = jnp.result_type(leaf)
-        if jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < 32:
-            kind = jnp.dtype("float32")
+        if jnp.issubdtype(kind, jnp.floating) and kind.itemsize < least.itemsize:
+            kind = least
         shapes.append(jax.ShapeDtypeStruct((symbol, *np.shape(leaf)[1:]), kind))
     return jax.tree.unflatten(tree, shapes), tree
 
 
-def _widened(values: list) -> list:
-    """Half-precision arrays in single precision."""
+def _widened(values: list, least=_SINGLE) -> list:
+    """Arrays of less precision in single precision, or in that of others."""
     return [
-        value.astype(jnp.float32)
+        value.astype(least)
         if _is_array(value)
         and jnp.issubdtype(value.dtype, jnp.floating)
-        and jnp.finfo(value.dtype).bits < 32
+        and value.dtype.itemsize < least.itemsize
         else value
         for value in values
     ]
@@ -811,7 +818,7 @@ class _Follower:
     def follow(self, jaxpr, consts, arguments, stack: tuple[str, ...], call: str = ""):
         env: dict[Any, Any] = {}
         for var, value in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = value if isinstance(value, tuple) else _Held(np.asarray(value))
+            env[var] = value if isinstance(value, tuple) else _held(value)
         env.update(zip(jaxpr.invars, arguments, strict=True))
 
         def look(var):
@@ -820,7 +827,7 @@ class _Follower:
         for eqn in jaxpr.eqns:
             scopes = (*stack, *_scopes(eqn))
             if not self.own:
-                self.source = _source(eqn) or self.source
+                self.eqn = eqn
             found = self.equation(eqn, [look(v) for v in eqn.invars], scopes, call)
             env.update(zip(eqn.outvars, found, strict=True))
         return [look(v) for v in jaxpr.outvars]
@@ -839,7 +846,7 @@ class _Follower:
             label = label if isinstance(label, str) else call
             return self.follow(
                 inner.jaxpr,
-                [_Held(np.asarray(c)) for c in inner.consts],
+                [_held(c) for c in inner.consts],
                 values,
                 stack,
                 label or call,
@@ -848,7 +855,7 @@ class _Follower:
             return self.scan(eqn, values, stack, call)
         if name == "cond" and isinstance(values[0], _Held):
             branch = eqn.params["branches"][int(values[0].value)]
-            consts = [_Held(np.asarray(c)) for c in branch.consts]
+            consts = [_held(c) for c in branch.consts]
             return self.follow(branch.jaxpr, consts, values[1:], stack, call)
         if all(isinstance(v, _Held | _Sized) for v in values):
             return self.constant(eqn, values)
@@ -882,7 +889,7 @@ class _Follower:
             ):
                 self.refuse(eqn, stack, f"loops {length} times")
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
-        held = [_Held(np.asarray(c)) for c in body.consts]
+        held = [_held(c) for c in body.consts]
         for i in order:
             parts = [self.row(eqn, value, i, stack) for value in over_rounds]
             found = self.follow(
@@ -915,7 +922,7 @@ class _Follower:
     def apply(self, function, values, stack, call=""):
         """Follows a function of ours, written in JAX."""
         closed = jax.make_jaxpr(function)(*[self.aval(v) for v in values])
-        consts = [_Held(np.asarray(c)) for c in closed.consts]
+        consts = [_held(c) for c in closed.consts]
         self.own += 1  # its lines are not the user's
         found = self.follow(closed.jaxpr, consts, values, stack, call)
         self.own -= 1
@@ -1450,8 +1457,13 @@ class _Follower:
         self.nodes[name] = Node(name, role, inputs, shape, self.source)
         return name
 
-    source = ""
+    eqn = None
     own = 0
+
+    @property
+    def source(self) -> str:
+        """Where the user's program is."""
+        return "" if self.eqn is None else _source(self.eqn)
 
     def refuse(self, eqn, stack, why: str, nodes=(), call="") -> NoReturn:
         before = self.nearest(nodes)
@@ -1463,16 +1475,23 @@ class _Follower:
         )
 
     def nearest(self, nodes) -> str:
-        """The synapse or neuron that a refused primitive comes after."""
+        """The synapse that a refused primitive comes after."""
         queue = list(nodes)
         if not queue and self.nodes:
             queue = [next(reversed(self.nodes))]
         while queue:
             name = queue.pop(0)
-            if isinstance(self.nodes[name].role, Synapse | Neuron):
+            if isinstance(self.nodes[name].role, Synapse):
                 return name
             queue += self.nodes[name].inputs
         return ""
+
+
+def _held(value) -> _Held:
+    """A constant of a jaxpr; keys of random numbers are no arrays of NumPy."""
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return _Held(value)
+    return _Held(np.asarray(value))
 
 
 def _pair(*values):
@@ -1524,11 +1543,23 @@ def _scopes(eqn) -> tuple[str, ...]:
         for scope in stack
         if type(scope).__name__ == "Scope" and not scope.name.startswith("eqx.")
         for part in scope.name.split("/")
+        if "->" not in part  # of an einsum
     )
 
 
 def _source(eqn) -> str:
-    return source_info_util.summarize(eqn.source_info)
+    """The innermost line that is the user's own, not a framework's."""
+    frames = list(source_info_util.user_frames(eqn.source_info.traceback))
+    own = (frame for frame in frames if not _framework(frame.file_name))
+    frame = next(own, frames[0] if frames else None)
+    if frame is None:
+        return ""
+    return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+
+
+def _framework(path: str) -> bool:
+    known = ("site-packages", "dist-packages", os.path.dirname(__file__))
+    return any(part in path for part in known)
 
 
 _COLLECTIONS = ("params", "batch_stats", "value", "raw_value", "get_value")
@@ -1567,7 +1598,7 @@ def _follow(
         if not jnp.issubdtype(var.aval.dtype, jnp.floating):
             follower.integers.add(name)
         signals.append(_Signal(name))
-    consts = [_Held(np.asarray(c)) for c in closed.consts]
+    consts = [_held(c) for c in closed.consts]
     found = follower.follow(jaxpr, consts, [*made, *signals], ())
     outputs, aside = [], {}
     for i, value in enumerate(found):
