@@ -827,7 +827,7 @@ class _Follower:
         for eqn in jaxpr.eqns:
             scopes = (*stack, *_scopes(eqn))
             if not self.own:
-                self.eqn = eqn
+                self.source = _source(eqn) or self.source
             found = self.equation(eqn, [look(v) for v in eqn.invars], scopes, call)
             env.update(zip(eqn.outvars, found, strict=True))
         return [look(v) for v in jaxpr.outvars]
@@ -1457,13 +1457,8 @@ class _Follower:
         self.nodes[name] = Node(name, role, inputs, shape, self.source)
         return name
 
-    eqn = None
+    source = ""
     own = 0
-
-    @property
-    def source(self) -> str:
-        """Where the user's program is."""
-        return "" if self.eqn is None else _source(self.eqn)
 
     def refuse(self, eqn, stack, why: str, nodes=(), call="") -> NoReturn:
         before = self.nearest(nodes)
@@ -1548,13 +1543,11 @@ def _scopes(eqn) -> tuple[str, ...]:
 
 
 def _source(eqn) -> str:
-    """The innermost line that is the user's own, not a framework's."""
-    frames = list(source_info_util.user_frames(eqn.source_info.traceback))
-    own = (frame for frame in frames if not _framework(frame.file_name))
-    frame = next(own, frames[0] if frames else None)
-    if frame is None:
-        return ""
-    return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+    """The innermost line that is the user's own; none if all are a framework's."""
+    for frame in source_info_util.user_frames(eqn.source_info.traceback):
+        if not _framework(frame.file_name):
+            return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+    return ""
 
 
 def _framework(path: str) -> bool:

@@ -1,0 +1,439 @@
+"""What has no spiking meaning is refused by name; nothing is converted wrongly.
+
+A refusal names the primitive, the nearest layer and the user's own line. Beside it
+stand functions that look alike and are piecewise linear: they must be right.
+"""
+
+import inspect
+import re
+import warnings
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+import jaxburst.trace as tracing
+from jaxburst.convert import convert
+from jaxburst.neurons import Burst, Refining
+from jaxburst.run import Model, simulate
+
+relu = jax.nn.relu
+W = dict(
+    zip("abcsm", nets.weights((6, 8), (8, 8), (8, 5), (1, 8), (1, 8)), strict=True)
+)
+X = nets.images(6)
+
+
+def hidden(w, x):
+    return relu(x @ w["a"])
+
+
+def end(w, y):
+    return relu(y @ w["b"]) @ w["c"]
+
+
+def inside(function):
+    """A network with a function of `(weights, drive)` in its middle."""
+    return lambda w, x: end(w, function(w, 2 * x @ w["a"]))
+
+
+def behind(function):
+    """The same behind a ReLU."""
+    return lambda w, x: end(w, function(w, hidden(w, x)))
+
+
+def refusal(function, variables=W, inputs=X) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(tracing.Refused) as found:
+            tracing.trace(function, variables, inputs[:1])
+    return str(found.value)
+
+
+@jax.custom_vjp
+def quantised(x):
+    return jnp.round(4 * x) / 4
+
+
+quantised.defvjp(lambda x: (quantised(x), None), lambda _, g: (g,))
+
+
+def merged(w, x):
+    """The batch behind the patches."""
+    patches = x.reshape(-1, 2, 3).transpose(1, 0, 2).reshape(-1, 3)
+    return end(w, relu(patches @ w["a"][:3]).reshape(2, -1, 8).mean(0))
+
+
+def twice(w, x):
+    both = jnp.concatenate([x, -x])
+    return sum(jnp.split(end(w, hidden(w, both)), [x.shape[0]]))
+
+
+def gated_sequence(w, x):
+    def step(h, row):
+        return relu(row @ w["a"][:2]) * h, None
+
+    rows = x.reshape(-1, 3, 2).transpose(1, 0, 2)
+    return lax.scan(step, jnp.ones((x.shape[0], 8)), rows)[0] @ w["c"]
+
+
+def attention(w, x):
+    q = hidden(w, x).reshape(-1, 4, 2)
+    return end(w, (nn.softmax(q @ q.transpose(0, 2, 1)) @ q).reshape(-1, 8))
+
+
+stop = lax.stop_gradient
+REFUSED = {
+    # what a network may hold and this one may not yet
+    "gelu": (inside(lambda w, y: jax.nn.gelu(y)), "GELU"),
+    "exact gelu": (inside(lambda w, y: jax.nn.gelu(y, False)), "erf"),
+    "silu": (inside(lambda w, y: jax.nn.silu(y)), "SiLU"),
+    "tanh": (inside(lambda w, y: jnp.tanh(y)), "tanh"),
+    "elu": (inside(lambda w, y: jax.nn.elu(y)), "exp"),
+    "softplus": (inside(lambda w, y: jax.nn.softplus(y)), "softplus"),
+    "hard swish": (inside(lambda w, y: jax.nn.hard_swish(y)), "multiplies two"),
+    "layer norm": (behind(lambda w, y: jax.nn.standardize(y)), "LayerNorm"),
+    "length": (
+        behind(lambda w, y: y / jnp.linalg.norm(y, axis=-1, keepdims=True)),
+        "two signals",
+    ),
+    "softmax inside": (inside(lambda w, y: nn.softmax(y)), "softmax"),
+    "attention": (attention, "multiplies two signals"),
+    "square": (behind(lambda w, y: y**2), "by itself"),
+    "product": (behind(lambda w, y: y * y[:, ::-1]), "multiplies two signals"),
+    "quotient": (behind(lambda w, y: y / (1 + y)), "divides by a signal"),
+    "squeeze and excite": (
+        behind(lambda w, y: y * nn.sigmoid(y @ w["b"])),
+        "sigmoid",
+    ),
+    "hard gate": (
+        behind(lambda w, y: y * nn.hard_sigmoid(y @ w["b"])),
+        "multiplies two signals",
+    ),
+    "gated sequence": (gated_sequence, "multiplies two signals"),
+    "fft": (behind(lambda w, y: jnp.fft.fft(y).real), "complex"),
+    "cumulated product": (behind(lambda w, y: jnp.cumprod(y, -1)), "cumprod"),
+    # rounding and comparison, which have a derivative of 0
+    "floor": (inside(lambda w, y: jnp.floor(y)), "round"),
+    "straight through": (inside(lambda w, y: y + stop(jnp.round(y) - y)), "round"),
+    "hidden tanh": (inside(lambda w, y: y + stop(jnp.tanh(y) - y)), "tanh"),
+    "custom rounding": (inside(lambda w, y: quantised(y)), "round"),
+    "sign": (inside(lambda w, y: jnp.sign(y)), "sign"),
+    "remainder": (behind(lambda w, y: y % 1), "rem"),
+    "whole inputs": (
+        lambda w, x: end(w, hidden(w, x.astype(int).astype(x.dtype))),
+        "int",
+    ),
+    "eight bits": (
+        behind(lambda w, y: y.astype(jnp.float8_e4m3fn).astype(y.dtype)),
+        "few bits",
+    ),
+    "a step": (inside(lambda w, y: jnp.where(y > 0, 1.0, 0.0)), "compares"),
+    "above 1": (inside(lambda w, y: jnp.where(y > 1, y, 0)), "compares"),
+    "above, shifted": (inside(lambda w, y: jnp.where(y > 0, y + 1, 0)), "compares"),
+    "of another": (inside(lambda w, y: jnp.where(y > 0, y[:, ::-1], 0)), "compares"),
+    "equal": (behind(lambda w, y: (y == 0).astype(y.dtype)), "eq"),
+    "largest, one-hot": (
+        behind(lambda w, y: y * jax.nn.one_hot(y.argmax(-1), 8)),
+        "argmax",
+    ),
+    "sorted": (behind(lambda w, y: jnp.sort(y)), "sort"),
+    "scatter max": (behind(lambda w, y: y.at[:, 3].max(y[:, 1])), "scatter"),
+    # control flow
+    "while": (
+        lambda w, x: lax.while_loop(
+            lambda y: y.sum() < 9, lambda y: relu(y @ w["b"]) + 1, hidden(w, x)
+        ),
+        "depends on the data",
+    ),
+    "cond": (
+        lambda w, x: jax.vmap(
+            lambda y: lax.cond(y[0] > 0, lambda y: y, lambda y: -y, y)
+        )(hidden(w, x)),
+        "compares",
+    ),
+    "python if": (
+        lambda w, x: end(w, x @ w["a"]) if x.sum() > 0 else x,
+        "Python code",
+    ),
+    # images of a batch that are not treated alike
+    "mean of the batch": (behind(lambda w, y: y - y.mean(0, keepdims=True)), "train"),
+    "max of the batch": (behind(lambda w, y: y - y.max(0, keepdims=True)), "mixes"),
+    "size of the batch": (behind(lambda w, y: y / y.shape[0]), "number of images"),
+    "if of its size": (
+        behind(lambda w, y: y * (2 if y.shape[0] > 1 else 1)),
+        "number of images",
+    ),
+    "place in the batch": (
+        behind(lambda w, y: y + jnp.arange(y.shape[0], dtype=y.dtype)[:, None]),
+        "place of an image",
+    ),
+    "first of the batch": (behind(lambda w, y: y + y[:1]), "mixes"),
+    "reversed": (behind(lambda w, y: y + lax.rev(y, (0,))), "mixes"),
+    "rolled": (behind(lambda w, y: jnp.roll(y, 1, 0)), "mixes"),
+    "cumulated": (behind(lambda w, y: jnp.cumsum(y, 0)), "batch"),
+    "batch behind patches": (merged, "batch"),
+    "concatenated batch": (twice, "images"),
+    "one after the other": (
+        lambda w, x: lax.map(lambda row: end(w, relu(row @ w["a"])), x),
+        "vmap",
+    ),
+    # what is no network
+    "no relu": (lambda w, x: x @ w["a"] @ w["c"], "no ReLU"),
+    "constant": (lambda w, x: (end(w, hidden(w, x)), w["c"]), "output 1"),
+    "sum of a sigmoid": (
+        lambda w, x: nn.sigmoid(end(w, hidden(w, x))) + x[:, :5],
+        "several signals",
+    ),
+    "masked sigmoid": (
+        lambda w, x: nn.sigmoid(end(w, hidden(w, x))) * (x[:, :5] > 0),
+        "several signals",
+    ),
+    "random mask": (
+        behind(lambda w, y: y * jax.random.bernoulli(jax.random.key(0), 0.5, (1, 8))),
+        "deterministic=True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name):
+    function, expected = REFUSED[name]
+    message = refusal(function)
+    assert expected.lower() in message.lower()
+    if name not in ("no relu", "constant"):
+        line = int(re.search(rf"{__file__}:(\d+)", message).group(1))
+        assert (
+            0 < line <= len(inspect.getsource(inspect.getmodule(refusal)).splitlines())
+        )
+
+
+class Block(nn.Module):
+    middle: nn.Module
+    call: dict
+
+    @nn.compact
+    def __call__(self, x):
+        x = relu(nn.Conv(4, (3, 3), name="stem")(x))
+        x = self.middle(x, **self.call)
+        return nn.Dense(3)(relu(x).mean((1, 2)))
+
+
+LAYERS = {
+    "layer norm": (nn.LayerNorm(), {}, "LayerNorm"),
+    "group norm": (nn.GroupNorm(2), {}, "LayerNorm"),
+    "attention": (nn.MultiHeadDotProductAttention(2), {}, "multiplies two signals"),
+    "norm in training": (
+        nn.BatchNorm(use_running_average=False),
+        {},
+        "use_running_average=True",
+    ),
+    "dropout in training": (
+        nn.Dropout(0.5, deterministic=False),
+        {"rng": jax.random.key(0)},
+        "deterministic=True",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_flax_that_are_refused(name):
+    middle, call, expected = LAYERS[name]
+    inputs = nets.images(4, 4, 2)
+    module = Block(middle, call)
+    variables = module.init(jax.random.key(0), inputs)
+
+    def apply(variables, x):
+        return module.apply(variables, x, mutable=["batch_stats"])[0]
+
+    message = refusal(apply, variables, inputs)
+    assert expected in message and ("stem" in message or "key" in message)
+    assert "middle" in message
+    assert re.search(rf"{__file__}:\d+ \(Block.__call__\)", message)
+
+
+def test_training_mode_of_other_frameworks():
+    """The message says which flag to set."""
+    images = nets.images(4)
+
+    net = hk.transform_with_state(
+        lambda x: hk.Linear(2)(
+            relu(hk.BatchNorm(True, True, 0.9)(hk.Linear(3)(x), is_training=True))
+        )
+    )
+    variables = net.init(jax.random.key(0), images)
+    message = refusal(lambda v, x: net.apply(*v, None, x)[0], variables, images)
+    assert "is_training=False" in message
+
+    class Nnx(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.first = nnx.Linear(4, 3, rngs=rngs)
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.last = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.drop(relu(self.norm(self.first(x)))))
+
+    module = Nnx()
+    with pytest.raises(tracing.Refused, match=r"model\.eval\(\)"):
+        tracing.trace(module, images[:1])
+    module.eval()
+    assert tracing.trace(module, images[:1]).neurons == ("relu0",)
+
+    class Equinox(eqx.Module):
+        first: eqx.nn.Linear
+        norm: eqx.nn.LayerNorm
+
+        def __call__(self, x):
+            return self.norm(relu(self.first(x)))
+
+    module = Equinox(eqx.nn.Linear(4, 3, key=jax.random.key(0)), eqx.nn.LayerNorm(3))
+    with pytest.raises(tracing.Refused, match="first.*LayerNorm"):
+        tracing.trace(module, images[:1])
+
+
+# Piecewise linear, however it looks: as the user's function, and spikes approach it.
+
+RIGHT = {
+    "stop gradient": inside(lambda w, y: stop(relu(y)) + 0 * y),
+    "times positive": inside(lambda w, y: y * (y > 0)),
+    "times negative": inside(lambda w, y: (y < 0).astype(y.dtype) * y),
+    "where": inside(lambda w, y: jnp.where(0 >= y, 0 * y, y)),
+    "where swapped": inside(lambda w, y: jnp.where(y >= 0, 0.0, y)),
+    "two slopes": inside(lambda w, y: jnp.where(y > 0, 2 * y, -0.5 * y)),
+    "clip": inside(lambda w, y: jnp.clip(y, -1, 1)),
+    "clip from above": inside(lambda w, y: jnp.clip(y, None, 0.5)),
+    "clip between": inside(lambda w, y: jnp.clip(y, 0.5, 2)),
+    "clip the wrong way": inside(lambda w, y: jnp.clip(relu(y), 2, 1) + y),
+    "clip by weights": inside(lambda w, y: jnp.clip(y, -abs(w["s"]), abs(w["s"]))),
+    "clamp": inside(lambda w, y: lax.clamp(0.1, y, 1.0)),
+    "max with weights": inside(lambda w, y: jnp.maximum(y, w["m"])),
+    "min with weights": behind(lambda w, y: jnp.minimum(y, abs(w["m"]))),
+    "min": inside(lambda w, y: jnp.minimum(y, 0)),
+    "hard sigmoid": inside(lambda w, y: jax.nn.hard_sigmoid(y)),
+    "leaky by max": inside(lambda w, y: jnp.maximum(y, 0.1 * y)),
+    "max of two": behind(lambda w, y: jnp.maximum(y, relu(y @ w["b"]))),
+    "min of two": behind(lambda w, y: jnp.minimum(y, relu(y @ w["b"]))),
+    "min over windows": behind(
+        lambda w, y: y - jnp.repeat(y.reshape(-1, 4, 2).min(-1), 2, -1)
+    ),
+    "max of negatives": behind(
+        lambda w, y: y + jnp.repeat((-y).reshape(-1, 4, 2).max(-1), 2, -1)
+    ),
+    "maxout": inside(lambda w, y: jnp.repeat(y.reshape(-1, 4, 2).max(-1), 2, -1)),
+    "less its mean": behind(lambda w, y: y - y.mean(-1, keepdims=True)),
+    "cumulated": behind(lambda w, y: jnp.cumsum(y, -1)),
+    "associative scan": behind(lambda w, y: lax.associative_scan(jnp.add, y, axis=1)),
+    "set": behind(lambda w, y: y.at[:, 3].set(1.5).at[:, 2].set(y[:, 1])),
+    "added": behind(lambda w, y: y.at[:, 3].add(0.7).at[:, 2].multiply(3.0)),
+    "put into zeros": behind(
+        lambda w, y: jnp.zeros_like(y).at[:, jnp.array([1, 3])].set(y[:, :2])
+    ),
+    "updated slice": behind(
+        lambda w, y: lax.dynamic_update_slice(y, 2 * y[:, 2:4], (0, 5))
+    ),
+    "padded": behind(
+        lambda w, y: (
+            jnp.pad(y, ((0, 0), (1, 1)), constant_values=2.0)[:, :8]
+            + jnp.pad(y, ((0, 0), (1, 1)), mode="reflect")[:, :8]
+        )
+    ),
+    "moved": behind(
+        lambda w, y: (
+            jnp.roll(y, 3, -1)[:, ::-1]
+            + jnp.tile(y[:, :4], (1, 2))
+            - jnp.repeat(y[:, 4:], 2, -1)
+        )
+    ),
+    "gathered": behind(lambda w, y: y[:, jnp.array([3, 1, 0, 2, 7, 7, 6, 5])]),
+    "one-hot": behind(lambda w, y: y @ jax.nn.one_hot(jnp.arange(8)[::-1], 8)),
+    "a fixed mask": behind(
+        lambda w, y: jnp.where(jnp.arange(8)[None] % 2 == 0, y, 3.0)
+    ),
+    "a mask of weights": behind(lambda w, y: jnp.where(w["m"] > 0, y, -y)),
+    "grouped einsum": lambda w, x: end(
+        w,
+        relu(
+            jnp.einsum(
+                "bgi,gio->bgo",
+                hidden(w, x).reshape(-1, 2, 4),
+                w["b"].reshape(2, 4, 8)[..., :4],
+            )
+        ).reshape(-1, 8),
+    ),
+    "batch in the middle": lambda w, x: end(
+        w, relu(jnp.einsum("gij,bg->ibj", w["b"].reshape(2, 4, 8), x[:, :2])).sum(0)
+    ),
+    "patches": lambda w, x: end(
+        w, relu(x.reshape(-1, 3) @ w["a"][:3]).reshape(-1, 2, 8).mean(1)
+    ),
+    "inverse of weights": lambda w, x: end(
+        w | {"b": jnp.linalg.inv(w["b"] + 2 * jnp.eye(8))}, hidden(w, x)
+    ),
+    "singular values and fft of weights": lambda w, x: end(
+        w
+        | {
+            "b": jnp.fft.ifft(jnp.fft.fft(w["b"])).real
+            / jnp.linalg.svd(w["b"], compute_uv=False)[0]
+        },
+        hidden(w, x),
+    ),
+    "rounded weights": lambda w, x: end(
+        w | {"b": jnp.round(8 * w["b"]) / 8}, hidden(w, x)
+    ),
+    "a loop": lambda w, x: (
+        lax.fori_loop(0, 3, lambda i, y: relu(y @ w["b"]), hidden(w, x)) @ w["c"]
+    ),
+    "a fixed branch": behind(lambda w, y: lax.cond(True, lambda y: y, lambda y: -y, y)),
+    "half inside": behind(lambda w, y: y.astype(jnp.bfloat16).astype(y.dtype)),
+    "convolution": behind(
+        lambda w, y: jax.vmap(lambda row: jnp.convolve(row, w["s"][0, :3], "same"))(y)
+    ),
+    "cubic resize": behind(
+        lambda w, y: jax.image.resize(y, (y.shape[0], 12), "cubic")[:, 2:10]
+    ),
+    "softmax of a negative": lambda w, x: nn.softmax(-end(w, hidden(w, x))),
+    "tanh at the end": lambda w, x: jnp.tanh(end(w, hidden(w, x))),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_piecewise_linear_is_right(name):
+    function, settled = RIGHT[name], {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="output 0")
+        network = tracing.trace(function, W, X[:1])
+    weights = network.weights(W)
+    (expected,), activations = nets.quick(lambda w, x: tracing.forward(network, w, x))(
+        weights, X
+    )
+    if not network.aside:
+        rounding = 2e-2 if name == "half inside" else 1e-5
+        np.testing.assert_allclose(expected, function(W, X), rtol=0, atol=rounding)
+    settled = {
+        path: np.float32(max(values.max(), 0.1) * 1.01)
+        for path, values in activations.items()
+    }
+
+    def errors(w, x, thresholds):
+        spiking = convert(network, w, {k: t / 5 for k, t in thresholds.items()})
+        bursts = simulate(Model(network, Burst(5)), spiking, x, 256).logits
+        spiking = convert(network, w, {k: t / 8 for k, t in thresholds.items()})
+        neuron = Refining(gamma=None, silence=0)
+        refined = simulate(Model(network, neuron), spiking, x, 12).logits
+        off = [abs(out - expected[None]).max((1, 2)) for out in (bursts, refined)]
+        return off[0] * jnp.arange(1, 257), off[1]
+
+    bursts, refined = nets.quick(errors)(W, X, settled)
+    size = abs(expected).max()
+    assert bursts[128:].max() <= 2.5 * bursts[16:64].max()
+    assert bursts[0] > 1e-3 * size > refined[-1]
