@@ -1,0 +1,146 @@
+"""Balanced thresholds: Lagrange's rule, and what it is for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from nets import LAYERS, case
+
+from jaxburst import energies
+from jaxburst.convert import convert
+from jaxburst.graph import over
+from jaxburst.methods import balancing
+from jaxburst.methods.balancing import balance
+from jaxburst.neurons import Burst, Refining
+from jaxburst.run import Model, simulate
+from jaxburst.trace import forward, trace
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.fixture(scope="module")
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_the_factors_are_the_best_of_their_cost():
+    rng = np.random.default_rng(0)
+    spent, harm = rng.uniform(1, 3, 6), rng.uniform(1, 3, 6)
+    factors = balancing._factors(spent, harm)
+    cost = (spent / factors).sum()
+    assert cost == pytest.approx(spent.sum())
+    error = (harm * factors**2).sum()
+    assert error < 0.99 * harm.sum(), "equal thresholds are worse"
+    for _ in range(100):
+        other = factors * np.exp(0.1 * rng.normal(size=6))
+        other *= (spent / other).sum() / spent.sum()
+        assert (harm * other**2).sum() > error
+
+
+def test_layers_without_spikes_or_listeners_keep_their_threshold():
+    factors = balancing._factors(np.array([1.0, 0.0, 2.0]), np.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(factors, 1)
+    np.testing.assert_array_equal(balancing._factors(np.zeros(2), np.ones(2)), 1)
+
+
+OTHERS = ["channels first", "several", "spellings", "recurrent", "capped"]
+
+
+@pytest.mark.parametrize("neuron", [Refining(), Burst(5)], ids=["refining", "burst"])
+@pytest.mark.parametrize("name", ["nested", "windows", *OTHERS])
+def test_whole_populations_are_scaled(name, neuron):
+    it = case(name)
+    thresholds = it.thresholds(Burst(3), "channel")
+    balanced = balance(it.network, it.variables, thresholds, it.inputs, neuron)
+    assert tuple(balanced) == it.network.neurons
+    for name, theta in balanced.items():
+        ratio = np.asarray(theta) / thresholds[name]
+        np.testing.assert_allclose(ratio, ratio.flat[0])
+        assert 0.25 <= ratio.flat[0] <= 4
+    assert len({float(np.ravel(x)[0]) for x in balanced.values()}) > 1
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
+def test_harm_is_the_error_of_one_rounded_population(name):
+    """A second way: the network once for every population, from the beginning."""
+    it, quantum = case(name), 0.25
+    spiking = it.spiking(Burst(3), "channel")
+    network = it.network
+    found = balancing._harm(network, spiking, it.inputs, quantum)
+
+    def outputs(rounded):
+        def neuron(node, x):
+            x = jnp.maximum(x, 0)
+            x = x if node.role.cap is None else jnp.minimum(x, node.role.cap)
+            theta = over(spiking[node.name].theta, x) * quantum
+            whole = theta * jnp.floor(x / theta + 0.5)
+            return whole if node.name == rounded else x
+
+        exact, _ = forward(network, spiking, it.inputs, neuron)
+        for name, x in zip(network.graph.outputs, exact, strict=True):
+            axis = network.graph.channel_axes[name]
+            shift = x.mean(axis, keepdims=True) if x.shape[axis] > 1 and axis else 0
+            yield np.asarray(x - shift)
+
+    exact = list(outputs(None))
+    for name, error in zip(network.neurons, found, strict=True):
+        expected = sum(
+            np.square(x - y).mean() / np.square(x).mean()
+            for x, y in zip(exact, outputs(name), strict=True)
+        )
+        np.testing.assert_allclose(error, expected, rtol=1e-9)
+    assert (found > 0).sum() >= len(found) - 1
+
+
+@pytest.mark.parametrize("name", ["nested", "vgg", "maxima", "inception"])
+def test_operations_are_charged_to_whoever_sent_the_spikes(name):
+    it, neuron = case(name), Burst(3)
+    spiking = it.spiking(neuron, "layer")
+    spent = balancing._operations(it.network, spiking, it.inputs, neuron, 4)
+    trace = it.run(it.model(neuron), spiking, 4)
+    counted = energies.operations(it.network, trace.events)
+    total = sum(float(count.sum()) for count in counted.values()) / len(it.inputs)
+    assert sum(spent.values()) == pytest.approx(total)
+    assert set(spent) <= set(it.network.neurons)
+
+
+def test_one_number_is_not_taken_relative_to_itself():
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=pair) for pair in ((5, 8), (8, 7), (7, 1))]
+
+    def net(w, x):
+        return jax.nn.relu(jax.nn.relu(x @ w[0]) @ w[1]) @ w[2]
+
+    inputs = rng.normal(size=(20, 5))
+    network = trace(net, weights, inputs[:1])
+    thresholds = {"relu0": np.float64(1), "relu1": np.float64(1)}
+    found = balance(network, weights, thresholds, inputs, Refining())
+    assert found["relu0"] != 1
+
+
+def test_it_lowers_the_error_at_the_same_cost():
+    it = case("vgg")
+    neuron, steps = Refining(), 3
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(64, *it.network.input_shapes[0]))
+    model = Model(it.network, neuron)
+    exact = it.function(it.variables, images)
+    # Far from balanced: the first layer is resolved worst.
+    thresholds = it.thresholds(Burst(2), "layer")
+    start = {
+        name: theta * share
+        for (name, theta), share in zip(thresholds.items(), (3, 1, 1, 0.3), strict=True)
+    }
+    found = {}
+    for name, thresholds in (
+        ("start", start),
+        ("balanced", balance(it.network, it.variables, start, images, neuron)),
+    ):
+        spiking = convert(it.network, it.variables, thresholds)
+        trace = simulate(model, spiking, images, steps)
+        error = float(jnp.square(trace.logits[-1] - exact).mean())
+        events = {key: n.mean(1) for key, n in trace.events.items()}
+        spent = energies.relative(it.network, events)[-1]
+        found[name] = error * spent
+    assert found["balanced"] < 0.8 * found["start"]
