@@ -19,22 +19,9 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+import common
 import numpy as np
 import tyro
-from common import (
-    Kept,
-    Study,
-    doubling,
-    figure,
-    markdown,
-    one_device_per_core,
-    reached,
-    run,
-    silent_channels,
-    write_record,
-    write_text,
-)
-from common import measure as evaluate
 
 import jaxburst as jb
 
@@ -42,7 +29,7 @@ SHOWN = (4, 8, 16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Study):
+class Config(common.Study):
     """Changes one factor of the conversion at a time.
 
     Attributes:
@@ -116,9 +103,9 @@ def factors(config: Config, network, chosen: float) -> dict[str, dict[str, Setti
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    one_device_per_core()
+    common.one_device_per_core()
     folder, dataset, network, variables = config.begin("ablation")
-    kept = Kept(folder, config)
+    kept = common.Kept(folder, config)
     images = dataset.train[: config.calibration].inputs
     unseen = dataset.validation[: config.limit]
     ann = jb.accuracy(network, variables, unseen)
@@ -141,14 +128,14 @@ def main() -> None:
             rows.append(row | kept(row["setting"], task))
     text = table(rows, ann, config)
     print("\n" + text + "\n")
-    write_record(
+    common.write_record(
         *(folder, "ablation", config),
         images=len(unseen),
         ann_accuracy=ann,
         divergences=divergences,
         rows=rows,
     )
-    write_text(folder / "ablation.md", text)
+    common.write_text(folder / "ablation.md", text)
     title = f"{config.title}: one factor at a time, {len(unseen):,} images"
     _draw(folder / "ablation.png", rows, ann, title)
     kept.done()
@@ -157,7 +144,7 @@ def main() -> None:
 def measure(setting: Setting, network, variables, images, unseen) -> dict:
     """Accuracy and energy of every step, or why there is none."""
     try:
-        with silent_channels():
+        with common.silent_channels():
             thresholds = jb.calibrate(
                 *(network, variables, images, jb.Burst(setting.levels)),
                 percentile=setting.percentile,
@@ -167,7 +154,7 @@ def measure(setting: Setting, network, variables, images, unseen) -> dict:
         return {"impossible": str(error)}
     model = jb.Model(network, setting.neuron, setting.pool)
     spiking = jb.convert(network, variables, thresholds, initial=setting.initial)
-    row, _ = evaluate(model, spiking, unseen, setting.steps)
+    row, _ = common.measure(model, spiking, unseen, setting.steps)
     return {key: row[key] for key in ("accuracy", "energy_over_ann")}
 
 
@@ -191,10 +178,10 @@ def table(rows: list[dict], ann: float, config: Config) -> str:
                 for t in times
             ]
             for goal in (0.01, 0.005):
-                t = reached(accuracy, ann - goal)
+                t = common.reached(accuracy, ann - goal)
                 cells.append(f"T = {t} ({energy[t - 1]:.2f})" if t else "–")
         lines.append(cells)
-    return markdown(head, lines) + (
+    return common.markdown(head, lines) + (
         f"\n\nAccuracy in % (energy over the ANN's) on {config.limit:,} training "
         f"images held out of calibration; ANN {ann:.2%}. The first value of each "
         "factor is the paper's."
@@ -208,7 +195,7 @@ def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
     names, columns = list(dict.fromkeys(row["factor"] for row in rows)), 3
     lines = -(-len(names) // columns)
     size = {"figsize": (11, 2.9 * lines), "squeeze": False}
-    with figure(path, lines, columns, sharex=True, sharey=True, **size) as (
+    with common.figure(path, lines, columns, sharex=True, sharey=True, **size) as (
         whole,
         axes,
     ):
@@ -226,7 +213,7 @@ def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
                 axis.plot(times, accuracy, label=row["value"], **{"lw": 1.2} | style)
             axis.axhline(100 * ann, color="0.35", linestyle="--", linewidth=0.9)
             axis.set_title(name, fontsize=10)
-            doubling(axis, "")
+            common.doubling(axis, "")
             axis.legend(frameon=False, fontsize=7, loc="lower right")
         axes[0, 0].set_ylim(0, 100 * ann + 3)
         whole.supxlabel("time steps", fontsize=10)
@@ -237,4 +224,4 @@ def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

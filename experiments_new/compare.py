@@ -15,23 +15,9 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
+import common
 import numpy as np
 import tyro
-from common import (
-    Study,
-    accuracy_against_energy,
-    convert,
-    drawn,
-    figure,
-    markdown,
-    one_device_per_core,
-    reached,
-    run,
-    silent_channels,
-    write_record,
-    write_text,
-)
-from common import measure as evaluate
 
 import jaxburst as jb
 
@@ -40,7 +26,7 @@ INT8 = jb.energy.PICOJOULES_PER_INT8_MAC / jb.energy.PICOJOULES_PER_MAC
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Study):
+class Config(common.Study):
     """Compares conversion methods on one trained network.
 
     Attributes:
@@ -92,7 +78,7 @@ def methods(steps: int) -> dict:
         "the same, each step corrected": (each_step, few),
         ALL_REMEDIES: (partial(remedied, gamma=10), few),
         "bursts of the paper, γ = 5": (jb.presets.paper, steps),
-        "integrate-and-fire": (partial(convert, neuron=jb.Burst(1)), 5 * steps),
+        "integrate-and-fire": (partial(common.convert, neuron=jb.Burst(1)), 5 * steps),
         "quantised ANN, 4 bits": (partial(least_squares, neuron=jb.Burst(15)), 1),
         "quantised ANN, 2 bits": (partial(least_squares, neuron=jb.Burst(3)), 1),
     }
@@ -100,10 +86,11 @@ def methods(steps: int) -> dict:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    one_device_per_core()
+    common.one_device_per_core()
     folder, dataset, network, variables = config.begin("compare")
     rng = np.random.default_rng(config.seed)
-    draws = [drawn(dataset, config.calibration, rng) for _ in range(config.draws)]
+    count = config.calibration
+    draws = [common.drawn(dataset, count, rng) for _ in range(config.draws)]
     test = dataset.test[: config.limit]
     ann = jb.accuracy(network, variables, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
@@ -129,7 +116,7 @@ def main() -> None:
     whole = jb.accuracy(network, variables, dataset.test)
     text = _table(rows, ann) + "\n\n" + _headline(headlines, whole, len(dataset.test))
     print("\n" + text + "\n")
-    write_record(
+    common.write_record(
         *(folder, "compare", config),
         ann_accuracy=ann,
         ann_accuracy_all=whole,
@@ -137,7 +124,7 @@ def main() -> None:
         rows=rows,
         headlines=headlines,
     )
-    write_text(folder / "compare.md", text)
+    common.write_text(folder / "compare.md", text)
     _draw(folder / "compare.png", rows, ann, config.title)
 
 
@@ -145,9 +132,9 @@ def measure(method, way, steps, network, variables, draws, test) -> dict:
     """Converts by one method with each draw, and simulates."""
     found = []
     for images in draws:
-        with silent_channels():
+        with common.silent_channels():
             model, spiking = way(network, variables, images)
-        found.append(evaluate(model, spiking, test, steps)[0])
+        found.append(common.measure(model, spiking, test, steps)[0])
     few, some = min(steps, 8), draws[0][:20]
     spikes = jb.simulate(model, spiking, some, few, record=network.neurons).spikes
     accuracy, energy, seconds = (
@@ -165,7 +152,7 @@ def measure(method, way, steps, network, variables, draws, test) -> dict:
 
 def _reached(row: dict, goal: float) -> str:
     """The first step, and the energy up to it, at which the accuracy is reached."""
-    t = reached(row["accuracy"], goal)
+    t = common.reached(row["accuracy"], goal)
     return f"T = {t} ({row['energy_over_ann'][t - 1]:.2f})" if t else "–"
 
 
@@ -184,7 +171,7 @@ def _table(rows: list[dict], ann: float) -> str:
         cells += [_reached(row, ann - 0.01), _reached(row, ann - 0.005)]
         cells += [str(row["largest_burst"]), f"{row['seconds']:.0f}"]
         lines.append([row["method"], *cells])
-    return markdown([*head, "max n", "seconds"], lines) + (
+    return common.markdown([*head, "max n", "seconds"], lines) + (
         f"\n\nAccuracy in % ± standard deviation over draws (energy over the ANN's); "
         f"ANN {ann:.2%}. Quantised ANNs are charged for 8-bit arithmetic, though "
         "their weights are not quantised here; with 8-bit weights an accumulate, too, "
@@ -206,7 +193,7 @@ def _headline(rows: list[dict], ann: float, images: int) -> str:
 
 def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
     """Accuracy against energy, with the Pareto front of the spiking methods."""
-    with figure(path, figsize=(8, 4.6)) as (_, axis):
+    with common.figure(path, figsize=(8, 4.6)) as (_, axis):
         points = []
         for row in rows:
             spent, accuracy = row["energy_over_ann"], 100 * np.array(row["accuracy"])
@@ -221,8 +208,8 @@ def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
         axis.step(points[:, 0], best, where="post", color="0.2", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_ylim(100 * ann - 25, 100 * ann + 2)
-        accuracy_against_energy(axis, ann, title)
+        common.accuracy_against_energy(axis, ann, title)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

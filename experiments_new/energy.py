@@ -21,22 +21,10 @@ import functools
 import math
 from pathlib import Path
 
+import common
 import jax
 import numpy as np
 import tyro
-from common import (
-    COLOURS,
-    Kept,
-    Study,
-    convert,
-    doubling,
-    figure,
-    markdown,
-    one_device_per_core,
-    reached,
-    run,
-    write_record,
-)
 
 import jaxburst as jb
 
@@ -48,7 +36,7 @@ PART = 1000  # images that are simulated before what was found is kept
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Study):
+class Config(common.Study):
     """Measures time and energy at equal accuracy, bursts over integrate-and-fire.
 
     Attributes:
@@ -73,9 +61,9 @@ class Config(Study):
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    one_device_per_core()
+    common.one_device_per_core()
     folder, dataset, *trained = config.begin("energy")
-    kept = Kept(folder, config)
+    kept = common.Kept(folder, config)
     images = dataset.train[: config.calibration].inputs
     selection = dataset.validation[: config.selection]
     test = dataset.test[: config.limit]
@@ -87,7 +75,7 @@ def main() -> None:
         ("burst", jb.Burst(config.gamma), config.steps),
         ("IF", jb.Burst(1), config.longest),
     ):
-        make = functools.partial(convert, *trained, images, neuron)
+        make = functools.partial(common.convert, *trained, images, neuron)
         trials = attempts(
             make, config.percentiles, selection, first, longest, expected, kept
         )
@@ -105,7 +93,7 @@ def main() -> None:
     rows = compare(runs, ann)
     print("\n" + table(rows) + "\n")
     print("\n".join(verdicts(rows)))
-    write_record(
+    common.write_record(
         *(folder, "energy", config),
         test_images=len(test),
         ann_accuracy=ann,
@@ -147,7 +135,7 @@ def attempts(make, percentiles, selection, first, longest, expected, kept) -> li
             found = until_reached(
                 model, spiking, selection, first, longest, expected, keep, best
             )
-            t = reached(found["accuracy"], expected - min(GOALS))
+            t = common.reached(found["accuracy"], expected - min(GOALS))
             spent = found["energy_over_ann"]["once"][t - 1] if t else None
             best = min(best, spent or np.inf)
             final = found["accuracy"][-1]
@@ -172,7 +160,7 @@ def until_reached(
             how: jb.energy.relative(model.network, events, first_layer=how)
             for how in CONVENTIONS
         }
-        done = all(reached(accuracy, ann - goal) for goal in GOALS)
+        done = all(common.reached(accuracy, ann - goal) for goal in GOALS)
         if done or steps == longest or energy["once"][-1] > budget:
             break
         steps = min(2 * steps, longest)
@@ -210,7 +198,8 @@ def compare(runs: dict, ann: float) -> list[dict]:
     rows = []
     for goal in GOALS:
         times = {
-            name: reached(found["accuracy"], ann - goal) for name, found in runs.items()
+            name: common.reached(found["accuracy"], ann - goal)
+            for name, found in runs.items()
         }
         for how in CONVENTIONS:
             energies = {
@@ -249,7 +238,7 @@ def table(rows: list[dict]) -> str:
         spent = [row["energy_over_ann"].get(name) for name in ("burst", "IF")]
         values = [row["time_ratio"], *spent, row["energy_ratio"]]
         lines.append([*cells, *("–" if x is None else f"{x:.3f}" for x in values)])
-    return markdown(head, lines)
+    return common.markdown(head, lines)
 
 
 def verdicts(rows: list[dict]) -> list[str]:
@@ -276,9 +265,12 @@ def verdicts(rows: list[dict]) -> list[str]:
 
 def _draw(path: Path, runs: dict, rows: list[dict], ann: float, title: str) -> None:
     """Accuracy against energy and against time; a dot where a goal is first reached."""
-    with figure(path, 1, 2, figsize=(9.5, 4), sharey=True) as (whole, (left, right)):
+    with common.figure(path, 1, 2, figsize=(9.5, 4), sharey=True) as (
+        whole,
+        (left, right),
+    ):
         for name, found in runs.items():
-            settings, colour = found["settings"], COLOURS[name]
+            settings, colour = found["settings"], common.COLOURS[name]
             accuracy = 100 * np.array(found["accuracy"])
             label = {"burst": "bursts", "IF": "integrate-and-fire"}[name]
             label += f", p = {settings['percentile']:g}, v₀ = {settings['initial']:g} θ"
@@ -294,7 +286,7 @@ def _draw(path: Path, runs: dict, rows: list[dict], ann: float, title: str) -> N
             for goal in GOALS:
                 below = 100 * (ann - goal)
                 axis.axhline(below, color="0.6", linewidth=0.8, linestyle=":")
-            doubling(axis, kind)
+            common.doubling(axis, kind)
         left.xaxis.set_major_formatter("{x:.3g}")
         left.set_xlim(left=1 / 16)  # what costs less is too far off to be shown
         left.set_ylim(100 * ann - 20, 100 * ann + 2)
@@ -306,4 +298,4 @@ def _draw(path: Path, runs: dict, rows: list[dict], ann: float, title: str) -> N
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

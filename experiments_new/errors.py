@@ -21,21 +21,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from common import (
-    COLOURS,
-    Study,
-    doubling,
-    drawn,
-    figure,
-    run,
-    shown,
-    silent_channels,
-    write_record,
-)
 
 import jaxburst as jb
 from jaxburst.analysis import CAUSES, LayerErrors
@@ -56,7 +46,7 @@ LATERAL = "+ lateral pooling"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Study):
+class Config(common.Study):
     """Takes the conversion error of a trained network apart.
 
     Attributes:
@@ -85,7 +75,7 @@ def remedies(network, variables, images) -> dict[str, tuple[jb.Model, dict]]:
     signed = jb.Burst(GAMMA, signed=True)
     highest = jb.calibrate(network, variables, images, one)
     split = {name: theta / GAMMA for name, theta in highest.items()}
-    with silent_channels():
+    with common.silent_channels():
         best = jb.calibrate_mse(network, variables, images, burst)
     rows = {
         "integrate-and-fire": (one, "gated", highest, 0.0),
@@ -159,9 +149,9 @@ def limit(network, variables, images) -> dict[str, np.ndarray]:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     folder, dataset, network, variables = config.begin("errors")
-    seen = drawn(dataset, config.calibration, np.random.default_rng(config.seed))
+    seen = common.drawn(dataset, config.calibration, np.random.default_rng(config.seed))
     images = dataset.test[: config.limit].inputs
-    times, results = shown(config.steps), {}
+    times, results = common.shown(config.steps), {}
     for method, (model, spiking) in remedies(network, variables, seen).items():
         rows = jb.analysis.errors(model, spiking, images, config.steps)
         results[method] = [at(row, times) for row in rows]
@@ -176,7 +166,7 @@ def main() -> None:
         found["limit"] = limit(network, variables, images[:LIMIT_IMAGES])
         print(_limit_table(found["limit"]) + "\n")
         _draw_limit(folder / "limit.png", found["limit"])
-    write_record(
+    common.write_record(
         *(folder, "errors", config),
         images=len(images),
         times=times,
@@ -214,7 +204,7 @@ def _limit_table(found) -> str:
         "T × distance to the trained network's logits",
         "    T   lateral     gated",
     ]
-    for t in shown(LIMIT_STEPS):
+    for t in common.shown(LIMIT_STEPS):
         lines.append(
             f"{t:>5}{found['lateral'][t - 1]:>10.2f}{found['gated'][t - 1]:>10.2f}"
         )
@@ -230,7 +220,7 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
     """Rows: layers under the first method and under bursts; time; remedies."""
     few, methods = _few(times), list(results)
     paper = methods[2] if LATERAL in methods else methods[1]
-    with figure(path, 4, 3, dpi=110, figsize=(14, 14)) as (whole, axes):
+    with common.figure(path, 4, 3, dpi=110, figsize=(14, 14)) as (whole, axes):
         for method, line in ((methods[0], axes[0]), (paper, axes[1])):
             for axis, i in zip(line, few, strict=False):
                 _draw_layers(axis, results[method], i)
@@ -246,7 +236,7 @@ def _draw(path: Path, results, times: list[int], title: str) -> None:
                         style |= {"linewidth": 5, "zorder": 1}
                     axis.plot(times, seen, **style)
             axis.plot(times, means["total"], color="k", linestyle="--")
-            doubling(axis)
+            common.doubling(axis)
             axis.set_yscale("log")
             axis.set_ylim(bottom=LEAST)
             axis.yaxis.set_major_formatter("{x:g}")
@@ -327,7 +317,7 @@ def _draw_staircase(path: Path) -> None:
     """Rate against current: with the same threshold, and for the same range."""
     steps, most = 8, 2.0
     currents = jnp.linspace(-0.4, 1.25 * most, 1500)
-    with figure(path, 1, 2, figsize=(10, 4.2)) as (_, axes):
+    with common.figure(path, 1, 2, figsize=(10, 4.2)) as (_, axes):
         for axis, thetas, title in (
             (axes[0], (1.0, 1.0), f"the same threshold θ = 1, T = {steps}, v₀ = 0"),
             (
@@ -341,23 +331,25 @@ def _draw_staircase(path: Path) -> None:
             for kind, gamma, theta in zip(kinds, (1, GAMMA), thetas, strict=True):
                 rate = staircase(jb.Burst(gamma), theta, 0.0, currents, steps)
                 label = f"{kinds[kind]}, θ = {theta:g}"
-                axis.plot(currents, rate, color=COLOURS[kind], label=label, lw=1.6)
+                axis.plot(
+                    currents, rate, color=common.COLOURS[kind], label=label, lw=1.6
+                )
             axis.set(title=title, xlabel="current")
             axis.grid(alpha=0.3)
         rate = staircase(jb.Burst(1), most, 0.5, currents, steps)
         label = "integrate-and-fire, v₀ = θ/2"
-        axes[1].plot(currents, rate, ":", color=COLOURS["IF"], label=label)
+        axes[1].plot(currents, rate, ":", color=common.COLOURS["IF"], label=label)
         axes[0].set_ylabel("rate θN/T")
         for axis in axes:
             axis.legend(frameon=False)
 
 
 def _draw_limit(path: Path, found: dict[str, np.ndarray]) -> None:
-    with figure(path, figsize=(6, 4)) as (_, axis):
+    with common.figure(path, figsize=(6, 4)) as (_, axis):
         times = np.arange(1, LIMIT_STEPS + 1)
         for pool, colour in (("lateral", "#2a7f4f"), ("gated", "#c8451b")):
             axis.plot(times, found[pool], color=colour, label=f"{pool} pooling")
-        doubling(axis, "time steps T")
+        common.doubling(axis, "time steps T")
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
@@ -369,4 +361,4 @@ def _draw_limit(path: Path, found: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -31,17 +31,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import common
 import numpy as np
 import tyro
-from common import (
-    Simulation,
-    compare,
-    one_device_per_core,
-    prepare_folder,
-    run,
-    trace,
-    write,
-)
 
 import jaxburst as jb
 
@@ -64,24 +56,24 @@ class Config:
     arch: Literal[tuple(jb.zoo.IMAGENET)] = "resnet18"
     data_dir: Path = Path("data")
     out: Path | None = None
-    simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation(
+    simulation: tyro.conf.OmitArgPrefixes[common.Simulation] = common.Simulation(
         steps=32, calibration=200, at_once=25
     )
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    one_device_per_core()
-    folder = prepare_folder(config.out or Path("runs", "imagenet", config.arch))
+    common.one_device_per_core()
+    folder = common.prepare_folder(config.out or Path("runs", "imagenet", config.arch))
     # First the weights: if they do not fit, nobody waits for the data.
     module = jb.zoo.IMAGENET[config.arch](CLASSES)
     example = np.zeros((1, *IMAGE), np.float32)
     variables = jb.load_pytorch(module, config.torch_weights, example).variables
     dataset = jb.data.imagenet(config.data_dir)
-    network = trace(module, variables, dataset)
-    found = compare(dataset, network, variables, config.simulation, folder)
-    write(folder, "imagenet", {config.arch: found}, config)
+    network = common.trace(module, variables, dataset)
+    found = common.compare(dataset, network, variables, config.simulation, folder)
+    common.write(folder, "imagenet", {config.arch: found}, config)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+import common
 import tyro
-from common import Source, provenance, run, trace
 
 import jaxburst as jb
 
@@ -32,7 +32,7 @@ class Config:
     """
 
     dataset: Literal["cifar10", "cifar100"]
-    source: tyro.conf.OmitArgPrefixes[Source] = Source()
+    source: tyro.conf.OmitArgPrefixes[common.Source] = common.Source()
     out: Path = jb.trained.FOLDER
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         )
     dataset, module, variables = config.source.load(config.dataset)
     record, arch = jb.training.record(config.source.checkpoint), config.source.arch
-    network, test = trace(module, variables, dataset), dataset.test
+    network, test = common.trace(module, variables, dataset), dataset.test
     exact = jb.accuracy(network, variables, test)
     with tempfile.TemporaryDirectory() as made:
         trial = Path(made, "trial.safetensors")
@@ -69,11 +69,11 @@ def main() -> None:
         "history": record["history"],
         "test_accuracy": rounded,
         "test_accuracy_32_bits": exact,
-        "provenance": provenance(),
+        "provenance": common.provenance(),
     }
     jb.trained.save(path, arch, dataset.classes, variables, notes)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

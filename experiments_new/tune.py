@@ -17,19 +17,9 @@ import dataclasses
 import time
 from pathlib import Path
 
+import common
 import numpy as np
 import tyro
-from common import (
-    Study,
-    accuracy_against_energy,
-    drawn,
-    figure,
-    markdown,
-    run,
-    write_record,
-    write_text,
-)
-from common import measure as evaluate
 
 import jaxburst as jb
 
@@ -38,7 +28,7 @@ DEFAULT = "preset, 4 levels"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Study):
+class Config(common.Study):
     """Tunes one trained network for budgets of energy.
 
     Attributes:
@@ -64,7 +54,8 @@ class Config(Study):
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     folder, dataset, network, variables = config.begin("tune")
-    images = drawn(dataset, config.calibration, np.random.default_rng(config.seed))
+    rng = np.random.default_rng(config.seed)
+    images = common.drawn(dataset, config.calibration, rng)
     test = dataset.test[: config.limit]
     ann = jb.accuracy(network, variables, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
@@ -94,7 +85,7 @@ def main() -> None:
     stopping["seconds_of_all_steps"] = presets[DEFAULT]["seconds_to_simulate"]
     text = _table(rows, ann, len(test)) + "\n\n" + _stopping(stopping, config)
     print("\n" + text + "\n")
-    write_record(
+    common.write_record(
         *(folder, "tune", config),
         test_images=len(test),
         ann_accuracy=ann,
@@ -103,14 +94,14 @@ def main() -> None:
         rows=rows,
         anytime=stopping,
     )
-    write_text(folder / "tune.md", text)
+    common.write_text(folder / "tune.md", text)
     _draw(folder / "tune.png", presets, tuned, ann, config.title)
 
 
 def measure(model: jb.Model, spiking: dict, test: jb.data.Split, steps: int) -> dict:
     """Accuracy and energy after each step, and how long it took without compiling."""
     jb.evaluate(model, spiking, test[:100], steps, progress=False)
-    row, _ = evaluate(model, spiking, test, steps)
+    row, _ = common.measure(model, spiking, test, steps)
     return {"seconds_to_simulate": row.pop("seconds")} | row
 
 
@@ -176,9 +167,10 @@ def _table(rows: list[dict], ann: float, images: int) -> str:
         for row in rows
     ]
     head = ["budget", "tuned", "preset", "best of the presets"]
+    table = common.markdown(head, lines, ["--:"] * 4)
     return (
         f"{images:,} test images, ANN {ann:.2%}: accuracy in %, in brackets "
-        "energy over the ANN's and steps.\n\n" + markdown(head, lines, ["--:"] * 4)
+        "energy over the ANN's and steps.\n\n" + table
     )
 
 
@@ -202,7 +194,7 @@ def _stopping(found: dict, config: Config) -> str:
 
 def _draw(path: Path, presets: dict, tuned: list[dict], ann: float, title: str) -> None:
     """Accuracy against energy: a line for each preset, a star where tuned."""
-    with figure(path, figsize=(7, 4.2)) as (_, axis):
+    with common.figure(path, figsize=(7, 4.2)) as (_, axis):
         for name, curve in presets.items():
             accuracy = 100 * np.array(curve["accuracy"])
             style = {"label": name, "linewidth": 1.2, "markersize": 3.5}
@@ -211,8 +203,8 @@ def _draw(path: Path, presets: dict, tuned: list[dict], ann: float, title: str) 
         accuracy = [100 * row["accuracy"][-1] for row in tuned]
         axis.plot(spent, accuracy, "*", color="black", label="tuned", markersize=10)
         axis.set_ylim(100 * ann - 6, 100 * ann + 1)
-        accuracy_against_energy(axis, ann, title)
+        common.accuracy_against_energy(axis, ann, title)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

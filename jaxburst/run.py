@@ -179,7 +179,8 @@ class Info(NamedTuple):
 
     Attributes:
       outputs: the outputs after each step, `[K, B, ...]` each.
-      spikes: `{name: n_t}` of every population and pool, `[K, B, ...]`.
+      spikes: `{name: n_t}` of every population and pool, `[K, B, ...]`, the batch where
+        the network has it.
       events: `{name: [K, B]}`, spikes per step and image, a burst of k as k and a
         negative spike as one: of a population those sent, of a pool those passed on.
       potentials: `{name: v_t}`, `[K, B, ...]`, of the populations asked for.
@@ -735,7 +736,7 @@ def unroll(
 
         state, seen = jax.lax.map(one, parts)
         seen = jax.tree.map(  # [parts, T, images, ...] to [T, B, ...]
-            lambda x: x.swapaxes(0, 1).reshape(steps, count, *x.shape[3:]), seen
+            lambda x: x.swapaxes(0, 1).reshape(steps, -1, *x.shape[3:]), seen
         )
         return jax.tree.map(lambda x: x[-1], state), seen
     held = constants(model, circuit, inputs, platform)
@@ -829,15 +830,25 @@ def _simulate(model, spiking, leaves, steps, record, schedule, platform) -> Trac
 def trace_of(model, circuit, leaves, steps, order, record=(), platform=None) -> Trace:
     """The `Trace` of a circuit; the outputs as a list."""
 
+    def front(name: str, value) -> jax.Array:
+        """The images in front of all else that is one image's."""
+        node = model.network.graph[name]
+        value = jnp.moveaxis(value, node.batch_axis + 1, 1)
+        parts = node.image_shape[node.batch_axis]
+        if parts == 1:
+            return value
+        return value.reshape(len(value), -1, parts, *value.shape[2:])
+
     def observe(_, info: Info) -> Trace:
-        spikes = {name: info.spikes[name] for name in record}
+        spikes = {name: front(name, info.spikes[name]) for name in record}
+        potentials = {n: front(n, value) for n, value in info.potentials.items()}
         outputs = [
             jnp.moveaxis(value, model.network.graph[name].batch_axis + 1, 1)
             for name, value in zip(
                 model.network.graph.outputs, info.outputs, strict=True
             )
         ]
-        return Trace(outputs, info.events, spikes, info.potentials)
+        return Trace(outputs, info.events, spikes, potentials)
 
     return unroll(
         model, circuit, leaves, steps, observe, order=order, record=record,
@@ -895,7 +906,7 @@ def last_of(model, circuit, leaves, steps, schedule="auto", platform=None) -> li
     if order.images == count:
         return part(leaves)
     parts = [x.reshape(-1, order.images, *x.shape[1:]) for x in leaves]
-    return [x.reshape(count, *x.shape[2:]) for x in jax.lax.map(part, parts)]
+    return [x.reshape(-1, *x.shape[2:]) for x in jax.lax.map(part, parts)]
 
 
 def check(model: Model, spiking: Spiking, inputs, steps: int) -> list:

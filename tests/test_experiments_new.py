@@ -1,0 +1,450 @@
+"""Every experiment runs on tiny settings and writes what it promises."""
+
+import importlib.util
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxburst as jb
+
+if not callable(getattr(jb, "trace", None)):  # goes with the switch
+    pytest.skip("the library has not switched", allow_module_level=True)
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments_new"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs an experiment as from the command line, in an empty folder."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
+        runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+@pytest.fixture
+def tiny_cifar(monkeypatch):
+    """32x32 images of two kinds instead of CIFAR."""
+
+    def load(name, data_dir, *, validation=None):
+        rng = np.random.default_rng(0)
+        labels = np.arange(300, dtype=np.int32) % 2
+        images = rng.integers(0, 100, (300, 32, 32, 3)).astype(np.uint8)
+        images[labels == 1] += 120
+        split = jb.data.Split(images, labels, (0.5,) * 3, (0.25,) * 3)
+        return jb.data.Dataset(name, split[:200], split[200:220], split[220:], 10)
+
+    monkeypatch.setattr(jb.data, "load", load)
+
+
+def _results(folder, name):
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob(".*"))
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_digits(run, tmp_path, capsys):
+    run("digits", "--epochs", "1", "--limit", "30", "--steps", "6", "--out", "here")
+    record = _results(tmp_path / "here", "digits")
+    assert set(record["results"]) == {"vgg_tiny", "resnet_tiny"}
+    assert record["config"]["seed"] == 0
+    assert {"jax", "jaxburst"} <= set(record["provenance"]["versions"])
+    for result in record["results"].values():
+        for spikes in result["runs"].values():
+            assert len(spikes["accuracy"]) == len(spikes["energy_over_ann"]) == 6
+            assert np.all(np.diff(spikes["joules"]) > 0)
+        assert list(result["runs"]) == ["refining", "burst", "IF"]
+    printed = capsys.readouterr().out
+    assert "wrote here/digits.json" in printed
+    assert "wrote here/digits.png" in printed
+    inputs, module = jb.data.digits().test[:2].inputs, jb.zoo.vgg_tiny(10)
+    network = jb.trace(module.apply, module.init(jax.random.key(0), inputs), inputs)
+    model, spiking = jb.load(tmp_path / "here/vgg_tiny/spiking.safetensors", network)
+    assert np.isfinite(jb.infer(model, spiking, inputs, 2)).all()
+
+
+def test_cifar_trains_then_loads_then_converts_foreign_weights(
+    run, tiny_cifar, tmp_path
+):
+    small = ("--arch", "vgg_tiny", "--limit", "40", "--steps", "5")
+    run("cifar100", *small, "--epochs", "1", "--out", "trained")
+    trained = _results(tmp_path / "trained", "cifar100")["results"]["vgg_tiny"]
+
+    run("cifar100", *small, "--checkpoint", "trained/training", "--out", "loaded")
+    loaded = _results(tmp_path / "loaded", "cifar100")["results"]["vgg_tiny"]
+    assert loaded["runs"]["burst"]["accuracy"] == trained["runs"]["burst"]["accuracy"]
+
+    release = ("--dataset", "cifar100", "--arch", "vgg_tiny", "--out", "released")
+    release += ("--checkpoint", "trained/training")
+    run("release", *release)
+    notes = jb.trained.load(tmp_path / "released/vgg_tiny-cifar100.safetensors")[2]
+    assert notes["test_accuracy"] == trained["ann_accuracy"]
+    assert notes["recipe"]["epochs"] == len(notes["history"]) == 1
+    with pytest.raises(SystemExit, match="without --mean and --std"):
+        run("release", *release, "--mean", *["0"] * 3, "--std", *["1"] * 3)
+
+    variables = jb.training.restore(jb.zoo.vgg_tiny(10), tmp_path / "trained/training")
+    save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    weights = ("--torch-weights", "foreign.safetensors")
+    constants = ("--mean", *["0.5"] * 3, "--std", *["0.25"] * 3)
+    run("cifar10", *small, *weights, *constants, "--out", "foreign")
+    foreign = _results(tmp_path / "foreign", "cifar10")["results"]["vgg_tiny"]
+    assert foreign["runs"]["IF"]["events"] == trained["runs"]["IF"]["events"]
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """Arguments for `vgg_tiny` with the weights it begins with."""
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jb.zoo.vgg_tiny(10).init(jax.random.key(0), images)
+    save_file(_as_pytorch(variables), tmp_path / "foreign.safetensors")
+    return "--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors"
+
+
+def test_compare(run, tiny_cifar, untrained, tmp_path, capsys):
+    few = ("--limit", "10", "--draws", "2", "--calibration", "20", "--steps", "2")
+    run("compare", *untrained, *few, "--out", "here")
+    record = _results(tmp_path / "here", "compare")
+    assert len(record["rows"]) == 10
+    assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
+    assert all(row["largest_burst"] >= 1 for row in record["rows"])
+    assert [len(row["accuracy"]) for row in record["headlines"]] == [4, 4]
+
+
+def test_trained(run, tmp_path, capsys):
+    result = {
+        "dataset": "cifar10",
+        "test_images": 10000,
+        "ann_accuracy": 0.9,
+        "runs": {
+            "burst": {
+                "accuracy": [0.5, 0.6, 0.7],
+                "energy_over_ann": [0.1, 0.2, 0.3],
+                "seconds": 1234.5,
+            }
+        },
+    }
+    hardware = {"devices": ["TPU v4", "TPU v4"], "cpus": 8}
+    record = {"provenance": hardware, "results": {"net": result}}
+    (tmp_path / "results/one").mkdir(parents=True)
+    (tmp_path / "results/one/cifar10.json").write_text(json.dumps(record))
+    run("trained")
+    for name in jb.trained.names():
+        path = tmp_path / f"results/training/{name}.json"
+        record, notes = json.loads(path.read_text()), jb.trained.notes(name)
+        assert record["history"] == notes["history"]
+        assert len(notes["history"]) == notes["recipe"]["epochs"]
+        assert record["training_seconds"] > 60
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (
+        "| net | cifar10 | 90.00% | burst | 50.00 (0.10) | 60.00 (0.20) |  |  |  |  |  "
+        "| 10,000 | 1,234 | 2 × TPU v4, 8 cores |"
+    )
+
+
+def test_training_seconds_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    trained = runpy.run_path(str(EXPERIMENTS / "trained.py"))
+    history = [
+        {"step": 10, "images_per_second": 80.0},
+        {"step": 20, "images_per_second": 40.0},
+    ]
+    assert trained["training_seconds"](history, batch_size=16) == 2 + 4
+
+
+def test_tune(run, tiny_cifar, untrained, tmp_path):
+    few = ("--limit", "10", "--calibration", "20", "--steps", "2", "--trials", "1")
+    run("tune", *untrained, *few, "--budgets", "0.9", "--out", "here")
+    record = _results(tmp_path / "here", "tune")
+    (row,) = record["rows"]
+    assert row["tuned"]["energy_over_ann"] > 0
+    assert row["best"]["accuracy"] >= row["default"]["accuracy"]
+    assert 1 <= record["anytime"]["steps"] <= 2
+    assert record["anytime"]["seconds_of_all_steps"] > 0
+    assert "| 0.9 |" in (tmp_path / "here/tune.md").read_text()
+
+
+def test_presets_are_compared_within_the_energy_of_the_tuned(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    tune = runpy.run_path(str(EXPERIMENTS / "tune.py"))
+    presets = {
+        tune["DEFAULT"]: {"accuracy": [0.7, 0.9], "energy_over_ann": [0.1, 0.31]},
+        "preset, 2 levels": {"accuracy": [0.6, 0.8], "energy_over_ann": [0.05, 0.2]},
+    }
+    tuned = {"accuracy": [0.5, 0.85], "energy_over_ann": [0.1, 0.21]}
+    rows = tune["compare"]([{"budget": 0.2} | tuned, {"budget": 0.4} | tuned], presets)
+    assert [row["tuned"]["accuracy"] for row in rows] == [0.85, 0.85]
+    assert [row["default"]["accuracy"] for row in rows] == [0.7, 0.9]
+    assert [row["best"]["accuracy"] for row in rows] == [0.8, 0.9]
+    (row,) = tune["compare"]([{"budget": 0.04} | tuned], {})
+    assert row["best"] is row["default"] is None
+
+
+def test_errors(run, tiny_cifar, untrained, tmp_path, capsys):
+    few = ("--limit", "3", "--calibration", "10", "--steps", "6")
+    run("errors", *untrained, *few, "--out", "here")
+    record = _results(tmp_path / "here", "errors")
+    for figure in ("staircase", "limit"):
+        data = (tmp_path / f"here/{figure}.png").read_bytes()
+        assert data.startswith(b"\x89PNG")
+    assert record["times"] == [1, 2, 4, 6]
+    assert len(record["layers"]) == 6
+    means = record["mean_over_layers_percent"]
+    pooling = [mean["pooling"][-1] for mean in means.values()]
+    assert min(pooling[:2]) > 0.1 > 1e-3 > max(pooling[2:])  # + lateral pooling
+    for mean in means.values():
+        assert mean["total"][-1] > 0
+    lateral, gated = (np.array(record["limit"][it]) for it in ("lateral", "gated"))
+    assert lateral[255] < 2 * lateral[31] and gated[255] > 3 * gated[15]
+    assert (np.diff(gated[[15, 31, 63, 127, 255]]) > 0).all()
+    assert "+ signed spikes" in capsys.readouterr().out
+
+
+def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
+    few = ("--limit", "20", "--calibration", "20", "--selection", "10")
+    short = ("--steps", "3", "--longest", "6", "--percentiles", "99.9")
+    run("energy", *untrained, *few, *short, "--out", "here")
+    record = _results(tmp_path / "here", "energy")
+    assert set(record["runs"]) == {"burst", "IF"}
+    for spikes in record["runs"].values():
+        assert len(spikes["trials"]) == 2
+        assert sum(map(sum, spikes["events"].values())) > 0
+    assert [row["goal"] for row in record["rows"]] == [0.01, 0.01, 0.005, 0.005]
+    printed = capsys.readouterr().out
+    assert "| 0.5 points | every step |" in printed
+    assert all(line in printed for line in record["verdicts"])
+
+
+@pytest.mark.parametrize("name", ["energy", "ablation"])
+def test_long_experiments_continue(run, tiny_cifar, untrained, monkeypatch, name):
+    """Interrupted and continued, an experiment measures nothing twice, and the same."""
+    settings = ["--limit", "10", "--calibration", "20", "--steps", "2"]
+    if name == "energy":
+        settings += ["--selection", "10", "--longest", "4", "--percentiles", "99.9"]
+    else:
+        settings += ["--gammas", "2", "--percentiles", "99.9"]
+    evaluate, calls = jb.evaluate, []
+
+    def counted(*arguments, **keywords):
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return evaluate(*arguments, **keywords)
+
+    monkeypatch.setattr(jb, "evaluate", counted)
+    records, counts = [], []
+    for out, interruptions in (("whole", [None]), ("parts", [3, 2, None])):
+        total = 0
+        for stop in interruptions:
+            calls.clear()
+            command = (name, *untrained, *settings, "--out", out)
+            if stop is None:
+                run(*command)
+            else:
+                with pytest.raises(SystemExit, match="same command"):
+                    run(*command)
+                assert (Path(out) / "unfinished.jsonl").exists()
+            total += len(calls)
+        counts.append(total)
+        assert not (Path(out) / "unfinished.jsonl").exists()
+        record = _results(Path(out), name)
+        records.append({key: record[key] for key in record if key in ("rows", "runs")})
+    assert counts[0] == counts[1] > 5
+    assert records[0] == records[1]
+
+
+def test_kept_results_are_of_the_same_settings(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    from common import Kept
+
+    kept = Kept(tmp_path, "a")
+    assert kept.within("here")("it", lambda: {"found": 0.1}) == {"found": 0.1}
+    with (tmp_path / "unfinished.jsonl").open("a") as file:
+        file.write('\n["cut o')
+    assert Kept(tmp_path, "a")("next", lambda: {"found": 2}) == {"found": 2}
+    kept = Kept(tmp_path, "a")
+    assert kept("here: it", dict) == {"found": 0.1} and kept("next", dict)["found"] == 2
+    assert Kept(tmp_path, "b")("here: it", dict) == {}
+
+
+def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
+    """By hand: bursts within 0.5 points after 2 steps and 3 units, IF after 4 and 2."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    energy = runpy.run_path(str(EXPERIMENTS / "energy.py"))
+
+    def measured(accuracy, spent):
+        times = np.arange(1, len(spent) + 1)
+        energies = {"once": spent, "every step": list(spent + times)}
+        return {"accuracy": accuracy, "energy_over_ann": energies}
+
+    runs = {
+        "burst": measured([0.5, 0.896, 0.9], np.array([1.0, 3, 9])),
+        "IF": measured([0.1, 0.2, 0.891, 0.895], np.array([0.5, 1, 1.5, 2])),
+    }
+    rows = energy["compare"](runs, 0.9)
+    assert [row["time_ratio"] for row in rows] == [2 / 3, 2 / 3, 0.5, 0.5]
+    assert [row["energy_ratio"] for row in rows] == [3 / 1.5, 5 / 4.5, 3 / 2, 5 / 6]
+    said = energy["verdicts"](rows)
+    assert len(said) == 4 and all("OTHERWISE" in line for line in said)
+    runs["IF"] = measured([0.1, 0.891], np.array([0.5, 9]))
+    said = energy["verdicts"](energy["compare"](runs, 0.9))
+    assert "energy of bursts over IF 0.333, claimed 0.693: as claimed" in said[0]
+    assert said[-1] == "within 0.5 points: no ratio, not reached by IF"
+
+
+def test_ablation(run, tiny_cifar, untrained, tmp_path):
+    few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--gamma", "2")
+    grids = ("--gammas", "2", "3", "--percentiles", "1", "99.9")
+    run("ablation", *untrained, *few, *grids, "--out", "here")
+    record = _results(tmp_path / "here", "ablation")
+    factors = {row["factor"] for row in record["rows"]}
+    assert {"bursts", "max pooling", "percentile", "reset", "SpiCalib"} <= factors
+    paper, *others = record["rows"]
+    lengths = {len(row["accuracy"]) for row in others if "accuracy" in row}
+    assert lengths == {3, 6}, "integrate-and-fire gets gamma times as many steps"
+    assert paper["energy_over_ann"][-1] > paper["energy_over_ann"][0] > 0
+    text = (tmp_path / "here/ablation.md").read_text()
+    assert "a threshold would be 0" in text and "99.9, without labels" in text
+
+
+@pytest.fixture
+def without_peers(monkeypatch):
+    """As on a machine without PyTorch, whether it is there or not."""
+    find = importlib.util.find_spec
+
+    def find_spec(name, *rest):
+        return None if name in ("torch", "spikingjelly") else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+
+def test_throughput_without_peers(run, without_peers, tmp_path, capsys):
+    few = ("--batch-sizes", "2", "--steps", "3", "--rounds", "2", "--pool", "average")
+    run("throughput", "--arch", "vgg_tiny", *few, "--out", "here")
+    record = json.loads((tmp_path / "here/throughput.json").read_text())
+    (result,) = record["results"]["vgg_tiny"]
+    names = {f"jaxburst {name}" for name in ("step", "layer", "auto", "ANN")}
+    assert set(result["programs"]) == names
+    assert result["direct"]["passes"] > 0
+    _check_rates("vgg_tiny", result, ann="jaxburst ANN")
+    printed = capsys.readouterr().out
+    for name in ("PyTorch", "SpikingJelly"):
+        assert f"without {name}: torch" in printed
+    assert "extra `oracles`" in printed
+
+
+@pytest.mark.parametrize("arch, gamma", [("vgg_tiny", "1"), ("resnet_tiny", "3")])
+def test_throughput_races_the_same_network(run, tmp_path, arch, gamma):
+    for name in ("torch", "spikingjelly"):
+        pytest.importorskip(name, reason=f"{name} comes with jaxburst[oracles]")
+    few = ("--batch-sizes", "16", "--steps", "5", "--rounds", "1", "--gamma", gamma)
+    run("throughput", "--arch", arch, *few, "--out", "here")
+    record = json.loads((tmp_path / "here/throughput.json").read_text())
+    assert {"torch", "spikingjelly"} <= set(record["provenance"]["versions"])
+    (result,) = record["results"][arch]
+    assert len(result["programs"]) == 9
+    for program in result["programs"].values():
+        assert program["difference_of_logits"]["median"] < 1e-4
+        assert program["spread_of_logits"] > 0.1
+        assert program["same_predictions"] >= 0.9
+    _check_rates(arch, result, ann="PyTorch ANN")
+
+
+def test_throughput_refuses_another_network(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    throughput = runpy.run_path(str(EXPERIMENTS / "throughput.py"))
+    logits = np.random.default_rng(0).normal(size=(8, 10))
+    moved = logits + np.where(np.arange(8) == 0, 1, 1e-6).reshape(-1, 1)
+    programs = {
+        name: throughput["Program"](lambda found=found: found, "SNN", 0.0, None)
+        for name, found in (("one", logits), ("two", moved), ("three", -logits))
+    }
+    with pytest.raises(ArithmeticError, match="three: .* not the same network"):
+        throughput["compared"](programs)
+    del programs["three"]
+    assert throughput["compared"](programs)["two"]["same_predictions"] == 1
+
+
+def _check_rates(arch, result, ann):
+    """The numbers of one batch size, computed again from the times."""
+    module, images = jb.zoo.NETWORKS[arch](10), np.zeros((1, 32, 32, 3), np.float32)
+    variables = module.init(jax.random.key(0), images)
+    macs = jb.energy.macs(jb.trace(module.apply, variables, images))
+    once, every = macs["conv0"], sum(macs.values()) - macs["conv0"]
+    peak = max(map(max, result["peak_operations_per_second"].values()))
+    assert min(result["spikes_per_neuron_and_step"].values()) > 0.01
+    assert result["programs"][ann]["over_t_times_ann"] == 1
+    for program in result["programs"].values():
+        steps = result["steps"] if program["kind"] == "SNN" else 1
+        rate = result["batch"] / np.median(program["seconds"])
+        assert np.isclose(program["image_steps_per_second"], rate * steps)
+        share = 2 * rate * (once + steps * every) / peak
+        assert np.isclose(program["fraction_of_peak"], share)
+        assert program["compile_seconds"] >= 0 and program["bytes"] >= 0
+
+
+def _as_pytorch(variables):
+    """The state dict that PyTorch would write for `vgg_tiny` on 32x32 images."""
+    state = {}
+    for i in range(4):
+        conv, norm = (variables["params"][f"{kind}{i}"] for kind in ("conv", "norm"))
+        stats = variables["batch_stats"][f"norm{i}"]
+        state[f"features.{3 * i}.weight"] = conv["kernel"].transpose(3, 2, 0, 1)
+        state[f"features.{3 * i}.bias"] = conv["bias"]
+        for name, value in (
+            ("weight", norm["scale"]),
+            ("bias", norm["bias"]),
+            ("running_mean", stats["mean"]),
+            ("running_var", stats["var"]),
+        ):
+            state[f"features.{3 * i + 1}.{name}"] = value
+    dense = variables["params"]["dense0"]
+    maps = np.asarray(dense["kernel"]).reshape(8, 8, 32, 10)
+    state["classifier.weight"] = maps.transpose(3, 2, 0, 1).reshape(10, -1)
+    state["classifier.bias"] = dense["bias"]
+    return {name: np.ascontiguousarray(value) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gamma", "0"], "gamma"),
+        (["--percentile", "101"], "between 0 and 100"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--limit", "0"], "limit must be at least 1"),
+        (["--train-limit", "0"], "--train-limit must be at least 1"),
+        (["--arch", "alexnet"], "invalid choice"),
+        (["--mean", "0.5", "0.5", "0.5"], "--mean and --std go together"),
+        (["--checkpoint", "a", "--torch-weights", "b"], "not both"),
+        (["--out", "/dev/null/results"], "cannot be written"),
+        (["--checkpoint", "nothing/there"], "nothing/there"),
+        (["--torch-weights", "nothing.safetensors"], "no such file of weights"),
+        (["--initial", "nan"], "initial must be between 0 and 1"),
+        (["--learning-rate", "-1", "--epochs", "1"], "learning_rate"),
+        (
+            ["--arch", "resnet20", "--torch-weights", "broken"],
+            "not a whole safetensors",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(
+    run, tiny_cifar, tmp_path, capsys, arguments, says
+):
+    (tmp_path / "broken").write_bytes(b"\x10" * 40)
+    with pytest.raises(SystemExit) as stop:
+        run("cifar10", *arguments)
+    message = " ".join(f"{stop.value.code} {capsys.readouterr()}".split())
+    assert stop.value.code not in (0, None)
+    assert says in message.replace("│ ", "").replace("\\n", "")
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("*.json"))

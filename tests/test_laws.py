@@ -1,0 +1,385 @@
+"""The laws of conversion, asked of every network of `nets`.
+
+Numbers are those of DESIGN, "Identities to build on".
+"""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import oracle2
+import pytest
+from jax import lax
+from nets import LAYERS, TABLE, case
+
+import jaxburst.trace as tracing
+from jaxburst.convert import convert, verify
+from jaxburst.graph import over
+from jaxburst.neurons import Burst, Neuron, Refining, Threshold
+from jaxburst.run import Model, infer, simulate
+
+pytestmark = pytest.mark.usefixtures("double")
+
+STEPS = 512
+SOME = ("windows", "nested", "inception", "u net", "averages", "maxima", "capped")
+SOME += ("norm after relu", "several", "scanned", "spellings", "channels first")
+HALF = ("bfloat16", "float16")
+
+
+@pytest.fixture(scope="module")
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def precision(name: str) -> float:
+    """What rounding may do, over the largest number."""
+    kind = next(iter(case(name).activations.values())).dtype
+    return 1e-12 if kind == np.float64 else 1e-5
+
+
+def close(found, expected, tolerance: float) -> None:
+    size = max(np.abs(expected).max(), 1e-6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * size)
+
+
+def grown(logits, expected) -> tuple[float, float]:
+    """The largest T times error up to T = 64, and from 256 on."""
+    errors = np.abs(logits - expected).reshape(len(logits), -1).max(1)
+    scaled = errors * np.arange(1, len(logits) + 1)
+    return scaled[16:64].max(), scaled[256:].max()
+
+
+# Fold, and the three of time: one long run of each network serves them all.
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_network_is_the_function_and_spikes_approach_it(name):
+    it = case(name)
+    found = jax.tree.leaves(jax.jit(it.network)(it.variables, it.inputs))
+    rounding = 0.02 if name in HALF else precision(name)
+    for one, other in zip(found, it.outputs, strict=True):
+        close(one, other, rounding)  # law 10
+
+    # No neuron saturates.
+    spiking = it.spiking(Burst(5), share=1.01)
+    worst = verify(it.network, it.variables, spiking, it.inputs)
+    size = max(np.abs(x).max() for x in it.outputs)
+    assert all(value <= rounding * size for value in worst.values())
+    trace = it.run(it.model(), spiking, STEPS)
+    for spikes in trace.spikes.values():
+        assert spikes.max() > 0, "every population fires"
+        assert (spikes == np.round(spikes)).all()
+
+    outputs = jax.tree.leaves(trace.logits)
+    if name in HALF:  # the user's own outputs are rounded
+        it = dataclasses.replace(it, outputs=jax.device_get(found))
+    for logits, expected in zip(outputs, it.outputs, strict=True):
+        early, late = grown(logits, expected)
+        assert late <= 2 * early, "law 9"
+
+    # Laws 1 and 3, and the readout: after t steps the network is the conventional one
+    # in which every population gives its rate.
+    totals = {path: np.cumsum(n, 0, np.float64) for path, n in trace.spikes.items()}
+    for t in (1, 7, STEPS):
+        rates = {
+            path: np.asarray(over(spiking[path].theta, it.activations[path]))
+            * it.placed(path, n[t - 1] / t).astype(it.activations[path].dtype)
+            for path, n in totals.items()
+        }
+        drives = {}
+
+        def rate(node, x, rates=rates, drives=drives):
+            drives[node.name] = x
+            return rates[node.name]
+
+        found, _ = tracing.forward(it.network, spiking, it.inputs, rate)
+        for logits, expected in zip(outputs, found, strict=True):
+            close(logits[t - 1], jax.device_get(expected), 20 * precision(name))
+        for path, drive in jax.device_get(drives).items():
+            theta, initial, _ = (np.asarray(over(x, drive)) for x in spiking[path])
+            start = theta * initial
+            left = it.placed(path, trace.potentials[path][t - 1]) + t * rates[path]
+            close(left, start + t * drive, STEPS * precision(name))
+
+    for path, spikes in trace.spikes.items():
+        counted = np.abs(spikes).sum(tuple(range(2, spikes.ndim)))
+        np.testing.assert_array_equal(trace.events[path], counted)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_prefix_and_batch(name):
+    """Law 8: a shorter run in another order of the work, of other batches."""
+    it, steps = case(name), 6
+    spiking = it.spiking(Burst(5))
+    order = np.array([2, 0, 1, 0, 1, 2])
+    swapped = jax.tree.map(lambda x: x[order], it.inputs)
+    trace = it.run(it.model(), spiking, 2 * steps, schedule="step")
+    again = it.run(it.model(), spiking, steps, inputs=swapped, schedule="layer")
+    for path, spikes in trace.spikes.items():
+        np.testing.assert_array_equal(again.spikes[path], spikes[:steps, order])
+        events = trace.events[path][:steps, order]
+        np.testing.assert_array_equal(again.events[path], events)
+    outputs = [jax.tree.leaves(found.logits) for found in (again, trace)]
+    for one, other in zip(*outputs, strict=True):
+        close(one, other[:steps, order], precision(name))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_refining_is_the_quantised_network(name):
+    """Without silence and limit, at every step; and law 6 for bursts."""
+    it, steps = case(name), 6
+    neurons = Refining(gamma=None, silence=0), Burst(None, signed=True)
+    for neuron in neurons:
+        spiking = it.spiking(neuron, "channel", share=0.2)
+        model = it.model(neuron)
+        outputs = jax.tree.leaves(it.run(model, spiking, steps).logits)
+        for t in (1, 2, steps):
+            time = jnp.asarray(t)
+
+            def direct(node, x, own=spiking, neuron=neuron, time=time):
+                return neuron.direct(own[node.name], x, time, node.role.cap)
+
+            expected, _ = tracing.forward(it.network, spiking, it.inputs, direct)
+            for found, other in zip(outputs, expected, strict=True):
+                close(found[t - 1], jax.device_get(other), 10 * precision(name))
+
+
+# Every spike, derived a second way.
+
+ORACLE = {
+    "integrate and fire": (Burst(1), "layer", "lateral"),
+    "burst": (Burst(5), "channel", "lateral"),
+    "unbounded, signed": (Burst(None, signed=True), "layer", "lateral"),
+    "unbounded": (Burst(None), "channel", "lateral"),
+    "signed": (Burst(2, signed=True), "channel", "lateral"),
+    "gated": (Burst(5), "layer", "gated"),
+    "allowance": (Burst(2, allowance=1), "layer", "lateral"),
+}
+EVERYWHERE = ("integrate and fire", "burst", "unbounded, signed", "unbounded")
+CASES = [(name, setting) for name in LAYERS for setting in EVERYWHERE]
+CASES += [(name, "signed") for name in ("residual first", "nested", "windows")]
+CASES += [(name, "gated") for name in ("vgg", "windows", "residual first")]
+CASES += [(name, "allowance") for name in ("vgg", "resnet")]
+
+
+@pytest.mark.parametrize("name, setting", CASES)
+def test_every_spike_is_the_oracles(name, setting):
+    it, steps = case(name), 12
+    layers, _ = LAYERS[name]
+    neuron, per, pool = ORACLE[setting]
+    for initial in (0.0, 0.5):
+        thresholds = it.thresholds(neuron, per)
+        flat = [
+            np.ravel(value) if value.ndim else value for value in thresholds.values()
+        ]
+        logits, spikes, pools = oracle2.snn(
+            *(layers, it.variables, it.inputs, steps),
+            *(neuron, pool, flat, initial),
+        )
+        assert all(count.any() for count in spikes), "every layer fires"
+        most = max(count.max() for count in spikes)
+        assert most == neuron.gamma if neuron.gamma else most > 1, "the cap binds"
+        assert (min(count.min() for count in spikes) < 0) == neuron.counts
+
+        spiking = it.spiking(neuron, per, initial)
+        trace = it.run(it.model(neuron, pool), spiking, steps)
+        for path, expected in zip(it.network.neurons, spikes, strict=True):
+            np.testing.assert_array_equal(trace.spikes[path], expected)
+        for path, expected in zip(it.network.pools, pools, strict=True):
+            counted = np.abs(expected).sum(tuple(range(2, expected.ndim)))
+            np.testing.assert_array_equal(trace.events[path], counted)
+        np.testing.assert_allclose(trace.logits, logits, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["nnx", "equinox", "haiku", "plain"])
+@pytest.mark.parametrize("name", ["vgg", "resnet", "nested"])
+def test_other_spellings_spike_alike(name, how):
+    """Law 11, across frameworks and transformations."""
+    it, neuron = case(name), Burst(5)
+    layers, _ = LAYERS[name]
+    arguments = nets.spelled(how, layers, it.variables)
+    network = tracing.trace(*arguments, it.inputs[:1])
+    variables = arguments[1] if len(arguments) == 2 else network.variables
+    assert len(network.neurons) == len(it.network.neurons)
+    thresholds = it.thresholds(neuron)
+    renamed = dict(zip(network.neurons, thresholds.values(), strict=True))
+    spiking = convert(network, variables, renamed)
+    found = it.run(Model(network, neuron), spiking, 12)
+    expected = it.run(it.model(neuron), it.spiking(neuron), 12)
+    for path, own in zip(network.neurons, it.network.neurons, strict=True):
+        one, other = found.spikes[path], expected.spikes[own]
+        if how == "equinox" and one.ndim == 5:  # channels in front
+            one = one.transpose(0, 1, 3, 4, 2)
+        np.testing.assert_array_equal(one, other)
+    close(found.logits, expected.logits, 1e-12)
+
+
+def test_gating_keeps_its_error():
+    """Law 9's other half: where members of a window tie, as in an enlarged image, gated
+    pooling adds up what they send in turn, for ever; lateral inhibition does not."""
+
+    def net(w, x):
+        x = nn.max_pool(jax.nn.relu(x @ w[0]), (2, 2), (2, 2))
+        return x.reshape(x.shape[0], -1) @ w[1]
+
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(2, 4)), rng.normal(size=(36, 3))
+    x = rng.normal(size=(4, 3, 3, 2)).repeat(2, 1).repeat(2, 2)
+    network = tracing.trace(net, w, x[:1])
+    theta = np.maximum(x @ w[0], 0).max() / 5
+    spiking = convert(network, w, {"relu0": theta})
+    start = jnp.asarray(rng.uniform(0, 1, (6, 6, 4)))  # v_0 differs: they take turns
+    spiking["relu0"] = spiking["relu0"]._replace(initial=start)
+    expected, how = jax.device_get(net(w, x)), {}
+    for pool in ("lateral", "gated"):
+        logits = simulate(Model(network, Burst(5), pool), spiking, x, STEPS).logits
+        how[pool] = grown(jax.device_get(logits), expected)
+    assert 0.1 < how["lateral"][1] < 2 * how["lateral"][0]
+    assert how["gated"][1] > 20 * how["lateral"][1]
+
+
+# Conversion is a pure function.
+
+
+def test_conversion_under_jit_vmap_and_grad():
+    it = case("vgg")
+    thresholds = it.thresholds(Burst(5))
+    one = convert(it.network, it.variables, thresholds)
+    jitted = jax.jit(convert, static_argnums=0)(it.network, it.variables, thresholds)
+    chex.assert_trees_all_close(jitted, one, rtol=1e-12)
+
+    seeds = jnp.arange(1.0, 4.0)
+    many = jax.tree.map(lambda x: jnp.tensordot(seeds, x, 0), it.variables)
+    stacked = jax.vmap(convert, (None, 0, None))(it.network, many, thresholds)
+    third = jax.tree.map(lambda x: x[2], many)
+    alone = convert(it.network, third, thresholds)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda x: x[2], stacked), alone, rtol=1e-12
+    )
+    chex.assert_tree_shape_prefix(stacked, (3,))
+
+    def loss(variables, of):
+        spiking = convert(it.network, variables, thresholds)
+        return (of(spiking) ** 2).sum()
+
+    def traced(spiking):
+        return tracing.forward(it.network, spiking, it.inputs)[0][0]
+
+    found = jax.grad(loss)(it.variables, traced)
+    expected = jax.grad(lambda v: (it.function(v, it.inputs) ** 2).sum())(it.variables)
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_is_static_and_compiles_once():
+    it = case("resnet")
+    again = tracing.trace(it.function, it.variables, it.inputs[:1])
+    assert again == it.network and hash(again) == hash(it.network)
+    assert again != case("vgg").network
+    assert it.model() == it.model(Burst(5)) and it.model() != it.model(Burst(4))
+
+    @chex.assert_max_traces(n=1)
+    def logits(model, spiking, inputs):
+        return infer(model, spiking, inputs, 3)
+
+    chex.clear_trace_counter()
+    run = nets.quick(logits, 0)
+    spiking = it.spiking(Burst(5))
+    for scale in (1.0, 2.0, 3.0):
+        run(Model(again, Burst(5)), spiking, scale * it.inputs)
+
+
+def test_networks_that_differ_in_a_long_constant_are_not_equal():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(40, 50))
+    other = table.copy()
+    other[20, 20] += 1
+
+    def of(table):
+        def function(w, x):
+            return jax.nn.relu(x @ (w * table)) @ w.T
+
+        return tracing.trace(function, np.ones((40, 50)), np.ones((1, 40)))
+
+    assert of(table) == of(table) and of(table) != of(other)
+
+
+def test_lowering_for_a_tpu_has_no_winograd():
+    def net(w, x):
+        for kernel in w:
+            x = jax.nn.relu(
+                lax.conv_general_dilated(
+                    x,
+                    kernel,
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+            )
+        return x.sum((1, 2))
+
+    with jax.enable_x64(False):
+        w = [np.ones((3, 3, 64, 64), np.float32)] * 2
+        x = np.ones((2, 16, 16, 64), np.float32)
+        network = tracing.trace(net, w, x[:1])
+        spiking = convert(network, w, dict.fromkeys(network.neurons, 1.0))
+
+        def count(platform):
+            def run(x):
+                return infer(Model(network), spiking, x, 4, platform=platform)
+
+            text = jax.jit(run).trace(x).lower(lowering_platforms=(platform,)).as_text()
+            return text.count("stablehlo.convolution"), text.count("dot_general")
+
+        assert count("tpu")[1] == 0
+        assert count("tpu")[0] == 2
+        if jax.default_backend() == "cpu":
+            assert count("cpu")[1] > 0, "Winograd's, where it pays"
+
+
+# From outside.
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaky(Neuron):
+    """A neuron of a user: integrates, leaks a little, and fires once at most."""
+
+    leak: float = 0.0
+
+    def rest(self, threshold, shape, dtype, cap=None):
+        return over(
+            threshold.theta * threshold.initial, jnp.zeros(shape, dtype)
+        ) + 0 * (jnp.zeros(shape, dtype))
+
+    def step(self, threshold, state, current, t, cap=None):
+        charged = (1 - self.leak) * state + current
+        spikes = (charged >= over(threshold.theta, charged)).astype(current.dtype)
+        return charged - over(threshold.theta, charged) * spikes, spikes
+
+    def potential(self, threshold, state):
+        return state
+
+    @property
+    def most(self):
+        return 1
+
+    def heard(self, threshold, state, spikes, t):
+        return over(threshold.theta, spikes) * spikes
+
+
+@pytest.mark.parametrize("name", ["resnet", "maxima"])
+def test_a_neuron_from_outside(name):
+    """Without a leak it is the integrate-and-fire neuron; with one it is not."""
+    it = case(name)
+    spiking = it.spiking(Burst(1))
+    assert all(isinstance(spiking[path], Threshold) for path in it.network.neurons)
+    own, known, other = (
+        it.run(it.model(neuron), spiking, 12).spikes
+        for neuron in (Leaky(), Burst(1), Leaky(0.2))
+    )
+    chex.assert_trees_all_equal(own, known)
+    assert any((own[path] != other[path]).any() for path in own)
