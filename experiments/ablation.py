@@ -18,21 +18,10 @@ import dataclasses
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+import common
 import numpy as np
 import tyro
-from cifar import Source, run
-from common import (
-    Kept,
-    one_device_per_core,
-    prepare_folder,
-    provenance,
-    reached,
-    silent_channels,
-    write_file,
-    write_json,
-)
 
 import jaxburst as jb
 
@@ -40,30 +29,24 @@ SHOWN = (4, 8, 16, 32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(common.Study):
     """Changes one factor of the conversion at a time.
 
     Attributes:
-      dataset: what the network was trained on.
-      source: which network, with which weights and data.
       gamma: largest number of spikes per step in the paper's setting.
       gammas: those it is compared with.
       percentiles: those that 99.9 is compared with.
       steps: number of time steps; integrate-and-fire takes gamma times as many.
       calibration: number of training images for the thresholds.
       limit: number of other training images to measure on.
-      out: folder for the results; runs/ablation/DATASET_ARCH if not given.
     """
 
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    source: tyro.conf.OmitArgPrefixes[Source] = Source()
     gamma: int = 5
     gammas: tuple[int, ...] = (1, 2, 3, 5, 10, 15)
     percentiles: tuple[float, ...] = (95, 97, 99, 99.5, 99.9, 99.99, 100)
     steps: int = 64
     calibration: int = 1000
     limit: int = 1000
-    out: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +62,7 @@ class Setting:
     initial: float = 0.0
 
 
-def factors(config: Config, layers, chosen: float) -> dict[str, dict[str, Setting]]:
+def factors(config: Config, network, chosen: float) -> dict[str, dict[str, Setting]]:
     """`{factor: {value: setting}}`; the first value is the paper's, by itself."""
     gamma, steps = config.gamma, config.steps
     paper = Setting(jb.Burst(gamma), gamma, steps)
@@ -112,10 +95,7 @@ def factors(config: Config, layers, chosen: float) -> dict[str, dict[str, Settin
             for some in (steps // 8, steps // 2)
         },
     }
-    pools = (
-        isinstance(layer, jb.layers.MaxPool) for _, layer in jb.layers.walk(layers)
-    )
-    if not any(pools):
+    if not network.pools:
         del found["max pooling"]
         print("this network has no max pooling to compare")
     return found
@@ -123,78 +103,67 @@ def factors(config: Config, layers, chosen: float) -> dict[str, dict[str, Settin
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    one_device_per_core()
-    name = f"{config.dataset}_{config.source.arch}"
-    folder = prepare_folder(config.out or Path("runs", "ablation", name))
-    kept = Kept(folder, config)
-    dataset, layers, variables = config.source.load_trained(config.dataset)
+    common.one_device_per_core()
+    folder, dataset, network, variables = config.begin("ablation")
+    kept = common.Kept(folder, config)
     images = dataset.train[: config.calibration].inputs
     unseen = dataset.validation[: config.limit]
-    ann = jb.accuracy(layers, variables, unseen)
+    ann = jb.accuracy(network, variables, unseen)
     print(f"ANN: {ann:.2%} of {len(unseen):,} training images held out of calibration")
     chosen, divergences = jb.calibration.choose_percentile(
-        *(layers, variables, images[:400], jb.Burst(config.gamma)),
+        *(network, variables, images[:400], jb.Burst(config.gamma)),
         steps=config.steps,
         candidates=config.percentiles,
         initial=0.0,
     )
     print(f"percentile chosen without labels: {chosen:g}")
     rows = []
-    for factor, settings in factors(config, layers, chosen).items():
+    for factor, settings in factors(config, network, chosen).items():
         for value, setting in settings.items():
             print(f"{factor}: {value}")
             task = functools.partial(
-                measure, setting, layers, variables, images, unseen
+                measure, setting, network, variables, images, unseen
             )
             row = {"factor": factor, "value": value, "setting": repr(setting)}
             rows.append(row | kept(row["setting"], task))
     text = table(rows, ann, config)
     print("\n" + text + "\n")
-    record = {
-        "experiment": "ablation",
-        "config": dataclasses.asdict(config),
-        "provenance": provenance(),
-        "images": len(unseen),
-        "ann_accuracy": ann,
-        "divergences": divergences,
-        "rows": rows,
-    }
-    write_json(folder / "ablation.json", record)
-    write_file(folder / "ablation.md", lambda path: path.write_text(text + "\n"))
-    title = f"{name.replace('_', ', ')}: one factor at a time, {len(unseen):,} images"
-    write_file(folder / "ablation.png", lambda path: _draw(path, rows, ann, title))
+    common.write_record(
+        *(folder, "ablation", config),
+        images=len(unseen),
+        ann_accuracy=ann,
+        divergences=divergences,
+        rows=rows,
+    )
+    common.write_text(folder / "ablation.md", text)
+    title = f"{config.title}: one factor at a time, {len(unseen):,} images"
+    _draw(folder / "ablation.png", rows, ann, title)
     kept.done()
 
 
-def measure(setting: Setting, layers, variables, images, unseen) -> dict:
+def measure(setting: Setting, network, variables, images, unseen) -> dict:
     """Accuracy and energy of every step, or why there is none."""
     try:
-        with silent_channels():
+        with common.silent_channels():
             thresholds = jb.calibrate(
-                *(layers, variables, images, jb.Burst(setting.levels)),
+                *(network, variables, images, jb.Burst(setting.levels)),
                 percentile=setting.percentile,
                 per=setting.per,
             )
     except jb.calibration.ZeroThreshold as error:
         return {"impossible": str(error)}
-    model = jb.Model(layers, setting.neuron, setting.pool)
-    spiking = jb.convert(layers, variables, thresholds, initial=setting.initial)
-    curves = jb.evaluate(model, spiking, unseen, setting.steps)
-    shape = unseen.images.shape[1:]
-    energy = jb.energy.relative(layers, shape, curves.events)
-    return {
-        "accuracy": curves.accuracy.tolist(),
-        "energy_over_ann": energy.tolist(),
-    }
+    model = jb.Model(network, setting.neuron, setting.pool)
+    spiking = jb.convert(network, variables, thresholds, initial=setting.initial)
+    row, _ = common.measure(model, spiking, unseen, setting.steps)
+    return {key: row[key] for key in ("accuracy", "energy_over_ann")}
 
 
 def table(rows: list[dict], ann: float, config: Config) -> str:
     """Markdown: accuracy in % and, in brackets, energy over the ANN's."""
     longest = config.gamma * config.steps
-    shown = [t for t in SHOWN if t < config.steps] + [config.steps, longest]
-    head = ["factor", "value", *(f"T = {t}" for t in shown), "within 1", "within 0.5"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    previous = None
+    times = [t for t in SHOWN if t < config.steps] + [config.steps, longest]
+    head = ["factor", "value", *(f"T = {t}" for t in times), "within 1", "within 0.5"]
+    lines, previous = [], None
     for row in rows:
         cells = ["" if row["factor"] == previous else row["factor"], row["value"]]
         previous = row["factor"]
@@ -202,67 +171,57 @@ def table(rows: list[dict], ann: float, config: Config) -> str:
             cells += ["a threshold would be 0"] + [""] * (len(head) - 3)
         else:
             accuracy, energy = row["accuracy"], row["energy_over_ann"]
-            for t in shown:
-                there = t <= len(accuracy)
-                cells.append(_cell(accuracy[t - 1], energy[t - 1]) if there else "")
+            cells += [
+                f"{100 * accuracy[t - 1]:.1f} ({energy[t - 1]:.2f})"
+                if t <= len(accuracy)
+                else ""
+                for t in times
+            ]
             for goal in (0.01, 0.005):
-                t = reached(accuracy, ann - goal)
+                t = common.reached(accuracy, ann - goal)
                 cells.append(f"T = {t} ({energy[t - 1]:.2f})" if t else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + (
+        lines.append(cells)
+    return common.markdown(head, lines) + (
         f"\n\nAccuracy in % (energy over the ANN's) on {config.limit:,} training "
         f"images held out of calibration; ANN {ann:.2%}. The first value of each "
         "factor is the paper's."
     )
 
 
-def _cell(accuracy: float, energy: float) -> str:
-    return f"{100 * accuracy:.1f} ({energy:.2f})"
-
-
 def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
     """Accuracy against time, one panel for each factor; the paper's is black."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row["factor"] for row in rows))
-    columns = 3
+    names, columns = list(dict.fromkeys(row["factor"] for row in rows)), 3
     lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(
-        *(lines, columns),
-        figsize=(11, 2.9 * lines),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
-    for name, axis in zip(names, axes.flat, strict=False):
-        drawn = [row for row in rows if row["factor"] == name and "accuracy" in row]
-        others = plt.colormaps["plasma"](np.linspace(0.1, 0.85, max(len(drawn) - 1, 1)))
-        for i, row in enumerate(drawn):
-            style = {"color": others[i - 1], "linewidth": 1.2}
-            if i == 0:  # wide, so that what lies on it shows
-                style = {"color": "black", "linewidth": 2.8}
-            accuracy = 100 * np.array(row["accuracy"])
-            times = np.arange(1, len(accuracy) + 1)
-            axis.plot(times, accuracy, label=row["value"], **style)
-        axis.axhline(100 * ann, color="0.35", linestyle="--", linewidth=0.9)
-        axis.set_title(name, fontsize=10)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=7, loc="lower right")
-    axes[0, 0].set_ylim(0, 100 * ann + 3)
-    figure.supxlabel("time steps", fontsize=10)
-    figure.supylabel("accuracy (%)", fontsize=10)
-    figure.suptitle(f"{title} (black: the paper's setting; dashed: ANN)", fontsize=11)
-    figure.savefig(path, dpi=130, format="png")
-    plt.close(figure)
+    size = {"figsize": (11, 2.9 * lines), "squeeze": False}
+    with common.figure(path, lines, columns, sharex=True, sharey=True, **size) as (
+        whole,
+        axes,
+    ):
+        for axis in axes.flat[len(names) :]:
+            axis.remove()
+        for name, axis in zip(names, axes.flat, strict=False):
+            found = [row for row in rows if row["factor"] == name and "accuracy" in row]
+            shades = np.linspace(0.1, 0.85, max(len(found) - 1, 1))
+            for i, row in enumerate(found):
+                style = {"color": matplotlib.colormaps["plasma"](shades[i - 1])}
+                if i == 0:  # wide, so that what lies on it shows
+                    style = {"color": "black", "lw": 2.8}
+                accuracy = 100 * np.array(row["accuracy"])
+                times = np.arange(1, len(accuracy) + 1)
+                axis.plot(times, accuracy, label=row["value"], **{"lw": 1.2} | style)
+            axis.axhline(100 * ann, color="0.35", linestyle="--", linewidth=0.9)
+            axis.set_title(name, fontsize=10)
+            common.doubling(axis, "")
+            axis.legend(frameon=False, fontsize=7, loc="lower right")
+        axes[0, 0].set_ylim(0, 100 * ann + 3)
+        whole.supxlabel("time steps", fontsize=10)
+        whole.supylabel("accuracy (%)", fontsize=10)
+        whole.suptitle(
+            f"{title} (black: the paper's setting; dashed: ANN)", fontsize=11
+        )
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -1,4 +1,4 @@
-"""What the CIFAR experiments share: which network, its data, training or loading."""
+"""What cifar10.py and cifar100.py share: load a network or train it, then compare."""
 
 from __future__ import annotations
 
@@ -9,74 +9,16 @@ from typing import Literal
 import tyro
 from common import (
     Simulation,
+    Source,
     compare,
     one_device_per_core,
     prepare_folder,
     run,
+    trace,
     write,
 )
 
 import jaxburst as jb
-
-IMAGE = (32, 32, 3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Which network, with which weights and data.
-
-    Attributes:
-      arch: the network.
-      checkpoint: a folder of trained weights (`OUT/training` of another run) to use
-        instead of training.
-      torch_weights: a PyTorch state dict (.safetensors) to use instead of training.
-      mean: of the image channels, if the weights were trained with other constants.
-      std: of the image channels, if the weights were trained with other constants.
-      data_dir: folder of the prepared dataset; it is downloaded there if missing.
-    """
-
-    arch: Literal[tuple(jb.zoo.NETWORKS)] = "vgg9"
-    checkpoint: Path | None = None
-    torch_weights: Path | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    data_dir: Path = Path("data")
-
-    def __post_init__(self):
-        if self.checkpoint and self.torch_weights:
-            raise ValueError("give --checkpoint or --torch-weights, not both")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("--mean and --std go together")
-
-    def load(
-        self, name: str, validation: int | None = None
-    ) -> tuple[jb.data.Dataset, jb.layers.Layers, dict | None]:
-        """The dataset of this name, the layers, and the weights if they are given."""
-        dataset = jb.data.load(name, self.data_dir, validation=validation)
-        if self.mean is not None:
-            dataset = dataset.with_normalisation(self.mean, self.std)
-        layers = jb.zoo.NETWORKS[self.arch](dataset.classes)
-        jb.validate(layers, IMAGE)
-        variables = None
-        if self.torch_weights is not None:
-            variables = jb.load_pytorch(layers, self.torch_weights, IMAGE)
-        elif self.checkpoint is not None:
-            variables = jb.training.restore(layers, self.checkpoint)
-        return dataset, layers, variables
-
-    def load_trained(self, name: str) -> tuple[jb.data.Dataset, jb.layers.Layers, dict]:
-        """As `load`, but weights that are not given are those released."""
-        dataset, layers, variables = self.load(name)
-        if variables is None:
-            released = f"{self.arch}-{name}"
-            if released not in jb.released.names():
-                raise ValueError(
-                    f"no weights of {self.arch} on {name} are released (there are "
-                    f"{', '.join(jb.released.names()) or 'none'}); give --checkpoint "
-                    "or --torch-weights, or train with cifar10.py or cifar100.py"
-                )
-            layers, variables = jb.pretrained(released)
-        return dataset, layers, variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +44,10 @@ class Config:
         activations. Weights and statistics stay float32.
       ema: decay of a moving average of the weights over the training steps, which is
         then the trained network, such as 0.999; 0 for the last weights.
+      seed: of the weights, batches and augmentation.
       resume: continue the training in `out` where it stopped.
       validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
-      seed: of the weights, batches and augmentation.
       out: folder for checkpoints and results; runs/DATASET/ARCH if not given.
       simulation: how the network is converted and simulated.
     """
@@ -117,16 +59,16 @@ class Config:
     nesterov: bool = False
     warmup_epochs: float = 0
     label_smoothing: float = 0.1
-    augment: Literal[jb.augmentation.KINDS] = "authors"
+    augment: Literal[jb.training.augmentation.KINDS] = "authors"
     cutout: int | None = None
     cutout_until: float = 1.0
     alternate_flips: bool = False
     precision: Literal[jb.training.PRECISIONS] = "float32"
     ema: float = 0.0
+    seed: int = 0
     resume: bool = False
     validation: int = 5000
     train_limit: int | None = None
-    seed: int = 0
     out: Path | None = None
     simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation()
 
@@ -138,6 +80,12 @@ class Config:
         if self.epochs and (self.source.checkpoint or self.source.torch_weights):
             raise ValueError("give --epochs to train or weights to load, not both")
 
+    def recipe(self, images: int) -> jb.Recipe:
+        """The recipe that the settings of the same names make, for so many images."""
+        names = [field.name for field in dataclasses.fields(jb.Recipe)]
+        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return jb.Recipe(**own | {"batch_size": min(self.batch_size, images)})
+
 
 def main(name: str, description: str) -> None:
     """Runs the experiment on CIFAR-10 or CIFAR-100, by the dataset's `name`."""
@@ -146,36 +94,20 @@ def main(name: str, description: str) -> None:
     folder = prepare_folder(config.out or Path("runs", name, arch))
     if config.epochs is None:
         one_device_per_core()
-        dataset, layers, variables = config.source.load_trained(name)
+        dataset, network, variables = config.source.load_trained(name)
     else:
-        dataset, layers, _ = config.source.load(name, config.validation)
+        dataset, module, _ = config.source.load(name, config.validation)
         train = dataset.train[: config.train_limit]
         print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
-        recipe = jb.Recipe(
-            epochs=config.epochs,
-            batch_size=min(config.batch_size, len(train)),
-            learning_rate=config.learning_rate,
-            nesterov=config.nesterov,
-            warmup_epochs=config.warmup_epochs,
-            label_smoothing=config.label_smoothing,
-            augment=config.augment,
-            cutout=config.cutout,
-            cutout_until=config.cutout_until,
-            alternate_flips=config.alternate_flips,
-            precision=config.precision,
-            ema=config.ema,
-            seed=config.seed,
-        )
         variables, _ = jb.fit(
-            layers,
-            train,
-            recipe,
+            *(module, train, config.recipe(len(train))),
             validation=dataset.validation if config.validation else None,
             directory=folder / "training",
             resume=config.resume,
         )
-    results = {arch: compare(dataset, layers, variables, config.simulation, folder)}
+        network = trace(module, variables, dataset)
+    results = {arch: compare(dataset, network, variables, config.simulation, folder)}
     write(folder, name, results, config)
 
 
-__all__ = ["IMAGE", "Source", "main", "run"]
+__all__ = ["main", "run"]

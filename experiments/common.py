@@ -1,9 +1,4 @@
-"""What the experiments share: convert, simulate, write down, draw.
-
-Every experiment ends in `compare`: refining bursts, the paper's bursts and the
-integrate-and-fire baseline on the same trained network, as a table, a JSON file and a
-figure.
-"""
+"""What the experiments share: settings, networks, measurements, records, figures."""
 
 from __future__ import annotations
 
@@ -15,14 +10,110 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
+import tyro
 
 import jaxburst as jb
+
+COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
+
+# Settings: which network, on which data, and how it is converted.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which network, with which weights and data.
+
+    Attributes:
+      arch: the network.
+      checkpoint: a folder of trained weights (`OUT/training` of another run) to use
+        instead of training.
+      torch_weights: a PyTorch state dict (.safetensors) to use instead of training.
+      mean: of the image channels, if the weights were trained with other constants.
+      std: of the image channels, if the weights were trained with other constants.
+      data_dir: folder of the prepared dataset; it is downloaded there if missing.
+    """
+
+    arch: Literal[tuple(jb.zoo.NETWORKS)] = "vgg9"
+    checkpoint: Path | None = None
+    torch_weights: Path | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    data_dir: Path = Path("data")
+
+    def __post_init__(self):
+        if self.checkpoint and self.torch_weights:
+            raise ValueError("give --checkpoint or --torch-weights, not both")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("--mean and --std go together")
+
+    def load(self, name: str, validation: int | None = None):
+        """The dataset of this name, the module, and its variables if they are given."""
+        dataset = jb.data.load(name, self.data_dir, validation=validation)
+        if self.mean is not None:
+            dataset = dataset.with_normalisation(self.mean, self.std)
+        module = jb.zoo.NETWORKS[self.arch](dataset.classes)
+        example, variables = dataset.test[:1].inputs, None
+        if self.torch_weights is not None:
+            variables = jb.load_pytorch(module, self.torch_weights, example).variables
+        elif self.checkpoint is not None:
+            variables = jb.training.restore(module, self.checkpoint)
+        return dataset, module, variables
+
+    def load_trained(self, name: str):
+        """The dataset, the traced network and its variables, released if not given."""
+        dataset, module, variables = self.load(name)
+        if variables is None:
+            released = f"{self.arch}-{name}"
+            if released not in jb.released.names():
+                raise ValueError(
+                    f"no weights of {self.arch} on {name} are released (there are "
+                    f"{', '.join(jb.released.names()) or 'none'}); give --checkpoint "
+                    "or --torch-weights, or train with cifar10.py or cifar100.py"
+                )
+            module, variables = jb.pretrained(released)
+        return dataset, trace(module, variables, dataset), variables
+
+
+def trace(module, variables, dataset: jb.data.Dataset) -> jb.Network:
+    """The traced network of a module, for the images of a dataset."""
+    return jb.trace(module.apply, variables, dataset.test[:1].inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What every study of one trained network is told.
+
+    Attributes:
+      dataset: what the network was trained on.
+      source: which network, with which weights and data.
+      out: folder for the results; runs/EXPERIMENT/DATASET_ARCH if not given.
+    """
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    source: tyro.conf.OmitArgPrefixes[Source] = Source()
+    out: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """DATASET_ARCH."""
+        return f"{self.dataset}_{self.source.arch}"
+
+    @property
+    def title(self) -> str:
+        """The same for figures."""
+        return f"{self.dataset}, {self.source.arch}"
+
+    def begin(self, experiment: str):
+        """The folder for results, and what `Source.load_trained` returns."""
+        folder = prepare_folder(self.out or Path("runs", experiment, self.name))
+        return folder, *self.source.load_trained(self.dataset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,93 +149,88 @@ class Simulation:
                 raise ValueError(f"{name} must be at least 1, found {value}")
 
 
-def compare(
-    dataset: jb.data.Dataset,
-    layers: jb.layers.Layers,
-    variables: dict,
-    settings: Simulation,
-    folder: Path,
-) -> dict:
+# Measurements.
+
+
+def convert(
+    network, variables, images, neuron, *, percentile=99.9, initial=0.5, batch_size=100
+):
+    """A network of bursts, or of IF, with a percentile for its range."""
+    thresholds = jb.calibrate(
+        *(network, variables, images, neuron),
+        percentile=percentile,
+        batch_size=batch_size,
+    )
+    spiking = jb.convert(network, variables, thresholds, initial=initial)
+    return jb.Model(network, neuron), spiking
+
+
+def measure(model, spiking, test, steps: int, batch_size: int = 100):
+    """Accuracy and energy of every step and the seconds it took; and the events."""
+    start = time.perf_counter()
+    curves = jb.evaluate(model, spiking, test, steps, batch_size=batch_size)
+    seconds = time.perf_counter() - start
+    energy = jb.energy.relative(model.network, curves.events)
+    return {
+        "accuracy": curves.accuracy.tolist(),
+        "energy_over_ann": energy.tolist(),
+        "seconds": seconds,
+    }, curves.events
+
+
+def compare(dataset, network, variables, settings: Simulation, folder: Path) -> dict:
     """Converts a trained network to refining bursts, bursts and IF; simulates all.
 
     `settings` is about bursts and IF; refining bursts take their preset and at most 8
-    steps. Prints the report of each layer, saves the burst network under `folder`, and
+    steps. Prints the report of each layer, saves the burst network in `folder`, and
     returns everything that was measured, ready for `write`.
     """
     test = dataset.test[: settings.limit]
     images = dataset.train[: settings.calibration].inputs
-    shape = test.images.shape[1:]
-    at_once = settings.at_once
-    ann = jb.accuracy(layers, variables, test, at_once)
+    size = settings.at_once
+    ann = jb.accuracy(network, variables, test, batch_size=size)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
     runs = {}
     for name, gamma in (("refining", None), ("burst", settings.gamma), ("IF", 1)):
+        steps = settings.steps
         if name == "refining":
+            steps = min(steps, 8)
             model, spiking = jb.presets.refining(
-                layers, variables, images, batch_size=at_once
+                network, variables, images, batch_size=size
             )
         else:
             model, spiking = convert(
-                *(layers, variables, images, jb.Burst(gamma)),
+                *(network, variables, images, jb.Burst(gamma)),
                 percentile=settings.percentile,
                 initial=settings.initial,
-                batch_size=at_once,
+                batch_size=size,
             )
-        steps = min(settings.steps, 8) if name == "refining" else settings.steps
-        start = time.perf_counter()
-        curves = jb.evaluate(model, spiking, test, steps, batch_size=at_once)
-        seconds = time.perf_counter() - start
+        row, events = measure(model, spiking, test, steps, size)
         if name == "burst":
-            folded = jb.verify(
-                layers, variables, spiking, images[:100], batch_size=at_once
+            some = images[: min(size, 50)]
+            apart = jb.verify(
+                network, variables, spiking, images[:100], batch_size=size
             )
-            worst = max(folded.values())
-            print(f"folded against trained: largest difference {worst:.1e}")
-            some = images[: min(at_once, 50)]
-            rows = jb.analysis.report(model, spiking, some, steps)
+            worst = max(apart.values())
+            print(f"converted against trained: largest difference {worst:.1e}")
             print(f"\nlayers, {steps} steps of bursts on {len(some)} training images")
+            rows = jb.analysis.report(model, spiking, some, steps)
             print(jb.analysis.table(rows), end="\n\n")
             notes = {"dataset": dataset.name, "mean": test.mean, "std": test.std}
-            jb.save(folder / "spiking", model, spiking, notes)
-        energy = jb.energy.relative(layers, shape, curves.events)
-        runs[name] = {
-            "neuron": repr(model.neuron),
-            "accuracy": curves.accuracy.tolist(),
-            "energy_over_ann": energy.tolist(),
-            "joules": jb.energy.joules(layers, shape, curves.events).tolist(),
-            "events": {path: mean.tolist() for path, mean in curves.events.items()},
-            "seconds": seconds,
-        }
+            path = folder / "spiking.safetensors"
+            jb.save(path, model, spiking, notes=notes)
+        runs[name] = {"neuron": repr(model.neuron)} | row
+        runs[name]["joules"] = jb.energy.joules(network, events).tolist()
+        runs[name]["events"] = {path: mean.tolist() for path, mean in events.items()}
     return {
         "dataset": dataset.name,
         "test_images": len(test),
         "settings": dataclasses.asdict(settings),
-        "layers": jb.checkpoint.to_json(layers),
+        "network": str(network).splitlines(),
         "ann_accuracy": ann,
-        "ann_joules": jb.energy.ann_joules(layers, shape),
+        "ann_joules": jb.energy.ann_joules(network),
         "runs": runs,
     }
-
-
-def convert(
-    layers: jb.layers.Layers,
-    variables: dict,
-    images: np.ndarray,
-    neuron: jb.Burst,
-    *,
-    percentile: float,
-    initial: float,
-    pool: str = "lateral",
-    batch_size: int = 100,
-) -> tuple[jb.Model, dict]:
-    """A network of bursts, or of IF, with a percentile for its range."""
-    thresholds = jb.calibrate(
-        *(layers, variables, images, neuron),
-        percentile=percentile,
-        batch_size=batch_size,
-    )
-    spiking = jb.convert(layers, variables, thresholds, initial=initial)
-    return jb.Model(layers, neuron, pool), spiking
 
 
 @contextlib.contextmanager
@@ -161,6 +247,19 @@ def reached(accuracy: Sequence[float], goal: float) -> int | None:
     return int(hits.argmax()) + 1 if hits.any() else None
 
 
+def drawn(dataset: jb.data.Dataset, count: int, rng: np.random.Generator):
+    """Training images drawn at random, normalised."""
+    return dataset.train[rng.choice(len(dataset.train), count, replace=False)].inputs
+
+
+def shown(steps: int) -> list[int]:
+    """1, 2, 4, 8, ... and the last step."""
+    return sorted({2**k for k in range(steps.bit_length())} | {steps})
+
+
+# Records.
+
+
 def write(folder: Path, name: str, results: dict[str, dict], config: object) -> None:
     """Prints the table of each network; writes `name.json` and `name.png`.
 
@@ -173,20 +272,38 @@ def write(folder: Path, name: str, results: dict[str, dict], config: object) -> 
     for network, result in results.items():
         print(f"{network} on {result['dataset']}, ANN {result['ann_accuracy']:.2%}")
         print(_table(result), end="\n\n")
-    record = {
-        "experiment": name,
-        "config": dataclasses.asdict(config),
-        "provenance": provenance(),
-        "results": results,
-    }
-    write_json(folder / f"{name}.json", record)
-    write_file(folder / f"{name}.png", lambda path: _draw(path, results))
+    write_record(folder, name, config, results=results)
+    _draw(folder / f"{name}.png", results)
+
+
+def write_record(folder: Path, name: str, config, *optional: str, **found) -> None:
+    """Writes what an experiment found, all or nothing, and what it was found with.
+
+    Args:
+      folder: where to write `name.json`.
+      name: of the experiment.
+      config: its settings: a dataclass or a dictionary.
+      optional: packages whose versions are written down where they are installed.
+      found: everything else.
+    """
+    if dataclasses.is_dataclass(config):
+        config = dataclasses.asdict(config)
+    record = {"experiment": name, "config": config, "provenance": provenance(*optional)}
+    write_json(folder / f"{name}.json", record | found)
 
 
 def write_json(path: Path, record: dict) -> None:
     """Writes a record, all or nothing."""
-    text = json.dumps(record, indent=1, default=str) + "\n"
-    write_file(path, lambda partial: partial.write_text(text))
+
+    def plain(value):
+        return value.tolist() if isinstance(value, np.ndarray) else str(value)
+
+    write_text(path, json.dumps(record, indent=1, default=plain))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text, all or nothing."""
+    write_file(path, lambda partial: partial.write_text(text + "\n"))
 
 
 def write_file(path: Path, draw: Callable[[Path], None]) -> None:
@@ -304,16 +421,43 @@ def one_device_per_core() -> None:
             jax.config.update("jax_num_cpu_devices", jb.devices.cores())
 
 
-def shown(steps: int) -> list[int]:
-    """1, 2, 4, 8, ... and the last step."""
-    return sorted({2**k for k in range(steps.bit_length())} | {steps})
+# Tables and figures.
 
 
-def accuracy_against_energy(axis, ann: float, name: str) -> None:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule=None) -> str:
+    """A Markdown table; the rule is a `---` for each column if not given."""
+    lines = [" | ".join(head), " | ".join(rule or ["---"] * len(head))]
+    lines += [" | ".join(row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+@contextlib.contextmanager
+def figure(path: Path, *shape: int, dpi: int = 130, **options):
+    """Gives `(figure, axes)` to draw on; a PNG of it is written at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    made, axes = plt.subplots(*shape, layout="constrained", **options)
+    yield made, axes
+    write_file(path, lambda partial: made.savefig(partial, dpi=dpi, format="png"))
+    plt.close(made)
+
+
+def doubling(axis, label: str = "time steps") -> None:
+    """An axis on which time steps or energies double from mark to mark."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(label)
+    axis.grid(alpha=0.3)
+
+
+def accuracy_against_energy(axis, ann: float, title: str) -> None:
     """Dresses a figure of that kind: the ANN's line, title, labels, legend."""
     axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
     axis.set(
-        title=f"{name.replace('_', ', ')}: accuracy and energy, a dot per time step",
+        title=f"{title}: accuracy and energy, a dot per time step",
         xlabel="energy / ANN",
         ylabel="test accuracy (%)",
     )
@@ -322,9 +466,7 @@ def accuracy_against_energy(axis, ann: float, name: str) -> None:
 
 
 def _table(result: dict) -> str:
-    names = list(result["runs"])
-    head = "    T" + "".join(f"  {name:>9}  energy/ANN" for name in names)
-    lines = [head]
+    lines = ["    T" + "".join(f"  {name:>9}  energy/ANN" for name in result["runs"])]
     for t in shown(result["settings"]["steps"]):
         cells = (
             f"  {run['accuracy'][t - 1]:>9.2%}  {run['energy_over_ann'][t - 1]:>10.3f}"
@@ -338,48 +480,33 @@ def _table(result: dict) -> str:
 
 def _draw(path: Path, results: dict[str, dict]) -> None:
     """Accuracy and energy against time steps, one row for each network."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    colours = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
-    figure, axes = plt.subplots(
-        len(results),
-        2,
-        figsize=(9, 3.4 * len(results)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for (network, result), (left, right) in zip(results.items(), axes, strict=True):
-        gamma = result["settings"]["gamma"]
-        labels = {
-            "refining": "refining bursts",
-            "burst": f"bursts, γ = {gamma}",
-            "IF": "integrate-and-fire",
-        }
-        for name, run in result["runs"].items():
-            style = {"color": colours[name], "label": labels[name], "linewidth": 1.8}
-            times = np.arange(1, len(run["accuracy"]) + 1)
-            left.plot(times, 100 * np.array(run["accuracy"]), **style)
-            right.plot(times, run["energy_over_ann"], **style)
-        ann = f"ANN, {result['ann_accuracy']:.2%}"
-        left.axhline(
-            100 * result["ann_accuracy"], color="0.35", linestyle="--", label=ann
-        )
-        right.axhline(1, color="0.35", linestyle="--", label="ANN")
-        left.set(
-            title=f"{network}, {result['dataset']}, {result['test_images']:,} images",
-            ylabel="test accuracy (%)",
-        )
-        left.set_ylim(bottom=0)
-        right.set(title="synaptic operations and first layer", ylabel="energy / ANN")
-        right.set_yscale("log")
-        for axis in (left, right):
-            axis.set_xscale("log", base=2)
-            axis.set_xlabel("time steps")
-            axis.xaxis.set_major_formatter("{x:.0f}")
-            axis.grid(alpha=0.3)
-            axis.legend(frameon=False)
-    figure.savefig(path, dpi=130, format="png")
-    plt.close(figure)
+    rows = len(results)
+    with figure(path, rows, 2, figsize=(9, 3.4 * rows), squeeze=False) as (_, axes):
+        for (network, result), (left, right) in zip(results.items(), axes, strict=True):
+            labels = {
+                "refining": "refining bursts",
+                "burst": f"bursts, γ = {result['settings']['gamma']}",
+                "IF": "integrate-and-fire",
+            }
+            for name, run in result["runs"].items():
+                style = {"color": COLOURS[name], "label": labels[name]}
+                times = np.arange(1, len(run["accuracy"]) + 1)
+                left.plot(times, 100 * np.array(run["accuracy"]), lw=1.8, **style)
+                right.plot(times, run["energy_over_ann"], lw=1.8, **style)
+            ann = result["ann_accuracy"]
+            dashed = {"color": "0.35", "linestyle": "--"}
+            left.axhline(100 * ann, label=f"ANN, {ann:.2%}", **dashed)
+            right.axhline(1, label="ANN", **dashed)
+            left.set(
+                title=f"{network}, {result['dataset']}, "
+                f"{result['test_images']:,} images",
+                ylabel="test accuracy (%)",
+            )
+            left.set_ylim(bottom=0)
+            right.set(
+                title="synaptic operations and first layer", ylabel="energy / ANN"
+            )
+            right.set_yscale("log")
+            for axis in (left, right):
+                doubling(axis)
+                axis.legend(frameon=False)

@@ -13,7 +13,7 @@ import dataclasses
 from pathlib import Path
 
 import tyro
-from common import Simulation, compare, prepare_folder, run, write
+from common import Simulation, compare, prepare_folder, run, trace, write
 
 import jaxburst as jb
 
@@ -49,12 +49,13 @@ def main() -> None:
     results = {}
     for name in ("vgg_tiny", "resnet_tiny"):
         print(f"training {name}")
-        layers = jb.zoo.NETWORKS[name](dataset.classes)
+        module = jb.zoo.NETWORKS[name](dataset.classes)
         variables, _ = jb.fit(
-            layers, dataset.train, recipe, validation=dataset.validation
+            module, dataset.train, recipe, validation=dataset.validation
         )
+        network = trace(module, variables, dataset)
         results[name] = compare(
-            dataset, layers, variables, config.simulation, folder / name
+            dataset, network, variables, config.simulation, folder / name
         )
     write(folder, "digits", results, config)
 

@@ -12,7 +12,7 @@ where PyTorch is installed:
     import torchvision
     from safetensors.torch import save_file
 
-    network = torchvision.models.resnet18(weights="IMAGENET1K_V1")
+    network = torchvision.zoo.resnet18(weights="IMAGENET1K_V1")
     save_file(network.state_dict(), "resnet18.safetensors")
 
 Data: with `pip install "jaxburst[imagenet]"`, put ILSVRC2012_img_train.tar and
@@ -31,15 +31,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import common
+import numpy as np
 import tyro
-from common import (
-    Simulation,
-    compare,
-    one_device_per_core,
-    prepare_folder,
-    run,
-    write,
-)
 
 import jaxburst as jb
 
@@ -62,22 +56,24 @@ class Config:
     arch: Literal[tuple(jb.zoo.IMAGENET)] = "resnet18"
     data_dir: Path = Path("data")
     out: Path | None = None
-    simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation(
+    simulation: tyro.conf.OmitArgPrefixes[common.Simulation] = common.Simulation(
         steps=32, calibration=200, at_once=25
     )
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    one_device_per_core()
-    folder = prepare_folder(config.out or Path("runs", "imagenet", config.arch))
+    common.one_device_per_core()
+    folder = common.prepare_folder(config.out or Path("runs", "imagenet", config.arch))
     # First the weights: if they do not fit, nobody waits for the data.
-    layers = jb.zoo.IMAGENET[config.arch](CLASSES)
-    variables = jb.load_pytorch(layers, config.torch_weights, IMAGE)
+    module = jb.zoo.IMAGENET[config.arch](CLASSES)
+    example = np.zeros((1, *IMAGE), np.float32)
+    variables = jb.load_pytorch(module, config.torch_weights, example).variables
     dataset = jb.data.imagenet(config.data_dir)
-    results = compare(dataset, layers, variables, config.simulation, folder)
-    write(folder, "imagenet", {config.arch: results}, config)
+    network = common.trace(module, variables, dataset)
+    found = common.compare(dataset, network, variables, config.simulation, folder)
+    common.write(folder, "imagenet", {config.arch: found}, config)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

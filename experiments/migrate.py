@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
-from jaxburst import models, trained
+import jaxburst as jb
 
 
 def run_of(directory: Path) -> tuple[dict, dict]:
@@ -33,26 +33,28 @@ def run_of(directory: Path) -> tuple[dict, dict]:
     variables = state.get("average") or {
         name: state[name] for name in ("params", "batch_stats")
     }
-    return models.renamed(jax.tree.map(np.asarray, variables)), record
+    return jb.zoo.renamed(jax.tree.map(np.asarray, variables)), record
 
 
 def release_of(folder: Path) -> tuple[dict, dict]:
     """The variables of a released network, renamed, and its notes."""
     arrays = load_file(folder / "weights.safetensors")
     notes = json.loads((folder / "network.json").read_text())["notes"]
-    return models.renamed(unflatten_dict(arrays, sep="/")), notes
+    return jb.zoo.renamed(unflatten_dict(arrays, sep="/")), notes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--network", required=True, choices=models.NETWORKS)
+    parser.add_argument("--network", required=True, choices=jb.zoo.NETWORKS)
     parser.add_argument("--classes", required=True, type=int)
     parser.add_argument("--source", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     released = (options.source / "network.json").is_file()
     variables, notes = (release_of if released else run_of)(options.source)
-    path = trained.save(options.out, options.network, options.classes, variables, notes)
+    path = jb.released.save(
+        options.out, options.network, options.classes, variables, notes
+    )
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -4,8 +4,8 @@
         --checkpoint runs/cifar100/vgg9/training
 
 Measures it on the whole test set before and after rounding, refuses to release one that
-rounding changes by more than 0.1 points, and writes jaxburst/weights/ARCH-DATASET with
-its recipe and accuracy. A minute on one CPU core.
+rounding changes by more than 0.1 points, and writes it to jaxburst/weights with its
+recipe and accuracy. A minute on one CPU core.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+import common
 import tyro
-from cifar import Source, run
-from common import provenance
 
 import jaxburst as jb
-from jaxburst import checkpoint, released, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Config:
     """
 
     dataset: Literal["cifar10", "cifar100"]
-    source: tyro.conf.OmitArgPrefixes[Source] = Source()
-    out: Path = released.FOLDER
+    source: tyro.conf.OmitArgPrefixes[common.Source] = common.Source()
+    out: Path = jb.released.FOLDER
 
 
 def main() -> None:
@@ -47,34 +45,35 @@ def main() -> None:
             "released networks see images normalised by the data set's own constants; "
             "train and release without --mean and --std"
         )
-    dataset, layers, variables = config.source.load(config.dataset)
-    record = training.record(config.source.checkpoint)
-    folder = config.out / f"{config.source.arch}-{config.dataset}"
-    exact = jb.accuracy(layers, variables, dataset.test)
+    dataset, module, variables = config.source.load(config.dataset)
+    record, arch = jb.training.record(config.source.checkpoint), config.source.arch
+    network, test = common.trace(module, variables, dataset), dataset.test
+    exact = jb.accuracy(network, variables, test)
     with tempfile.TemporaryDirectory() as made:
-        trial = checkpoint.save_trained(Path(made, "trial"), layers, variables)
-        rounded = jb.accuracy(*checkpoint.load_trained(trial)[:2], dataset.test)
+        trial = Path(made, "trial.safetensors")
+        jb.released.save(trial, arch, dataset.classes, variables)
+        rounded = jb.accuracy(network, jb.released.load(trial)[1], test)
+    path = config.out / f"{arch}-{config.dataset}.safetensors"
     print(
-        f"{folder.name}: {exact:.2%} of {len(dataset.test):,} test images, "
-        f"{rounded:.2%} in 16 bits"
+        f"{path.stem}: {exact:.2%} of {len(test):,} test images, {rounded:.2%} in 16 "
+        "bits"
     )
     if abs(exact - rounded) > 0.001:
         raise ValueError("rounding changes the accuracy by more than 0.1 points")
     notes = {
         "dataset": config.dataset,
-        "mean": dataset.test.mean,
-        "std": dataset.test.std,
+        "mean": test.mean,
+        "std": test.std,
         "training_images": record["split"]["shape"][0],
         "recipe": record["recipe"],
         "history": record["history"],
         "test_accuracy": rounded,
         "test_accuracy_32_bits": exact,
-        "provenance": provenance(),
+        "provenance": common.provenance(),
     }
-    checkpoint.save_trained(folder, layers, variables, notes)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"wrote {folder}, {size / 1e6:.1f} MB")
+    jb.released.save(path, arch, dataset.classes, variables, notes)
+    print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -1,20 +1,26 @@
 """How fast spiking networks run, beside PyTorch programs of the same network.
 
     python experiments/throughput.py --arch vgg16 --batch-sizes 1 32 128 --steps 4 16
+    python experiments/throughput.py --against 422d67f    # beside an older version
 
 Every program gets the same converted network, images and number of steps, and all run
-in turn, round after round, in one process: jaxburst's schedules, a stepping loop in
-plain PyTorch, SpikingJelly step by step and with all steps of a layer at once, and the
-ANN in both frameworks. Medians over the rounds as a table and as JSON. PyTorch and
-SpikingJelly come with the extra `oracles`; what is missing is left out, and said so.
+in turn, round after round, in one process: jaxburst's schedules, the same network as a
+user writes it in Flax, a stepping loop in plain PyTorch, SpikingJelly step by step and
+with all steps of a layer at once, and the ANN in both frameworks. Medians over the
+rounds as a table and as JSON. PyTorch and SpikingJelly come with the extra `oracles`;
+what is missing is left out, and said so.
 
 The network has random weights and sees random images: the time hardly depends on them,
 but thresholds are calibrated on others like them, so that spikes flow (how many is
 written down). Membranes start at half a threshold. Max pooling is by lateral
 inhibition in all programs; SpikingJelly has none, and gets a module of its own for it.
-`--pool average` exchanges every MaxPool for an AvgPool instead, which SpikingJelly
-does have. Predictions are compared: the programs are the same network, so that they
-agree but for spikes that rounding moves by a step.
+`--pool average` takes VGGs with average pooling instead, which SpikingJelly does have.
+Predictions are compared: the programs are the same network, so that they agree but for
+spikes that rounding moves by a step.
+
+`--against COMMIT` runs jaxburst alone, as it is here and as it was at a commit, in a
+process each that take turns. The ratio is that of their speeds: above 1, today's is
+faster.
 
 All CPU cores take part: in jaxburst as devices that share the images, in PyTorch as
 threads. Eleven minutes on 2 cores with `--rounds 3`; VGG-16 at batch 32, T = 16: 1,088
@@ -26,46 +32,32 @@ lose most when they have to share a core. The load at the start is written down.
 from __future__ import annotations
 
 import argparse
-import ctypes
+import contextlib
 import functools
-import importlib.util
+import json
 import math
 import os
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
 
 # JAX would take most of a GPU's memory before PyTorch has any.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+import common
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import (
-    one_device_per_core,
-    prepare_folder,
-    provenance,
-    run,
-    silent_channels,
-    write_json,
-)
+import peers
+from flax.traverse_util import flatten_dict, unflatten_dict
+from peers import Program, seconds_of
 
 import jaxburst as jb
-from jaxburst import simulation
-from jaxburst.layers import (
-    AvgPool,
-    Conv,
-    Dense,
-    Flatten,
-    MaxPool,
-    Relu,
-    Residual,
-    Subsample,
-    named,
-    trace_shapes,
-)
 
 IMAGE = (32, 32, 3)
 ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
@@ -73,108 +65,206 @@ ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
 PAUSE = 0.05
 """Seconds before every timing. The threads of whoever ran before spin for some
 milliseconds after their work (OpenMP's, PyTorch's) and would take a core."""
-
-
-class Program(NamedTuple):
-    """What is raced: `call()` classifies one batch of images in `steps` time steps.
-
-    Attributes:
-      call: returns the logits `[B, classes]`, as NumPy.
-      kind: 'SNN' or 'ANN'.
-      compile_seconds: compilation by XLA; of PyTorch, how much longer its first call
-        took than the next.
-      bytes: what a call takes at most of memory that was free before it; `None`
-        where nobody counts.
-      note: the memory format, in PyTorch; in jaxburst what was done at a time.
-    """
-
-    call: Callable[[], np.ndarray]
-    kind: str
-    compile_seconds: float
-    bytes: int | None
-    note: str = ""
-
-
-# --- jaxburst ---------------------------------------------------------------------
-
-
 SCHEDULES = ("step", "layer", "auto")
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """The times of the curve that `jaxburst.direct` draws."""
 
 
-def conventional(model, circuit, images) -> jax.Array:
+# --- networks ---------------------------------------------------------------------
+
+
+class HandVGG(nn.Module):
+    """A VGG as a user writes it: Flax's own names, and padding as it comes."""
+
+    plan: tuple[int | str, ...]
+    classes: int
+    bias: bool = True
+    average: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        for entry in self.plan:
+            if entry == "M":
+                pool = nn.avg_pool if self.average else nn.max_pool
+                x = pool(x, (2, 2), strides=(2, 2))
+            else:
+                x = nn.Conv(entry, (3, 3), use_bias=self.bias)(x)
+                x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))
+
+
+class HandResNet(nn.Module):
+    """A CIFAR ResNet as a user writes it."""
+
+    widths: tuple[int, ...]
+    blocks: int
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        def convolve(x, width, stride=1):
+            x = nn.Conv(width, (3, 3), stride, padding=1, use_bias=False)(x)
+            return nn.BatchNorm(use_running_average=True)(x)
+
+        x = nn.relu(convolve(x, self.widths[0]))
+        for i in range(len(self.widths) * self.blocks):
+            width = self.widths[i // self.blocks]
+            stride = 2 if width != x.shape[-1] else 1
+            y = convolve(nn.relu(convolve(x, width, stride)), width)
+            if stride == 2:
+                new = (width - x.shape[-1]) // 2
+                x = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (new, new)))
+            x = nn.relu(x + y)
+        return nn.Dense(self.classes)(jnp.mean(x, axis=(1, 2)))
+
+
+def by_hand(module, variables, images, average: bool):
+    """The same network as a user writes it, of the VGGs and the CIFAR ResNets."""
+    if isinstance(module, jb.zoo.VGG):
+        own = HandVGG(module.plan, module.classes, module.bias, average)
+    elif module.shortcut == "subsample":
+        own = HandResNet(module.widths, module.blocks, module.classes)
+    else:
+        return None, None
+    made, found = own.init(jax.random.key(0), images), {}
+    for collection, there in made.items():  # both in the order of use
+        values = flatten_dict(variables[collection]).values()
+        pairs = zip(flatten_dict(there), values, strict=True)
+        found[collection] = unflatten_dict(dict(pairs))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, made)
+    return own, found
+
+
+def drawn(config, count: int, stream: int = 0) -> np.ndarray:
+    """Random images, normalised."""
+    rng = np.random.default_rng([config.seed, stream])
+    return rng.normal(size=(count, *IMAGE)).astype(np.float32)
+
+
+def converted(module, variables, config):
+    """The network of a module as bursts."""
+    network = jb.trace(module.apply, variables, drawn(config, 1))
+    neuron, seen = jb.Burst(config.gamma), drawn(config, 64, stream=1)
+    with common.silent_channels():
+        thresholds = jb.calibrate(network, variables, seen, neuron)
+    model = jb.Model(network, neuron, exact=config.exact)
+    return model, jb.convert(network, variables, thresholds)
+
+
+# --- jaxburst ---------------------------------------------------------------------
+
+
+def prepared(arch: str, batch: int, steps: int, config):
+    """A network, `(module, model, spiking, images)`, and jaxburst's programs of it."""
+    images = drawn(config, batch)
+    module = jb.zoo.NETWORKS[arch](10)
+    variables = module.init(jax.random.key(config.seed), images[:1])
+    average = config.pool == "average"
+    own, owned = by_hand(module, variables, images[:1], average)
+    if average and own:
+        module, variables = own, owned
+    model, spiking = converted(module, variables, config)
+    programs = {
+        f"jaxburst {name}": inference(model, spiking, images, steps, name)
+        for name in SCHEDULES
+    }
+    options = jb.run.compiler_options(model.network)
+    circuit = circuit_of(model, peers.threshold_1(model, spiking))
+    conventional = functools.partial(ann, model)
+    programs["jaxburst ANN"] = program("ANN", options, conventional, circuit, images)
+    if own and own is not module:
+        written = inference(*converted(own, owned, config), images, steps, "auto")
+        programs["jaxburst auto, by hand"] = written
+    return (module, model, spiking, images), programs
+
+
+def inference(model, spiking, images, steps: int, schedule: str) -> Program:
+    """The logits after some steps, of weights that are prepared once."""
+    each = jb.devices.of_each(len(images))
+    note = f"{jb.run.plan(each, steps, schedule)}, on {len(images) // each} devices"
+
+    def function(circuit, images):
+        return jb.run.last_of(model, circuit, [images], steps, schedule)[0]
+
+    options = jb.run.compiler_options(model.network)
+    circuit = circuit_of(model, spiking)
+    return program("SNN", options, function, circuit, images, note)
+
+
+def circuit_of(model, spiking):
+    """Converted weights in the form that is fast here."""
+    return jax.jit(jb.run.prepare, static_argnums=0)(model, spiking)
+
+
+def ann(model, circuit, images) -> jax.Array:
     """The ANN with the convolutions of the spiking network: one step of ReLUs.
 
     In `circuit` every threshold is 1, so that activations are what travels.
     """
 
-    def relu(path, threshold, membrane, current, t):
-        return membrane, jax.nn.relu(current)
+    def relu(node, threshold, state, current, t):
+        return state, jax.nn.relu(current)
 
-    current = simulation.drive(model, circuit, images)
-    state = simulation.rest(model, circuit, images.shape)
-    state, _ = simulation.step(model, circuit, current, state, respond=relu)
-    return simulation.readout(model, state)
+    def outputs(state, info):
+        return info.outputs[0]
 
-
-def jaxburst_programs(model, spiking, images, steps: int) -> dict[str, Program]:
-    """All schedules, and the ANN."""
-    circuit = simulation.build(model, spiking, images.shape[1:])
-    each = jb.devices.of_each(len(images))
-    programs = {}
-    for name in SCHEDULES:
-        function = functools.partial(jb.infer, model, steps=steps, schedule=name)
-        note = f"{simulation.plan(each, steps, name)}, on {len(images) // each} devices"
-        program = _compiled("SNN", model, function, circuit, images)
-        programs[f"jaxburst {name}"] = program._replace(note=note)
-    units = {
-        path: value._replace(theta=jnp.ones_like(value.theta))
-        if hasattr(value, "theta")
-        else value
-        for path, value in spiking.items()
-    }
-    circuit = simulation.build(model, units, images.shape[1:])
-    function = functools.partial(conventional, model)
-    programs["jaxburst ANN"] = _compiled("ANN", model, function, circuit, images)
-    return programs
+    return jb.run.unroll(model, circuit, [images], 1, outputs, respond=relu)[1][0]
 
 
-def curve(layers, spiking, images, ann: Program, rounds: int) -> dict:
+def program(kind: str, options, function, weights, images, note="") -> Program:
+    """A function of weights and images, compiled; all devices share the images."""
+    cut, copy = jb.devices.share(len(images))
+    arguments = copy(weights), cut(jnp.asarray(images))
+    start = time.perf_counter()
+    divided = jb.devices.divided(function, len(images))
+    compiled = jax.jit(divided, compiler_options=options).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+
+    def call():
+        return np.asarray(compiled(*arguments))
+
+    if jax.default_backend() == "cpu":
+        return Program(call, kind, seconds, peers.resident(call), note)
+    memory = compiled.memory_analysis()
+    needed = memory and memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return Program(call, kind, seconds, needed, note)
+
+
+def curve(network, spiking, images, ann: Program, rounds: int) -> dict:
     """Nine points up to T = 256 by `jaxburst.direct`, in passes of the ANN."""
-    model = jb.Model(layers, jb.Burst(None, signed=True))
+    model = jb.Model(network, jb.Burst(None, signed=True))
 
     def function(spiking, images):
         return jb.direct(model, spiking, images, CURVE).swapaxes(0, 1)
 
-    program = _compiled("SNN", model, function, spiking, images)
-    program.call()
-    ratios = []
+    options, ratios = jb.run.compiler_options(network), []
+    curve = program("SNN", options, function, spiking, images)
     for _ in range(rounds):
         time.sleep(PAUSE)
-        ratios.append(_seconds(program.call) / _seconds(ann.call))
-    return {"times": CURVE, "passes": statistics.median(ratios)}
+        ratios.append(seconds_of(curve.call) / seconds_of(ann.call))
+    return {"times": CURVE, "passes": median(ratios)}
 
 
-def whole(layers, config) -> dict:
+def whole(module, config) -> dict:
     """The training of a network, and 10,000 images for 32 time steps."""
-    rng = np.random.default_rng(config.seed)
-    half = (0.5,) * 3
+    rng, half = np.random.default_rng(config.seed), (0.5,) * 3
 
-    def drawn(count: int) -> jb.data.Split:
+    def split(count: int) -> jb.data.Split:
         images = rng.integers(0, 256, (count, *IMAGE), np.uint8)
         return jb.data.Split(images, rng.integers(0, 10, count, np.int32), half, half)
 
     recipe = jb.Recipe(epochs=3, batch_size=512, precision="bfloat16")
-    variables, history = jb.fit(layers, drawn(25_600), recipe)
-    test = drawn(10_000)
-    with silent_channels():
-        model, spiking = jb.presets.paper(layers, variables, test[:200].inputs)
+    variables, history = jb.fit(module, split(25_600), recipe)
+    test = split(10_000)
+    seen = test[:200].inputs
+    network = jb.trace(module.apply, variables, seen[:1])
+    with common.silent_channels():
+        model, spiking = jb.presets.paper(network, variables, seen)
     settings = {"steps": 32, "batch_size": 1000}
     jb.evaluate(model, spiking, test[:1000], **settings)
-    seconds = _seconds(lambda: jb.evaluate(model, spiking, test, **settings))
+    seconds = seconds_of(lambda: jb.evaluate(model, spiking, test, **settings))
     rate = history[-1]["images_per_second"]
-    passes = 3 * sum(operations(layers))  # one forwards, two backwards
+    passes = 3 * sum(operations(network))  # one forwards, two backwards
     print(
         f"training {rate:,.0f} images/s, {rate * passes / 1e12:.1f} Tflop/s; "
         f"10,000 images, T = 32: {seconds:.2f} s"
@@ -184,362 +274,6 @@ def whole(layers, config) -> dict:
         "training_operations_per_second": rate * passes,
         "seconds_of_10000_images_at_32_steps": seconds,
     }
-
-
-def _compiled(kind: str, model, function, weights, images) -> Program:
-    """A function of weights and images; all devices share the images."""
-    options = simulation.compiler_options(model, IMAGE)
-    cut, copy = jb.devices.share(len(images))
-    arguments = copy(weights), cut(jnp.asarray(images))
-    start = time.perf_counter()
-    divided = jb.devices.divided(function, len(images))
-    run = jax.jit(divided, compiler_options=options)
-    compiled = run.lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-
-    def call():
-        return np.asarray(compiled(*arguments))
-
-    if jax.default_backend() == "cpu":
-        return Program(call, kind, seconds, resident(call))
-    memory = compiled.memory_analysis()
-    needed = memory and memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return Program(call, kind, seconds, needed)
-
-
-def resident(call) -> int | None:
-    """By how much a call raises the peak of the memory this process occupies.
-
-    The same for every program, libraries' scratch included. Linux only.
-    """
-    call()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-        before = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-# --- PyTorch ----------------------------------------------------------------------
-
-
-def missing(*packages: str) -> str:
-    """Why programs are left out, or nothing."""
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f"{', '.join(absent)} not installed (extra `oracles`)" if absent else ""
-
-
-def torch_modules():
-    """Classes for the parts of a network that PyTorch does not have."""
-    import torch
-    from torch import nn
-
-    class Neurons(nn.Module):
-        """Burst neurons of threshold 1; the spikes may overwrite the current."""
-
-        def __init__(self, gamma, overwrite):
-            super().__init__()
-            self.gamma, self.overwrite, self.v = gamma, overwrite, None
-
-        def forward(self, current):
-            if self.v is None:
-                self.v = torch.full_like(current, 0.5)
-            self.v += current
-            spikes = torch.floor(self.v, out=current if self.overwrite else None)
-            self.v -= spikes.clamp_(0, self.gamma)
-            return spikes
-
-        def reset(self):
-            self.v = None
-
-    class LateralPool(nn.Module):
-        """Passes on what the running sums of a window have gained at their maximum."""
-
-        def __init__(self, layer):
-            super().__init__()
-            window = layer.window, layer.stride or layer.window, layer.padding
-            self.pool = nn.MaxPool2d(*window)
-            self.reset()
-
-        def forward(self, spikes):
-            if self.total is None:
-                self.total = spikes.clone()
-                self.sent = self.pool(spikes)
-                return self.sent
-            self.total += spikes
-            before, self.sent = self.sent, self.pool(self.total)
-            return self.sent - before
-
-        def reset(self):
-            self.total = self.sent = None
-
-    class Sum(nn.Module):
-        def __init__(self, body, shortcut, scale):
-            super().__init__()
-            self.body, self.shortcut, self.scale = body, shortcut, scale
-
-        def forward(self, x):
-            return self.body(x).add_(self.shortcut(x), alpha=self.scale)
-
-    class Subsampled(nn.Module):
-        def __init__(self, layer, channels):
-            super().__init__()
-            before = (layer.features - channels) // 2
-            self.stride = layer.stride
-            self.edge = (0, 0, 0, 0, before, layer.features - channels - before)
-
-        def forward(self, x):
-            x = x[..., :: self.stride, :: self.stride]
-            return nn.functional.pad(x, self.edge)
-
-    return Neurons, LateralPool, Sum, Subsampled
-
-
-def torch_network(layers, spiking, kit, neurons: Callable, pool: Callable):
-    """A converted network as PyTorch modules, channels first.
-
-    Args:
-      layers: the network.
-      spiking: its weights; with thresholds of 1 for a spiking one.
-      kit: where `Conv2d`, `Linear`, `AvgPool2d` and `Flatten` are taken from.
-      neurons: makes the module that stands for a Relu, from its path.
-      pool: makes the module that stands for a MaxPool, from the layer.
-
-    Returns:
-      `(stem, rest)`: what is constant in time, up to the first Relu, and the rest.
-    """
-    import torch
-
-    Sum, Subsampled = torch_modules()[2:]
-    rows = {row.path: row for row in trace_shapes(layers, IMAGE)}
-
-    def loaded(module, kernel, bias):
-        module.weight.data = torch.from_numpy(np.array(kernel, order="C"))
-        module.bias.data = torch.from_numpy(np.array(bias))
-        return module
-
-    def scope(layers, prefix):
-        modules, flattened = [], None
-        for name, layer in named(layers):
-            path = f"{prefix}{name}"
-            shape = rows[path].input if path in rows else None
-            match layer:
-                case Conv(features, kernel, stride, padding):
-                    weight, bias = spiking[path]
-                    module = kit.Conv2d(
-                        *(shape[-1], features, kernel), stride=stride, padding=padding
-                    )
-                    weight = np.transpose(weight, (3, 2, 0, 1))
-                    modules.append(loaded(module, weight, bias))
-                case Dense(features):
-                    weight, bias = spiking[path]
-                    if flattened:
-                        maps = np.reshape(weight, (*flattened, features))
-                        weight = maps.transpose(2, 0, 1, 3).reshape(-1, features)
-                        flattened = None
-                    module = kit.Linear(shape[0], features)
-                    modules.append(loaded(module, np.transpose(weight), bias))
-                case Relu():
-                    modules.append(neurons(path))
-                case MaxPool():
-                    modules.append(pool(layer))
-                case AvgPool(window, stride):
-                    modules.append(kit.AvgPool2d(window or shape[0], stride))
-                case Flatten():
-                    modules.append(kit.Flatten())
-                    flattened = shape
-                case Subsample():
-                    modules.append(Subsampled(layer, shape[-1]))
-                case Residual(body, shortcut):
-                    scale = float(spiking[path].scale)
-                    inside = scope(body, f"{path}/body/")
-                    around = scope(shortcut, f"{path}/shortcut/")
-                    parts = torch.nn.Sequential(*inside), torch.nn.Sequential(*around)
-                    modules.append(Sum(*parts, scale))
-        return modules
-
-    modules = scope(layers, "")
-    first = [isinstance(layer, Relu) for layer in layers].index(True)
-    stem, rest = modules[:first], modules[first:]
-    return torch.nn.Sequential(*stem).eval(), torch.nn.Sequential(*rest).eval()
-
-
-def torch_programs(model, spiking, images, steps: int) -> dict[str, Program]:
-    """A plain stepping loop, and the ANN."""
-    if reason := missing("torch"):
-        print(f"without PyTorch: {reason}")
-        return {}
-    from torch import nn
-
-    Neurons, LateralPool, *_ = torch_modules()
-    scaled = jb.normalise(model.layers, spiking, IMAGE)
-    first = next(name for name, layer in named(model.layers) if layer == Relu())
-    stem, rest = torch_network(
-        model.layers,
-        scaled,
-        nn,
-        # The first current is the same at every step, and must stay.
-        lambda path: Neurons(model.neuron.gamma, overwrite=path != first),
-        LateralPool,
-    )
-
-    def loop(images):
-        for module in rest.modules():
-            if hasattr(module, "reset"):
-                module.reset()
-        current = stem(images)
-        total = rest(current)
-        for _ in range(steps - 1):
-            total += rest(current)
-        return total / steps
-
-    start, end = torch_network(
-        model.layers,
-        spiking,
-        nn,
-        lambda path: nn.ReLU(inplace=True),
-        lambda layer: nn.MaxPool2d(
-            layer.window, layer.stride or layer.window, layer.padding
-        ),
-    )
-    ann = nn.Sequential(start, end)
-    return {
-        "PyTorch loop": _raced("SNN", (stem, rest), loop, images),
-        "PyTorch ANN": _raced("ANN", (ann,), ann, images),
-    }
-
-
-def spikingjelly_programs(model, spiking, images, steps: int) -> dict[str, Program]:
-    """SpikingJelly step by step, and layer by layer with all steps at once.
-
-    Its `IFNode` is the integrate-and-fire neuron, its `ILIFNode` the burst neuron
-    that starts at half a threshold (tests/test_peers.py). As its tutorials do, the
-    first convolution is applied once.
-    """
-    if reason := missing("torch", "spikingjelly"):
-        print(f"without SpikingJelly: {reason}")
-        return {}
-    import torch
-    from spikingjelly.activation_based import base, functional, layer, neuron, surrogate
-
-    class LateralPool(base.MemoryModule):
-        def __init__(self, pool):
-            super().__init__()
-            window = pool.window, pool.stride or pool.window, pool.padding
-            self.pool = torch.nn.MaxPool2d(*window)
-            self.register_memory("total", 0.0)
-            self.register_memory("sent", 0.0)
-
-        def single_step_forward(self, spikes):
-            self.total = self.total + spikes
-            before, self.sent = self.sent, self.pool(self.total)
-            return self.sent - before
-
-        def multi_step_forward(self, spikes):
-            best = functional.seq_to_ann_forward(spikes.cumsum(0), (self.pool,))
-            return best.diff(dim=0, prepend=torch.zeros_like(best[:1]))
-
-    def neurons(path):
-        if model.neuron.gamma == 1:
-            node = neuron.IFNode(v_reset=None)
-            node.set_reset_value("v", 0.5)
-            return node
-        levels = surrogate.MultiLevelSpikeCount(model.neuron.gamma)
-        return neuron.ILIFNode(tau=1e9, surrogate_function=levels)  # without a leak
-
-    scaled = jb.normalise(model.layers, spiking, IMAGE)
-
-    def network(mode):
-        # Subsampling and sums work on [T, B, ...] as they stand.
-        parts = torch_network(model.layers, scaled, layer, neurons, LateralPool)
-        functional.set_step_mode(parts[1], mode)
-        return parts
-
-    stem, rest = network("s")
-    stem_all, rest_all = network("m")
-
-    def single(images):
-        functional.reset_net(rest)
-        current = stem(images)
-        total = rest(current)
-        for _ in range(steps - 1):
-            total += rest(current)
-        return total / steps
-
-    def multi(images):
-        functional.reset_net(rest_all)
-        current = stem_all(images)
-        return rest_all(current.expand(steps, *current.shape)).mean(0)
-
-    return {
-        "SpikingJelly single-step": _raced("SNN", (stem, rest), single, images),
-        "SpikingJelly multi-step": _raced("SNN", (stem_all, rest_all), multi, images),
-    }
-
-
-def torch_device():
-    import torch
-
-    gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
-
-
-def set_up_torch() -> None:
-    """As many threads as there are cores; on a GPU TF32, as JAX has by default."""
-    import torch
-
-    torch.set_num_threads(jb.devices.cores())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-
-
-def _raced(kind: str, parts, function, images) -> Program:
-    """A PyTorch program in the memory format in which it is faster."""
-    import torch
-
-    device = torch_device()
-
-    def prepared(name):
-        form = getattr(torch, name)
-        for part in parts:
-            part.to(device, memory_format=form)
-        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        x = x.to(device, memory_format=form)
-
-        def call():
-            with torch.inference_mode():
-                return function(x).cpu().numpy()
-
-        return call
-
-    times = {}
-    for name in ("contiguous_format", "channels_last"):
-        call = prepared(name)
-        times[name] = [_seconds(call) for _ in range(3)]
-    name = min(times, key=lambda name: min(times[name]))
-    call = prepared(name)
-    extra = times[name][0] - min(times[name])
-    return Program(call, kind, extra, _torch_bytes(call), name)
-
-
-def _torch_bytes(call) -> int | None:
-    """What a call takes on a GPU by PyTorch's own count; else as for all programs."""
-    import torch
-
-    if torch_device().type == "cpu":
-        return resident(call)
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return torch.cuda.max_memory_allocated() - before
 
 
 # --- the race ---------------------------------------------------------------------
@@ -559,22 +293,22 @@ def peaks() -> dict[str, Callable[[], float]]:
         for m, k, n in sizes
     ]
     product = jax.jit(jnp.matmul)
-    ours = [tuple(map(jnp.asarray, pair)) for pair in pairs]
 
     def best(pairs, multiply):
         for a, b in pairs:
             multiply(a, b)
         return max(
-            2 * a.shape[0] * math.prod(b.shape) / _seconds(multiply, a, b)
+            2 * a.shape[0] * math.prod(b.shape) / seconds_of(multiply, a, b)
             for a, b in pairs
             for _ in range(3)
         )
 
+    ours = [tuple(map(jnp.asarray, pair)) for pair in pairs]
     found = {"jax": lambda: best(ours, lambda a, b: product(a, b).block_until_ready())}
-    if not missing("torch"):
+    if not peers.missing("torch"):
         import torch
 
-        device = torch_device()
+        device = peers.torch_device()
         theirs = [[torch.from_numpy(x).to(device) for x in pair] for pair in pairs]
 
         def multiply(a, b):
@@ -586,10 +320,11 @@ def peaks() -> dict[str, Callable[[], float]]:
     return found
 
 
-def _seconds(call, *arguments) -> float:
-    start = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - start
+def mean_seconds(call, once: float) -> float:
+    """Of one call; of short calls, their mean over a tenth of a second."""
+    repeats = max(1, round(0.1 / once))
+    time.sleep(PAUSE)
+    return sum(seconds_of(call) for _ in range(repeats)) / repeats
 
 
 def race(programs: dict[str, Program], rounds: int) -> tuple[dict, dict]:
@@ -599,19 +334,15 @@ def race(programs: dict[str, Program], rounds: int) -> tuple[dict, dict]:
       `(seconds, peak)`: the time of one call, `{program: [rounds]}`, and the operations
       per second of matrix products, `{framework: [rounds]}`.
     """
-    seconds = {name: [] for name in programs}
-    products = peaks()
+    products, seconds = peaks(), {name: [] for name in programs}
     peak = {name: [] for name in products}
-    once = {name: _seconds(program.call) for name, program in programs.items()}
+    once = {name: seconds_of(program.call) for name, program in programs.items()}
     for _ in range(rounds):
         for name, measure in products.items():
             time.sleep(PAUSE)
             peak[name].append(measure())
         for name, program in programs.items():
-            repeats = max(1, round(0.1 / once[name]))  # short calls: their mean
-            time.sleep(PAUSE)
-            total = sum(_seconds(program.call) for _ in range(repeats))
-            seconds[name].append(total / repeats)
+            seconds[name].append(mean_seconds(program.call, once[name]))
     return seconds, peak
 
 
@@ -638,61 +369,49 @@ def compared(programs: dict[str, Program]) -> dict[str, dict]:
                 f"{first}, whose spread is {spread:.2g}; it is not the same network"
             )
         same = logits.argmax(-1) == expected.argmax(-1)
+        distance = {"median": float(np.median(apart)), "largest": float(apart.max())}
         found[name] = {
             "same_predictions": float(same.mean()),
-            "difference_of_logits": {
-                "median": float(np.median(apart)),
-                "largest": float(apart.max()),
-            },
+            "difference_of_logits": distance,
             "spread_of_logits": spread,
         }
     return found
 
 
-def operations(layers) -> tuple[int, int]:
+def operations(network) -> tuple[int, int]:
     """`(first, rest)`: of one image, two per multiply-accumulate.
 
-    Of convolutions by definition, taps on zero padding included.
+    Of convolutions by definition, without taps on zero padding.
     """
-    macs = list(jb.energy.macs(layers, IMAGE).values())
-    return 2 * macs[0], 2 * sum(macs[1:])
+    first, *rest = jb.energy.macs(network).values()
+    return 2 * first, 2 * sum(rest)
 
 
-def measure(layers, batch: int, steps: int, config) -> dict:
+def measure(arch: str, batch: int, steps: int, config) -> dict:
     """One batch size and number of steps: every program, checked and raced."""
-    rng = np.random.default_rng(config.seed)
-    images = rng.normal(size=(batch, *IMAGE)).astype(np.float32)
-    seen = rng.normal(size=(64, *IMAGE)).astype(np.float32)
-    variables = jb.Network(layers).init(jax.random.key(config.seed), images[:1])
-    neuron = jb.Burst(config.gamma)
-    with silent_channels():
-        thresholds = jb.calibrate(layers, variables, seen, neuron)
-    spiking = jb.convert(layers, variables, thresholds)
-    model = jb.Model(layers, neuron, exact=config.exact)
-    programs = {}
-    for build in (jaxburst_programs, torch_programs, spikingjelly_programs):
-        programs |= build(model, spiking, images, steps)
+    one, programs = prepared(arch, batch, steps, config)
+    for build in (peers.torch_programs, peers.spikingjelly_programs):
+        programs |= build(*one, steps)
+    _, model, spiking, images = one
     checks = compared(programs)
     seconds, peak = race(programs, config.rounds)
-    drawn = curve(layers, spiking, images, programs["jaxburst ANN"], config.rounds)
+    conventional = programs["jaxburst ANN"]
+    passes = curve(model.network, spiking, images, conventional, config.rounds)
     highest = max(max(values) for values in peak.values())
-    first, rest = operations(layers)
+    first, rest = operations(model.network)
     rows = {}
     for name, program in programs.items():
         length = steps if program.kind == "SNN" else 1
-        median = statistics.median(seconds[name])
+        typical = median(seconds[name])
         # The ANN of the same framework, that is, with the same convolutions.
-        ann = "jaxburst ANN" if name.startswith("jaxburst") else "PyTorch ANN"
-        over = [
-            own / (length * other)
-            for own, other in zip(seconds[name], seconds[ann], strict=True)
-        ]
+        other = "jaxburst ANN" if name.startswith("jaxburst") else "PyTorch ANN"
+        pairs = zip(seconds[name], seconds[other], strict=True)
         rows[name] = {
             "kind": program.kind,
-            "image_steps_per_second": batch * length / median,
+            "image_steps_per_second": batch * length / typical,
             "seconds": seconds[name],
-            "over_t_times_ann": statistics.median(over),
-            "fraction_of_peak": batch * (first + length * rest) / median / highest,
+            "over_t_times_ann": median(own / (length * other) for own, other in pairs),
+            "fraction_of_peak": batch * (first + length * rest) / typical / highest,
             "bytes": program.bytes,
             "compile_seconds": program.compile_seconds,
             "note": program.note,
@@ -702,7 +421,7 @@ def measure(layers, batch: int, steps: int, config) -> dict:
         "steps": steps,
         "spikes_per_neuron_and_step": spike_rate(model, spiking, images[:8], steps),
         "peak_operations_per_second": peak,
-        "direct": drawn,
+        "direct": passes,
         "programs": rows,
     }
 
@@ -710,10 +429,10 @@ def measure(layers, batch: int, steps: int, config) -> dict:
 def spike_rate(model, spiking, images, steps: int) -> dict[str, float]:
     """Mean spikes per neuron and step in every layer: that something flows."""
     events = jb.simulate(model, spiking, images, steps).events
+    nodes = [model.network.graph[name] for name in model.network.neurons]
     return {
-        row.path: float(events[row.path].mean()) / math.prod(row.output)
-        for row in trace_shapes(model.layers, IMAGE)
-        if isinstance(row.layer, Relu)
+        node.name: float(events[node.name].mean()) / math.prod(node.image_shape)
+        for node in nodes
     }
 
 
@@ -725,7 +444,6 @@ def table(result: dict) -> str:
     for name, row in result["programs"].items():
         length = result["steps"] if row["kind"] == "SNN" else 1
         speeds = [result["batch"] * length / value for value in row["seconds"]]
-        used = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.0f}"
         rows.append(
             (
                 name,
@@ -734,106 +452,229 @@ def table(result: dict) -> str:
                 f"{max(speeds):.1f}",
                 f"{row['over_t_times_ann']:.3f}",
                 f"{row['fraction_of_peak']:.1%}",
-                used,
+                "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.0f}",
                 f"{row['compile_seconds']:.1f}",
                 f"{row['same_predictions']:.1%}",
                 f"{row['difference_of_logits']['median']:.1e}",
             )
         )
+    peak = ", ".join(
+        f"{name} {max(values) / 1e9:.0f}"
+        for name, values in result["peak_operations_per_second"].items()
+    )
+    rates = list(result["spikes_per_neuron_and_step"].values())
+    return (
+        f"batch {result['batch']}, T = {result['steps']}; matrix products, Gop/s: "
+        f"{peak}; spikes per neuron and step {min(rates):.3f} to {max(rates):.3f}\n"
+        f"{aligned(rows)}\nT = 1 ... 256, nine points in one go (direct): "
+        f"{result['direct']['passes']:.1f} passes of the ANN"
+    )
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Cells under one another, the first column to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return "\n".join(
         "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
+            cell.rjust(width) if k else cell.ljust(width)
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
-    ]
-    peak = {
-        name: max(values) / 1e9
-        for name, values in result["peak_operations_per_second"].items()
+    )
+
+
+# --- against an older version -----------------------------------------------------
+
+
+def of_layers(arch: str, batch: int, steps: int, config) -> dict[str, Program]:
+    """The programs of version 0.1, which knew tuples of layers and no functions."""
+    from jaxburst import simulation
+
+    layers, images = jb.zoo.NETWORKS[arch](10), drawn(config, batch)
+    variables = jb.Network(layers).init(jax.random.key(config.seed), images[:1])
+    neuron, seen = jb.Burst(config.gamma), drawn(config, 64, stream=1)
+    with common.silent_channels():
+        thresholds = jb.calibrate(layers, variables, seen, neuron)
+    spiking = jb.convert(layers, variables, thresholds)
+    model = jb.Model(layers, neuron, exact=config.exact)
+    circuit = simulation.build(model, spiking, IMAGE)
+
+    def ann(circuit, images):
+        def relu(path, threshold, membrane, current, t):
+            return membrane, jax.nn.relu(current)
+
+        current = simulation.drive(model, circuit, images)
+        state = simulation.rest(model, circuit, images.shape)
+        state, _ = simulation.step(model, circuit, current, state, respond=relu)
+        return simulation.readout(model, state)
+
+    functions = {
+        f"jaxburst {name}": functools.partial(
+            jb.infer, model, steps=steps, schedule=name
+        )
+        for name in SCHEDULES
     }
-    products = ", ".join(f"{name} {value:.0f}" for name, value in peak.items())
-    rates = list(result["spikes_per_neuron_and_step"].values())
-    head = (
-        f"batch {result['batch']}, T = {result['steps']}; matrix products, Gop/s: "
-        f"{products}; spikes per neuron and step {min(rates):.3f} to {max(rates):.3f}"
-    )
-    passes = result["direct"]["passes"]
-    last = (
-        f"T = 1 ... 256, nine points in one go (direct): {passes:.1f} passes of the ANN"
-    )
-    return "\n".join([head, *lines, last])
+    options = simulation.compiler_options(model, IMAGE)
+    return {
+        name: program("", options, function, circuit, images)
+        for name, function in (functions | {"jaxburst ANN": ann}).items()
+    }
+
+
+def work(config) -> None:
+    """Serves one side: says which programs there are, then times those it is told."""
+    case = config.arch[0], config.batch_sizes[0], config.steps[0], config
+    programs = prepared(*case)[1] if hasattr(jb, "trace") else of_layers(*case)
+    once = {name: seconds_of(program.call) for name, program in programs.items()}
+    print(json.dumps(list(programs)), flush=True)
+    for line in sys.stdin:
+        name = line.strip()
+        print(json.dumps(mean_seconds(programs[name].call, once[name])), flush=True)
+
+
+@contextlib.contextmanager
+def worker(options: list[str], package: Path | None):
+    """A process with one version, as a function of a line that returns its answer."""
+    environment = dict(os.environ)
+    if package is not None:
+        environment["PYTHONPATH"] = str(package)
+    command = [sys.executable, __file__, "--worker", *options]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+
+        def ask(line: str = ""):
+            if line:
+                print(line, file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                raise ChildProcessError(f"{package or 'here'}: the process has ended")
+            return json.loads(answer)
+
+        try:
+            yield ask
+        finally:
+            process.stdin.close()
+
+
+@contextlib.contextmanager
+def checked_out(commit: str):
+    """A temporary worktree of a commit, outside of this one."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "jaxburst")
+        add = subprocess.run(
+            [*git, "add", "--detach", place, commit], capture_output=True, text=True
+        )
+        if add.returncode:
+            raise ValueError(f"--against {commit}: {add.stderr.strip()}")
+        try:
+            yield place
+        finally:
+            subprocess.run([*git, "remove", "--force", place], check=True)
+
+
+def against(arch: str, batch: int, steps: int, config, package: Path) -> dict:
+    """Every program of both versions in turn: seconds, and the ratio of speeds."""
+    options = ["--arch", arch, "--batch-sizes", str(batch), "--steps", str(steps)]
+    options += ["--gamma", str(config.gamma), "--seed", str(config.seed)]
+    options += ["--exact"] if config.exact else []
+    with worker(options, package) as old, worker(options, None) as new:
+        then, now = old(), new()
+        # What is written by hand stands beside the zoo's of then.
+        pairs = {
+            name: other
+            for name in now
+            for other in (name, name.removesuffix(", by hand"))
+            if other in then
+        }
+        seconds = {name: {"old": [], "new": []} for name in pairs}
+        for i in range(config.rounds):
+            for name, other in pairs.items():
+                turns = [("old", old, other), ("new", new, name)]
+                for side, ask, asked in turns[:: 1 if i % 2 else -1]:
+                    seconds[name][side].append(ask(asked))
+    for row in seconds.values():
+        ratios = [a / b for a, b in zip(row["old"], row["new"], strict=True)]
+        row["ratio"] = median(ratios)
+    return {"batch": batch, "steps": steps, "programs": seconds}
+
+
+def table_against(result: dict) -> str:
+    """One batch size and number of steps: milliseconds, and the ratio of speeds."""
+    rows = [("program", "old ms", "new ms", "new/old")]
+    for name, row in result["programs"].items():
+        times = (f"{1e3 * median(row[side]):.1f}" for side in ("old", "new"))
+        rows.append((name, *times, f"{row['ratio']:.3f}"))
+    return f"batch {result['batch']}, T = {result['steps']}\n{aligned(rows)}"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--arch", nargs="+", default=["vgg16", "resnet20"], choices=jb.zoo.NETWORKS
-    )
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32, 128])
-    parser.add_argument("--steps", nargs="+", type=int, default=[4, 16])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--gamma", type=int, default=1, help="spikes per step at most; 1 is IF"
-    )
-    parser.add_argument("--pool", choices=["lateral", "average"], default="lateral")
-    parser.add_argument(
-        "--exact", action="store_true", help="jaxburst without Winograd's algorithm"
-    )
-    parser.add_argument(
-        "--whole",
-        action="store_true",
-        help="also train, and simulate 10,000 images for 32 steps: for accelerators",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
+
+    def add(name: str, **settings):
+        parser.add_argument(f"--{name}", **settings)
+
+    numbers = {"nargs": "+", "type": int}
+    archs = ["vgg16", "resnet20"]
+    add("arch", nargs="+", default=archs, choices=jb.zoo.NETWORKS)
+    add("batch-sizes", default=[1, 32, 128], **numbers)
+    add("steps", default=[4, 16], **numbers)
+    add("rounds", type=int, default=5)
+    add("gamma", type=int, default=1, help="spikes per step at most; 1 is IF")
+    add("pool", choices=["lateral", "average"], default="lateral")
+    exact = "jaxburst without Winograd's algorithm"
+    add("exact", action="store_true", help=exact)
+    both = "also train, and simulate 10,000 images for 32 steps: for accelerators"
+    add("whole", action="store_true", help=both)
+    add("against", metavar="COMMIT", help="beside jaxburst as it was at a commit")
+    add("worker", action="store_true", help=argparse.SUPPRESS)
+    add("seed", type=int, default=0)
+    add("out", type=Path, default=Path("runs/throughput"))
     config = parser.parse_args()
     for name in ("batch_sizes", "steps", "rounds"):
         if np.min(getattr(config, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if config.against and (config.pool != "lateral" or config.whole):
+        parser.error("--against takes neither --pool nor --whole")
     return config
 
 
 def main() -> None:
     config = arguments()
-    one_device_per_core()
-    folder = prepare_folder(config.out)
-    if not missing("torch"):
-        set_up_torch()
+    common.one_device_per_core()
+    if config.worker:
+        return work(config)
+    folder = common.prepare_folder(config.out)
+    if not peers.missing("torch"):
+        peers.set_up_torch(jb.devices.cores())
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"load average {load:.1f}: something else is running; times will be off")
-    record = {
-        "experiment": "throughput",
-        "config": vars(config),
-        "provenance": provenance("torch", "spikingjelly"),
-        "environment": {name: os.environ.get(name) for name in ALLOCATOR},
-        "threads": jb.devices.cores(),
-        "load_average": load,
-        "results": {},
-        "whole": {},
-    }
-    for arch in config.arch:
-        layers = jb.zoo.NETWORKS[arch](10)
-        if config.pool == "average":
-            layers = tuple(
-                AvgPool(layer.window, layer.stride)
-                if isinstance(layer, MaxPool)
-                else layer
-                for layer in layers
-            )
-        record["results"][arch] = []
-        for batch in config.batch_sizes:
-            for steps in config.steps:
-                result = measure(layers, batch, steps, config)
-                record["results"][arch].append(result)
-                print(f"{arch}, {table(result)}\n", flush=True)
-        if config.whole:
-            record["whole"][arch] = whole(layers, config)
-    write_json(folder / "throughput.json", record)
+    results, wholes = {arch: [] for arch in config.arch}, {}
+    name, then, show = "throughput", contextlib.nullcontext(), table
+    if config.against:
+        name, then, show = "against", checked_out(config.against), table_against
+    with then as package:
+        for arch in config.arch:
+            for batch in config.batch_sizes:
+                for steps in config.steps:
+                    case = [arch, batch, steps, config]
+                    found = against(*case, package) if package else measure(*case)
+                    results[arch].append(found)
+                    print(f"{arch}, {show(found)}\n", flush=True)
+            if config.whole:
+                wholes[arch] = whole(jb.zoo.NETWORKS[arch](10), config)
+    common.write_record(
+        *(folder, name, vars(config), "torch", "spikingjelly"),
+        environment={name: os.environ.get(name) for name in ALLOCATOR},
+        threads=jb.devices.cores(),
+        load_average=load,
+        results=results,
+        whole=wholes,
+    )
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

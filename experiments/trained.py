@@ -15,8 +15,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import common
 import tyro
-from common import prepare_folder, run, write_json
 
 import jaxburst as jb
 
@@ -36,19 +36,18 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    folder = prepare_folder(config.results / "training")
+    folder = common.prepare_folder(config.results / "training")
     for name in jb.released.names():
         notes = jb.released.notes(name)
         seconds = training_seconds(notes["history"], notes["recipe"]["batch_size"])
         record = {"network": name, "training_seconds": seconds, **notes}
-        write_json(folder / f"{name}.json", record)
+        common.write_json(folder / f"{name}.json", record)
     head = ["network", "data", "ANN", "spikes", *(f"T = {t}" for t in TIMES)]
     head += ["images", "seconds", "hardware"]
-    print(line(head))
-    print("|---|---|--:|---|" + "--:|" * (len(TIMES) + 2) + "---|")
-    for path in sorted(config.results.glob("*/cifar*.json")):
-        for cells in rows(json.loads(path.read_text())):
-            print(line(cells))
+    rule = ["---", "---", "--:", "---"] + ["--:"] * (len(TIMES) + 2) + ["---"]
+    paths = sorted(config.results.glob("*/cifar*.json"))
+    lines = [cells for path in paths for cells in rows(json.loads(path.read_text()))]
+    print(common.markdown(head, lines, rule))
 
 
 def training_seconds(history: list[dict], batch_size: int) -> float:
@@ -82,10 +81,5 @@ def cell(spikes: dict, t: int) -> str:
     return f"{100 * accuracy:.2f} ({energy:.2f})"
 
 
-def line(cells: list[str]) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
-
-
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -16,33 +16,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Literal
 
+import common
 import numpy as np
 import tyro
-from cifar import IMAGE, Source, run
-from common import (
-    accuracy_against_energy,
-    prepare_folder,
-    provenance,
-    write_file,
-    write_json,
-)
 
 import jaxburst as jb
-from jaxburst import anytime, energy
 
 PRESETS = {f"preset, {levels} levels": levels for levels in (2, 3, 4, 6)}
 DEFAULT = "preset, 4 levels"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(common.Study):
     """Tunes one trained network for budgets of energy.
 
     Attributes:
-      dataset: what the network was trained on.
-      source: which network, with which weights and data.
       budgets: of energy over the ANN's.
       calibration: number of training images for `tune`; the presets take the first
         500, as `settle` does.
@@ -51,11 +40,8 @@ class Config:
       agreement: of anytime inference with the decisions after all steps.
       limit: number of test images; all of them if not given.
       seed: of the draw of calibration images and of the search.
-      out: folder for the results; runs/tune/DATASET_ARCH if not given.
     """
 
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    source: tyro.conf.OmitArgPrefixes[Source] = Source()
     budgets: tuple[float, ...] = (0.2, 0.25)
     calibration: int = 2000
     steps: int = 4
@@ -63,23 +49,19 @@ class Config:
     agreement: float = 0.99
     limit: int | None = None
     seed: int = 0
-    out: Path | None = None
 
 
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
-    name = f"{config.dataset}_{config.source.arch}"
-    folder = prepare_folder(config.out or Path("runs", "tune", name))
-    dataset, layers, variables = config.source.load_trained(config.dataset)
+    folder, dataset, network, variables = config.begin("tune")
     rng = np.random.default_rng(config.seed)
-    chosen = rng.choice(len(dataset.train), config.calibration, replace=False)
-    images = dataset.train[chosen].inputs
+    images = common.drawn(dataset, config.calibration, rng)
     test = dataset.test[: config.limit]
-    ann = jb.accuracy(layers, variables, test)
+    ann = jb.accuracy(network, variables, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
     presets = {}
     for title, levels in PRESETS.items():
-        converted = jb.presets.refining(layers, variables, images[:500], levels=levels)
+        converted = jb.presets.refining(network, variables, images[:500], levels=levels)
         presets[title] = measure(*converted, test, config.steps)
         print(f"{title}: {presets[title]['accuracy']}", flush=True)
         if title == DEFAULT:
@@ -88,7 +70,7 @@ def main() -> None:
     for budget in config.budgets:
         start = time.perf_counter()
         found = jb.tune(
-            *(layers, variables, images),
+            *(network, variables, images),
             energy=budget,
             steps=config.steps,
             trials=config.trials,
@@ -101,46 +83,38 @@ def main() -> None:
         tuned.append({"budget": budget, "seconds": seconds, "report": report} | row)
     rows = compare(tuned, presets)
     stopping["seconds_of_all_steps"] = presets[DEFAULT]["seconds_to_simulate"]
-    table = _table(rows, ann, len(test)) + "\n\n" + _stopping(stopping, config)
-    print("\n" + table + "\n")
-    record = {
-        "experiment": "tune",
-        "config": dataclasses.asdict(config),
-        "provenance": provenance(),
-        "test_images": len(test),
-        "ann_accuracy": ann,
-        "presets": presets,
-        "tuned": tuned,
-        "rows": rows,
-        "anytime": stopping,
-    }
-    write_json(folder / "tune.json", record)
-    write_file(folder / "tune.md", lambda path: path.write_text(table + "\n"))
-    write_file(folder / "tune.png", lambda path: _draw(path, presets, tuned, ann, name))
+    text = _table(rows, ann, len(test)) + "\n\n" + _stopping(stopping, config)
+    print("\n" + text + "\n")
+    common.write_record(
+        *(folder, "tune", config),
+        test_images=len(test),
+        ann_accuracy=ann,
+        presets=presets,
+        tuned=tuned,
+        rows=rows,
+        anytime=stopping,
+    )
+    common.write_text(folder / "tune.md", text)
+    _draw(folder / "tune.png", presets, tuned, ann, config.title)
 
 
 def measure(model: jb.Model, spiking: dict, test: jb.data.Split, steps: int) -> dict:
     """Accuracy and energy after each step, and how long it took without compiling."""
     jb.evaluate(model, spiking, test[:100], steps, progress=False)
-    start = time.perf_counter()
-    curves = jb.evaluate(model, spiking, test, steps)
-    return {
-        "seconds_to_simulate": time.perf_counter() - start,
-        "accuracy": curves.accuracy.tolist(),
-        "energy_over_ann": energy.relative(model.layers, IMAGE, curves.events).tolist(),
-    }
+    row, _ = common.measure(model, spiking, test, steps)
+    return {"seconds_to_simulate": row.pop("seconds")} | row
 
 
 def stop_early(model, spiking, images, test, config: Config) -> dict:
     """Anytime inference: mean steps, accuracy, energy, and how long it took."""
-    margins = anytime.settle(
+    margins = jb.anytime.settle(
         model, spiking, images, config.steps, agreement=config.agreement
     )
-    anytime.evaluate_anytime(model, spiking, test[:100], margins, progress=False)
+    jb.anytime.evaluate_anytime(model, spiking, test[:100], margins, progress=False)
     start = time.perf_counter()
-    found = anytime.evaluate_anytime(model, spiking, test, margins)
+    found = jb.anytime.evaluate_anytime(model, spiking, test, margins)
     seconds = time.perf_counter() - start
-    spent = energy.relative(model.layers, IMAGE, found.events)
+    spent = jb.energy.relative(model.network, found.events)
     return {
         "seconds_to_simulate": seconds,
         "accuracy": found.accuracy,
@@ -162,23 +136,23 @@ def compare(tuned: list[dict], presets: dict[str, dict]) -> list[dict]:
             zip(curve["accuracy"], curve["energy_over_ann"], strict=True), 1
         )
     ]
+
+    def best(points: list[dict], allowed: float) -> dict | None:
+        within = [point for point in points if point["energy_over_ann"] <= allowed]
+        return max(within, key=lambda point: point["accuracy"], default=None)
+
     rows = []
     for network in tuned:
         own = {"steps": len(network["accuracy"])}
         own |= {key: network[key][-1] for key in ("accuracy", "energy_over_ann")}
         allowed = max(network["budget"], own["energy_over_ann"])
-        within = [point for point in points if point["energy_over_ann"] <= allowed]
-        default = [point for point in within if point["preset"] == DEFAULT]
-        best, default = (
-            max(some, key=lambda point: point["accuracy"], default=None)
-            for some in (within, default)
-        )
+        default = [point for point in points if point["preset"] == DEFAULT]
         rows.append(
             {
                 "budget": network["budget"],
                 "tuned": own,
-                "default": default,
-                "best": best,
+                "default": best(default, allowed),
+                "best": best(points, allowed),
             }
         )
     return rows
@@ -186,16 +160,18 @@ def compare(tuned: list[dict], presets: dict[str, dict]) -> list[dict]:
 
 def _table(rows: list[dict], ann: float, images: int) -> str:
     lines = [
-        f"{images:,} test images, ANN {ann:.2%}: accuracy in %, in brackets "
-        "energy over the ANN's and steps.",
-        "",
-        "| budget | tuned | preset | best of the presets |",
-        "|--:|--:|--:|--:|",
+        [
+            f"{row['budget']:g}",
+            *(_shown(row[key]) for key in ("tuned", "default", "best")),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        shown = (_shown(row[key]) for key in ("tuned", "default", "best"))
-        lines.append(f"| {row['budget']:g} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    head = ["budget", "tuned", "preset", "best of the presets"]
+    table = common.markdown(head, lines, ["--:"] * 4)
+    return (
+        f"{images:,} test images, ANN {ann:.2%}: accuracy in %, in brackets "
+        "energy over the ANN's and steps.\n\n" + table
+    )
 
 
 def _shown(point: dict | None) -> str:
@@ -216,32 +192,19 @@ def _stopping(found: dict, config: Config) -> str:
     )
 
 
-def _draw(path: Path, presets: dict, tuned: list[dict], ann: float, name: str) -> None:
+def _draw(path: Path, presets: dict, tuned: list[dict], ann: float, title: str) -> None:
     """Accuracy against energy: a line for each preset, a star where tuned."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for title, curve in presets.items():
-        accuracy = 100 * np.array(curve["accuracy"])
-        axis.plot(
-            curve["energy_over_ann"],
-            accuracy,
-            "o-",
-            label=title,
-            lw=1.2,
-            markersize=3.5,
-        )
-    spent = [row["energy_over_ann"][-1] for row in tuned]
-    reached = [100 * row["accuracy"][-1] for row in tuned]
-    axis.plot(spent, reached, "*", color="black", label="tuned", markersize=10)
-    axis.set_ylim(100 * ann - 6, 100 * ann + 1)
-    accuracy_against_energy(axis, ann, name)
-    figure.savefig(path, dpi=130, format="png")
-    plt.close(figure)
+    with common.figure(path, figsize=(7, 4.2)) as (_, axis):
+        for name, curve in presets.items():
+            accuracy = 100 * np.array(curve["accuracy"])
+            style = {"label": name, "linewidth": 1.2, "markersize": 3.5}
+            axis.plot(curve["energy_over_ann"], accuracy, "o-", **style)
+        spent = [row["energy_over_ann"][-1] for row in tuned]
+        accuracy = [100 * row["accuracy"][-1] for row in tuned]
+        axis.plot(spent, accuracy, "*", color="black", label="tuned", markersize=10)
+        axis.set_ylim(100 * ann - 6, 100 * ann + 1)
+        common.accuracy_against_energy(axis, ann, title)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

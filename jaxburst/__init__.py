@@ -1,59 +1,44 @@
-"""Convert trained ReLU networks into burst-spiking networks, and simulate them in JAX.
+"""Conversion of trained networks into burst-spiking ones, as a JAX transformation.
 
 The ten-line program:
 
     import jaxburst as jb
 
     data = jb.data.digits()
-    layers = jb.zoo.vgg_tiny(classes=10)
+    net = jb.zoo.vgg_tiny(classes=10)
     recipe = jb.Recipe(epochs=20, batch_size=64, augment="none")
-    variables, history = jb.fit(layers, data.train, recipe)
+    variables, history = jb.fit(net, data.train, recipe)
+    inputs = data.train.inputs[:500]
+    network = jb.trace(net.apply, variables, inputs[:1])
     neuron = jb.Burst(gamma=5)
-    thresholds = jb.calibrate(layers, variables, data.train.inputs[:500], neuron)
-    spiking = jb.convert(layers, variables, thresholds)
-    model = jb.Model(layers, neuron)
-    curves = jb.evaluate(model, spiking, data.test, steps=32)
-    print(curves.accuracy)  # after 1, 2, ... 32 time steps
-    print(jb.energy.relative(layers, (8, 8, 1), curves.events))  # over the ANN's
+    thresholds = jb.calibrate(network, variables, inputs, neuron)
+    spiking = jb.convert(network, variables, thresholds)
+    curves = jb.evaluate(jb.Model(network, neuron), spiking, data.test, steps=16)
+    print(curves.accuracy)  # after 1, 2, ... 16 time steps
+    print(jb.energy.relative(network, curves.events))  # over the ANN's
 """
 
-from jaxburst import (
-    analysis,
-    ann,
-    anytime,
-    augmentation,
-    balancing,
-    calibration,
-    checkpoint,
-    conversion,
-    data,
-    energy,
-    layers,
-    neuron,
-    polishing,
-    presets,
-    released,
-    simulation,
-    training,
-    tuning,
-    zoo,
-)
-from jaxburst.ann import Network, accuracy
-from jaxburst.balancing import balance
-from jaxburst.calibration import calibrate, calibrate_mse, correct
-from jaxburst.checkpoint import load, save
-from jaxburst.conversion import convert, normalise, verify
-from jaxburst.direct import direct
-from jaxburst.layers import summary, validate
-from jaxburst.neuron import Burst, Refining
-from jaxburst.polishing import polish
-from jaxburst.pytorch import load_pytorch
+from jaxburst import data, energy, neurons, released, training, zoo
+from jaxburst.convert import convert, verify
+from jaxburst.evaluation import accuracy, compiled, evaluate
+from jaxburst.graph import read
+from jaxburst.io.checkpoint import load, save
+from jaxburst.io.state_dict import load_pytorch
+from jaxburst.methods import analysis, anytime, calibration, presets
+from jaxburst.methods.balancing import balance
+from jaxburst.methods.calibration import calibrate, calibrate_mse
+from jaxburst.methods.corrections import correct
+from jaxburst.methods.direct import direct
+from jaxburst.methods.polishing import polish
+from jaxburst.methods.tuning import tune
+from jaxburst.neurons import Burst, Refining
+from jaxburst.normalise import normalise
 from jaxburst.released import pretrained
-from jaxburst.simulation import Model, evaluate, infer, simulate
+from jaxburst.run import Model, infer, simulate
+from jaxburst.tracing import Network, Refused, summary, trace
 from jaxburst.training import Recipe, fit
-from jaxburst.tuning import tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Burst",
@@ -61,18 +46,15 @@ __all__ = [
     "Network",
     "Recipe",
     "Refining",
+    "Refused",
     "accuracy",
     "analysis",
-    "ann",
     "anytime",
-    "augmentation",
     "balance",
-    "balancing",
     "calibrate",
     "calibrate_mse",
     "calibration",
-    "checkpoint",
-    "conversion",
+    "compiled",
     "convert",
     "correct",
     "data",
@@ -81,24 +63,32 @@ __all__ = [
     "evaluate",
     "fit",
     "infer",
-    "layers",
     "load",
     "load_pytorch",
-    "neuron",
+    "neurons",
     "normalise",
     "polish",
-    "polishing",
     "presets",
     "pretrained",
+    "read",
     "released",
     "save",
     "simulate",
-    "simulation",
     "summary",
+    "trace",
     "training",
     "tune",
-    "tuning",
-    "validate",
     "verify",
     "zoo",
 ]
+
+_FRONT_ENDS = {"from_torch": "jaxburst.io.torch", "from_onnx": "jaxburst.io.onnx"}
+
+
+def __getattr__(name: str):
+    """`from_torch` and `from_onnx`, whose packages are extras."""
+    if name in _FRONT_ENDS:
+        from importlib import import_module
+
+        return getattr(import_module(_FRONT_ENDS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

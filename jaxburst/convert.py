@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxburst.graph import Node
 from jaxburst.neurons import Threshold
-from jaxburst.trace import Affine, Network, check_inputs, forward
+from jaxburst.tracing import Affine, Network, check_inputs, forward
 
 Spiking = dict[str, Any]
 Thresholds = dict[str, jax.Array]

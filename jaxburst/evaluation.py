@@ -22,7 +22,7 @@ from jaxburst.run import (
     prepare,
     trace_of,
 )
-from jaxburst.trace import Network
+from jaxburst.tracing import Network
 
 Metric = Callable[[Any, Any], Any]
 

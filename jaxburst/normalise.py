@@ -24,7 +24,7 @@ from jaxburst.graph import (
 )
 from jaxburst.neurons import Threshold
 from jaxburst.run import shifts, unit_of_places, unit_of_rows
-from jaxburst.trace import Affine, Network
+from jaxburst.tracing import Affine, Network
 
 _LOGITS = " logits"  # no node has this name
 

@@ -48,7 +48,7 @@ from jaxburst.graph import (
 from jaxburst.kernels import convolution
 from jaxburst.neurons import POOLS, Burst, Pooled
 from jaxburst.neurons import Neuron as Kind
-from jaxburst.trace import Affine, Network
+from jaxburst.tracing import Affine, Network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,53 +1,161 @@
-"""Networks people convert, as functions that return tuples of layers.
+"""Networks people convert, as Flax modules that anybody could have written.
 
 VGG (Simonyan and Zisserman, 2015) and ResNet (He et al., 2016) with the stems and heads
-used on 32x32 images and, `..._imagenet`, on 224x224 ones; `vgg` and `resnet` are the
-builders, the rest are one line each.
+used on 32x32 images and, `..._imagenet`, on 224x224 ones. All padding is explicit and
+the same on both sides, and normalisation has the epsilon 1e-5, as in PyTorch.
+
+    module = vgg16(100)
+    variables = module.init(key, images)
+    logits = module.apply(variables, images)
 """
 
 from __future__ import annotations
 
-from jaxburst.layers import (
-    AvgPool,
-    Conv,
-    Dense,
-    Flatten,
-    Layers,
-    MaxPool,
-    Relu,
-    Residual,
-    Subsample,
-)
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
-def vgg(
-    plan: tuple[int | str, ...],
-    classes: int,
-    *,
-    bias: bool = True,
-    hidden: tuple[int, ...] = (),
-) -> Layers:
+def _conv(features: int, kernel: int, stride: int, name: str, bias: bool = False):
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=kernel // 2,
+        use_bias=bias,
+        kernel_init=nn.initializers.he_normal(),
+        name=name,
+    )
+
+
+def _norm(train: bool, name: str):
+    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=name)
+
+
+class VGG(nn.Module):
     """A VGG with batch normalisation and 2x2 max pooling.
 
-    Args:
+    Parameters are named `conv0`, `norm0`, `conv1`, ..., `dense0`, ...
+
+    Attributes:
       plan: channels of each 3x3 convolution, `'M'` for a pool: `(64, 'M', 128, 'M')`.
       classes: number of logits.
       bias: whether convolutions have a bias in front of their normalisation.
-      hidden: features of each Dense layer before the last.
-
-    Returns:
-      The network.
+      hidden: features of each dense layer before the last.
     """
-    layers: list = []
-    for entry in plan:
-        if entry == "M":
-            layers.append(MaxPool(2))
+
+    plan: tuple[int | str, ...]
+    classes: int
+    bias: bool = True
+    hidden: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
+        count = 0
+        for entry in self.plan:
+            if entry == "M":
+                x = nn.max_pool(x, (2, 2), (2, 2))
+                continue
+            x = _conv(entry, 3, 1, f"conv{count}", self.bias)(x)
+            x = nn.relu(_norm(train, f"norm{count}")(x))
+            count += 1
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(features, name=f"dense{i}")(x))
+        return nn.Dense(self.classes, name=f"dense{len(self.hidden)}")(x)
+
+
+class ResNet(nn.Module):
+    """A ResNet of basic blocks, with a stem before and one dense layer behind them.
+
+    Parameters are named `conv0`, `norm0` (the stem), `block0/conv0`, `block0/norm0`,
+    `block0/conv1`, `block0/norm1`, `block0/shortcut`, `block0/shortcut_norm`, ...,
+    `dense0`.
+
+    Attributes:
+      widths: channels of each stage; every stage but the first halves the map.
+      blocks: blocks per stage, one number for all stages or one for each.
+      classes: number of logits.
+      shortcut: as in `Block`.
+      stem: how many 3x3 convolutions, of the first width, come before the blocks; or
+        `'imagenet'`: a 7x7 convolution with stride 2, and max pooling.
+      head: what the last maps are reduced by: `'mean'` over all of it, or `'max'` over
+        windows of 4x4.
+    """
+
+    widths: tuple[int, ...]
+    blocks: int | tuple[int, ...]
+    classes: int
+    shortcut: str = "subsample"
+    stem: int | str = 1
+    head: str = "mean"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
+        if self.stem == "imagenet":
+            x = _conv(self.widths[0], 7, 2, "conv0")(x)
+            x = nn.relu(_norm(train, "norm0")(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         else:
-            layers += [Conv(entry, bias=bias, norm=True), Relu()]
-    layers.append(Flatten())
-    for features in hidden:
-        layers += [Dense(features), Relu()]
-    return (*layers, Dense(classes))
+            for i in range(self.stem):
+                x = _conv(self.widths[0], 3, 1, f"conv{i}")(x)
+                x = nn.relu(_norm(train, f"norm{i}")(x))
+        counts = self.blocks
+        if isinstance(counts, int):
+            counts = (counts,) * len(self.widths)
+        number = 0
+        for stage, (width, count) in enumerate(zip(self.widths, counts, strict=True)):
+            for i in range(count):
+                stride = 2 if stage > 0 and i == 0 else 1
+                block = Block(width, stride, self.shortcut, name=f"block{number}")
+                x = block(x, train)
+                number += 1
+        if self.head == "max":
+            x = nn.max_pool(x, (4, 4), (4, 4)).reshape(x.shape[0], -1)
+        else:
+            x = x.mean((1, 2))
+        return nn.Dense(self.classes, name="dense0")(x)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut around them; the ReLU is after their sum.
+
+    Attributes:
+      features: number of output channels.
+      stride: of the first convolution.
+      shortcut: where the shape changes: `'subsample'`, every second row and column and
+        channels of zeros, half of them before the old ones and half after ("option A"
+        of He et al., section 4.2), or `'conv'`, a 1x1 convolution ("option B").
+    """
+
+    features: int
+    stride: int = 1
+    shortcut: str = "subsample"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """`[B, H, W, C]` to `[B, H / stride, W / stride, features]`."""
+        if self.shortcut not in ("subsample", "conv"):
+            raise ValueError(
+                f"shortcut must be 'subsample' or 'conv', found {self.shortcut!r}"
+            )
+        y = _conv(self.features, 3, self.stride, "conv0")(x)
+        y = nn.relu(_norm(train, "norm0")(y))
+        y = _norm(train, "norm1")(_conv(self.features, 3, 1, "conv1")(y))
+        new = self.features - x.shape[-1]
+        if self.stride > 1 or new:
+            if self.shortcut == "conv":
+                x = _conv(self.features, 1, self.stride, "shortcut")(x)
+                x = _norm(train, "shortcut_norm")(x)
+            else:
+                x = x[:, :: self.stride, :: self.stride]
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+        return nn.relu(x + y)
 
 
 def _vgg_plan(*repeats: int) -> tuple[int | str, ...]:
@@ -57,167 +165,98 @@ def _vgg_plan(*repeats: int) -> tuple[int | str, ...]:
     return tuple(plan)
 
 
-def vgg11(classes: int) -> Layers:
-    """VGG-11 for 32x32 images: 8 convolutions, one Dense layer."""
-    return vgg(_vgg_plan(1, 1, 2, 2, 2), classes)
+def vgg11(classes: int) -> VGG:
+    """VGG-11 for 32x32 images: 8 convolutions, one dense layer."""
+    return VGG(_vgg_plan(1, 1, 2, 2, 2), classes)
 
 
-def vgg13(classes: int) -> Layers:
-    """VGG-13 for 32x32 images: 10 convolutions, one Dense layer."""
-    return vgg(_vgg_plan(2, 2, 2, 2, 2), classes)
+def vgg13(classes: int) -> VGG:
+    """VGG-13 for 32x32 images: 10 convolutions, one dense layer."""
+    return VGG(_vgg_plan(2, 2, 2, 2, 2), classes)
 
 
-def vgg16(classes: int) -> Layers:
-    """VGG-16 for 32x32 images: 13 convolutions, one Dense layer, 313 million MACs."""
-    return vgg(_vgg_plan(2, 2, 3, 3, 3), classes)
+def vgg16(classes: int) -> VGG:
+    """VGG-16 for 32x32 images: 13 convolutions, one dense layer, 313 million MACs."""
+    return VGG(_vgg_plan(2, 2, 3, 3, 3), classes)
 
 
-def vgg19(classes: int) -> Layers:
-    """VGG-19 for 32x32 images: 16 convolutions, one Dense layer."""
-    return vgg(_vgg_plan(2, 2, 4, 4, 4), classes)
+def vgg19(classes: int) -> VGG:
+    """VGG-19 for 32x32 images: 16 convolutions, one dense layer."""
+    return VGG(_vgg_plan(2, 2, 4, 4, 4), classes)
 
 
-def vgg16_imagenet(classes: int) -> Layers:
+def vgg16_imagenet(classes: int) -> VGG:
     """VGG-16 for 224x224 images, torchvision's `vgg16_bn`: 15.5 billion MACs.
 
-    13 convolutions and three Dense layers, the first of which holds 103 of its 138
+    13 convolutions and three dense layers, the first of which holds 103 of its 138
     million parameters. torchvision's pooling to 7x7 before them does nothing to images
     of this size; its dropout is not for inference.
     """
-    return vgg(_vgg_plan(2, 2, 3, 3, 3), classes, hidden=(4096, 4096))
+    return VGG(_vgg_plan(2, 2, 3, 3, 3), classes, hidden=(4096, 4096))
 
 
-def vgg9(classes: int) -> Layers:
+def vgg9(classes: int) -> VGG:
     """A narrow VGG of 8 convolutions that trains on CPU: 133 million MACs.
 
     2.4 million parameters; convolutions on 32x32 maps are 32 channels wide, since those
     maps take most of the time, and 128, 128, 256, 256, 256 and 256 after them.
     """
     plan = (32, 32, "M", 128, 128, "M", 256, 256, "M", 256, 256, "M")
-    return vgg(plan, classes, bias=False)
+    return VGG(plan, classes, bias=False)
 
 
-def vgg_tiny(classes: int) -> Layers:
+def vgg_tiny(classes: int) -> VGG:
     """A VGG of four convolutions and two pools for 8x8 images (digits, tests)."""
-    return vgg((16, 16, "M", 32, 32, "M"), classes)
+    return VGG((16, 16, "M", 32, 32, "M"), classes)
 
 
-def resnet(
-    stem: Layers,
-    widths: tuple[int, ...],
-    blocks: int | tuple[int, ...],
-    classes: int,
-    *,
-    shortcut: str,
-) -> Layers:
-    """A ResNet of basic blocks: two 3x3 convolutions and a shortcut each.
-
-    Args:
-      stem: the layers before the first block, ending in a Relu or a MaxPool.
-      widths: channels of each stage; every stage but the first halves the map.
-      blocks: blocks per stage, one number for all stages or one for each.
-      classes: number of logits.
-      shortcut: where the shape changes: `'subsample'`, without parameters ("option A"
-        of He et al., section 4.2), or `'conv'`, a 1x1 convolution ("option B").
-
-    Returns:
-      The network, ending in global average pooling and one Dense layer.
-    """
-    if shortcut not in ("subsample", "conv"):
-        raise ValueError(f"shortcut must be 'subsample' or 'conv', found {shortcut!r}")
-    if isinstance(blocks, int):
-        blocks = (blocks,) * len(widths)
-    layers: list = [*stem]
-    channels = [layer.features for layer in stem if isinstance(layer, Conv)][-1]
-    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-        for block in range(count):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers += _basic_block(channels, width, stride, shortcut)
-            channels = width
-    return (*layers, AvgPool(), Flatten(), Dense(classes))
-
-
-def _basic_block(channels: int, width: int, stride: int, shortcut: str) -> Layers:
-    body = (
-        Conv(width, stride=stride, norm=True),
-        Relu(),
-        Conv(width, norm=True),
-    )
-    if stride == 1 and channels == width:
-        around: Layers = ()
-    elif shortcut == "subsample":
-        around = (Subsample(width, stride),)
-    else:
-        around = (Conv(width, kernel=1, stride=stride, padding=0, norm=True),)
-    return (Residual(body, around), Relu())
-
-
-def _cifar_resnet(blocks: int, classes: int, shortcut: str) -> Layers:
-    stem = (Conv(16, norm=True), Relu())
-    return resnet(stem, (16, 32, 64), blocks, classes, shortcut=shortcut)
-
-
-def resnet20(classes: int, *, shortcut: str = "subsample") -> Layers:
+def resnet20(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-20 of He et al., section 4.2: 0.27 million parameters."""
-    return _cifar_resnet(3, classes, shortcut)
+    return ResNet((16, 32, 64), 3, classes, shortcut)
 
 
-def resnet32(classes: int, *, shortcut: str = "subsample") -> Layers:
+def resnet32(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-32 of He et al., section 4.2: 0.46 million parameters."""
-    return _cifar_resnet(5, classes, shortcut)
+    return ResNet((16, 32, 64), 5, classes, shortcut)
 
 
-def resnet44(classes: int, *, shortcut: str = "subsample") -> Layers:
+def resnet44(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-44 of He et al., section 4.2: 0.66 million parameters."""
-    return _cifar_resnet(7, classes, shortcut)
+    return ResNet((16, 32, 64), 7, classes, shortcut)
 
 
-def resnet56(classes: int, *, shortcut: str = "subsample") -> Layers:
+def resnet56(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-56 of He et al., section 4.2: 0.85 million parameters."""
-    return _cifar_resnet(9, classes, shortcut)
+    return ResNet((16, 32, 64), 9, classes, shortcut)
 
 
-def resnet18(classes: int) -> Layers:
+def resnet18(classes: int) -> ResNet:
     """ResNet-18 with a 3x3 stem for 32x32 images: 11.2 million parameters."""
-    stem = (Conv(64, norm=True), Relu())
-    return resnet(stem, (64, 128, 256, 512), 2, classes, shortcut="conv")
+    return ResNet((64, 128, 256, 512), 2, classes, "conv")
 
 
-def _imagenet_resnet(blocks: int | tuple[int, ...], classes: int) -> Layers:
-    stem = (
-        Conv(64, kernel=7, stride=2, padding=3, norm=True),
-        Relu(),
-        MaxPool(3, stride=2, padding=1),
-    )
-    return resnet(stem, (64, 128, 256, 512), blocks, classes, shortcut="conv")
-
-
-def resnet18_imagenet(classes: int) -> Layers:
+def resnet18_imagenet(classes: int) -> ResNet:
     """The ResNet-18 of He et al. for 224x224 images: 11.7 million parameters."""
-    return _imagenet_resnet(2, classes)
+    return ResNet((64, 128, 256, 512), 2, classes, "conv", stem="imagenet")
 
 
-def resnet34_imagenet(classes: int) -> Layers:
+def resnet34_imagenet(classes: int) -> ResNet:
     """The ResNet-34 of He et al. for 224x224 images: 21.8 million parameters."""
-    return _imagenet_resnet((3, 4, 6, 3), classes)
+    return ResNet((64, 128, 256, 512), (3, 4, 6, 3), classes, "conv", stem="imagenet")
 
 
-def resnet20_wide(classes: int) -> Layers:
+def resnet20_wide(classes: int) -> ResNet:
     """The network that the authors of the burst paper call "ResNet20".
 
     A stem of three 3x3 convolutions before the stages of ResNet-18, and max pooling at
     its head. It has forty times the weights of the CIFAR `resnet20`.
     """
-    stem = (Conv(64, norm=True), Relu()) * 3
-    body = resnet(stem, (64, 128, 256, 512), 2, classes, shortcut="conv")
-    head = (MaxPool(4), Flatten(), Dense(classes))
-    return (*body[: -len(head)], *head)
+    return ResNet((64, 128, 256, 512), 2, classes, "conv", stem=3, head="max")
 
 
-def resnet_tiny(classes: int, *, shortcut: str = "subsample") -> Layers:
+def resnet_tiny(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """A ResNet of two blocks for 8x8 images (digits, tests)."""
-    stem = (Conv(16, norm=True), Relu())
-    return resnet(stem, (16, 32), 1, classes, shortcut=shortcut)
+    return ResNet((16, 32), 1, classes, shortcut)
 
 
 NETWORKS = {
@@ -243,3 +282,28 @@ IMAGENET = {
     "vgg16": vgg16_imagenet,
 }
 """For images of 224x224."""
+
+
+def renamed(variables: dict[str, Any]) -> dict[str, Any]:
+    """Variables under the names of version 0.1, under the names of these modules.
+
+    `conv3/norm/scale` becomes `norm3/scale`, `residual0/body/conv1` `block0/conv1`, and
+    `residual0/shortcut/conv0` `block0/shortcut`. Names that fit already stay.
+    """
+    return unflatten_dict(
+        {_renamed(path): value for path, value in flatten_dict(variables).items()}
+    )
+
+
+def _renamed(path: tuple[str, ...]) -> tuple[str, ...]:
+    collection, *scopes, leaf = path
+    norm = scopes[-1] == "norm"
+    if norm:
+        scopes.pop()
+    layer = scopes.pop()
+    if "shortcut" in scopes:
+        layer = "shortcut_norm" if norm else "shortcut"
+    elif norm:
+        layer = layer.replace("conv", "norm")
+    block = [name.replace("residual", "block") for name in scopes[:1]]
+    return collection, *block, layer, leaf

@@ -4,7 +4,7 @@
 `(module, inputs)` for modules that hold their variables. Weights and batch statistics
 are random and settled: seeded, and not those of an initialisation.
 
-The seven of `LAYERS` are given as layers of `oracle2` and built in Linen, and, for law
+The seven of `LAYERS` are given as layers of `oracle` and built in Linen, and, for law
 11, in NNX, Equinox, Haiku and plain JAX, all with the same variables.
 """
 
@@ -21,11 +21,11 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle2 as o
+import oracle as o
 from flax import nnx
 from jax import lax
 
-import jaxburst.trace as tracing
+import jaxburst.tracing as tracing
 from jaxburst.convert import convert
 from jaxburst.neurons import Burst
 from jaxburst.run import Model, simulate

@@ -1,43 +1,97 @@
-"""The same spiking network, derived a second way: NumPy, layer by layer.
+"""Spiking networks derived a second way: NumPy, a layer at a time over all of time.
 
-`jaxburst.simulation` advances all layers by one step, again and again. Since spikes
+The library advances all nodes of a graph by one step, again and again. Since spikes
 cross every layer within one step, a layer is also a function from one sequence
-`[T, ...]` to another, and here the layers are evaluated one after the other, each over
-all of time. Normalisation is applied as it stands, not folded, thresholds stay out of
-the kernels, and lateral pooling is the difference of pooled running sums.
+`[T, ...]` to another, and here the layers are evaluated one after the other. Nothing is
+traced: a network is a tuple of the layers below, which `nets` builds in five ways.
+Normalisation is applied as it stands, not folded, thresholds stay out of the kernels,
+and lateral pooling is the difference of pooled running sums.
+
+Variables are those of Flax: `variables["params"][name]`, with the names of `named`.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxburst.layers import (
-    AvgPool,
-    Conv,
-    Dense,
-    Flatten,
-    MaxPool,
-    Relu,
-    Residual,
-    Subsample,
-    named,
-)
+
+class Conv(NamedTuple):
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    bias: bool = False
+    norm: bool = False
+
+
+class Dense(NamedTuple):
+    features: int
+    bias: bool = True
+    norm: bool = False
+
+
+class Relu(NamedTuple):
+    pass
+
+
+class MaxPool(NamedTuple):
+    window: int
+    stride: int = 0
+    padding: int = 0
+
+
+class AvgPool(NamedTuple):
+    """Over the whole map without a window."""
+
+    window: int = 0
+    stride: int = 0
+
+
+class Flatten(NamedTuple):
+    pass
+
+
+class Subsample(NamedTuple):
+    """Every `stride`-th pixel, with zeros for new channels on both sides."""
+
+    features: int
+    stride: int = 2
+
+
+class Residual(NamedTuple):
+    body: tuple
+    shortcut: tuple = ()
+
+
+def named(layers):
+    """The layers with their names: kind and number."""
+    counts = {}
+    for layer in layers:
+        kind = type(layer).__name__.lower()
+        counts[kind] = counts.get(kind, -1) + 1
+        yield f"{kind}{counts[kind]}", layer
 
 
 def ann(layers, variables, images):
-    """`(logits [B, classes], {path: activations [B, ...]})` of the trained network."""
+    """`(logits [B, classes], [activations [B, ...] of every ReLU])`."""
 
-    def relu(path, current):
+    def relu(_, current):
         return np.maximum(current, 0), np.ones(())
 
     sequence, record, _ = _evaluate(layers, variables, images[None], relu, None)
-    return sequence[0], {path: values[0] for path, values in record.items()}
+    return sequence[0], [values[0] for values in record]
 
 
 def snn(layers, variables, images, steps, neuron, pool, thresholds, initial):
-    """`(logits [T, B, classes], {path: spikes [T, B, ...]}, {path: events [T, B]})`."""
+    """`(logits [T, B, classes], [spikes [T, B, ...] of every ReLU], [those of pools])`.
 
-    def spike(path, current):
-        theta = np.broadcast_to(thresholds[path], current.shape[1:])
+    Args:
+      thresholds: one for each ReLU, in order: a number, or one per channel.
+    """
+
+    def spike(i, current):
+        theta = np.broadcast_to(thresholds[i], current.shape[1:])
         return fire(neuron, theta, initial * theta, current), theta[0]
 
     sequence = np.broadcast_to(images, (steps, *images.shape))
@@ -109,7 +163,7 @@ def convolve(x, kernel, stride, padding):
 
 def _evaluate(layers, variables, sequence, relu, pool):
     """Values travel as `n` times `unit`: spikes and what one of them is worth."""
-    record, entering = {}, {}
+    populations, pools = [], []
 
     def leaves(collection, path):
         found = variables.get(collection, {})
@@ -118,37 +172,33 @@ def _evaluate(layers, variables, sequence, relu, pool):
         return found
 
     def affine(path, y):
-        own = leaves("params", path)
-        y = y + own.get("bias", 0)
-        if "norm" in own:
-            seen = leaves("batch_stats", path)["norm"]
+        y = y + leaves("params", path).get("bias", 0)
+        own, seen = (leaves(c, f"{path}_norm") for c in ("params", "batch_stats"))
+        if own:
             y = (y - seen["mean"]) / np.sqrt(seen["var"] + 1e-5)
-            y = y * own["norm"]["scale"] + own["norm"]["bias"]
+            y = y * own["scale"] + own["bias"]
         return y
 
-    def scope(layers, prefix, n, unit, events):
+    def scope(layers, prefix, n, unit):
         for name, layer in named(layers):
             path, charge = prefix + name, n * unit
             match layer:
                 case Conv() | Dense():
-                    if events is not None:
-                        entering[path] = events
                     kernel = leaves("params", path)["kernel"]
                     if isinstance(layer, Conv):
                         y = convolve(charge, kernel, layer.stride, layer.padding)
                     else:
                         y = charge @ kernel
-                    n, unit, events = affine(path, y), np.ones(()), None
+                    n, unit = affine(path, y), np.ones(())
                 case Relu():
-                    n, unit = relu(path, charge)
-                    record[path] = n
-                    entering[path] = events = _count(n)
+                    n, unit = relu(len(populations), charge)
+                    populations.append(n)
                 case MaxPool() if pool is None:
                     n = max_windows(n, layer).max((-2, -1))
                 case MaxPool():
                     n = {"lateral": lateral, "gated": gated}[pool](n, layer)
                     unit = max_windows(unit, layer).max((-2, -1))
-                    events = _count(n)
+                    pools.append(n)
                 case AvgPool():
                     window = layer.window or n.shape[2]
                     how = window, layer.stride or window, 0, 0
@@ -162,18 +212,14 @@ def _evaluate(layers, variables, sequence, relu, pool):
                     n = charge[:, :, ::stride, ::stride]
                     new = features - n.shape[-1]
                     n = np.pad(n, [(0, 0)] * 4 + [(new // 2, new - new // 2)])
-                    unit, events = np.ones(()), None
+                    unit = np.ones(())
                 case Residual(body, shortcut):
                     parts = (
-                        scope(body, f"{path}/body/", n, unit, events),
-                        scope(shortcut, f"{path}/shortcut/", n, unit, events),
+                        scope(body, f"{path}_body/", n, unit),
+                        scope(shortcut, f"{path}_shortcut/", n, unit),
                     )
-                    n, unit, events = sum(a * b for a, b, _ in parts), np.ones(()), None
-        return n, unit, events
+                    n, unit = sum(a * b for a, b in parts), np.ones(())
+        return n, unit
 
-    logits, _, _ = scope(layers, "", sequence, np.ones(()), None)
-    return logits, record, entering
-
-
-def _count(spikes):
-    return np.abs(spikes).sum(tuple(range(2, spikes.ndim)))
+    logits, _ = scope(layers, "", sequence, np.ones(()))
+    return logits, populations, pools

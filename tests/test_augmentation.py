@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxburst import augmentation
-from jaxburst.augmentation import (
+from jaxburst.training import augmentation
+from jaxburst.training.augmentation import (
     OPERATIONS,
     POLICY,
     alternating_flips,

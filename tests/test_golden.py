@@ -14,7 +14,7 @@ from jaxburst.convert import convert, verify
 from jaxburst.neurons import Burst
 from jaxburst.normalise import normalise
 from jaxburst.run import Model, simulate
-from jaxburst.trace import forward, trace
+from jaxburst.tracing import forward, trace
 
 pytestmark = pytest.mark.usefixtures("float64")
 

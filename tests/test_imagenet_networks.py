@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxburst.energies import macs
+from jaxburst.energy import macs
 from jaxburst.io.state_dict import load_pytorch
-from jaxburst.models import IMAGENET, resnet18_imagenet
-from jaxburst.trace import trace
+from jaxburst.tracing import trace
+from jaxburst.zoo import IMAGENET, resnet18_imagenet
 
 WIDTHS = (64, 128, 256, 512)
 

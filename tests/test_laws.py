@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import nets
 import numpy as np
-import oracle2
+import oracle
 import pytest
 from jax import lax
 from nets import LAYERS, TABLE, case
 
-import jaxburst.trace as tracing
+import jaxburst.tracing as tracing
 from jaxburst.convert import convert, verify
 from jaxburst.graph import over
 from jaxburst.neurons import Burst, Neuron, Refining, Threshold
@@ -177,7 +177,7 @@ def test_every_spike_is_the_oracles(name, setting):
         flat = [
             np.ravel(value) if value.ndim else value for value in thresholds.values()
         ]
-        logits, spikes, pools = oracle2.snn(
+        logits, spikes, pools = oracle.snn(
             *(layers, it.variables, it.inputs, steps),
             *(neuron, pool, flat, initial),
         )

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxburst import energies
+from jaxburst import energy
 from jaxburst.convert import convert, threshold_shapes, verify
 from jaxburst.neurons import Burst, Refining
 from jaxburst.normalise import normalise
 from jaxburst.run import Model, simulate
-from jaxburst.trace import forward, trace
+from jaxburst.tracing import forward, trace
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -225,8 +225,8 @@ def test_the_new_network_is_the_users_function():
     thetas = {name: spiking[name].theta for name in network.neurons}
     worst = verify(found, w, convert(found, w, thetas), IMAGES)
     assert worst["logits"] < 1e-12
-    assert energies.fan_out(found) == energies.fan_out(network)
-    assert energies.fan_out(found, normalised) == energies.fan_out(network, spiking)
+    assert energy.fan_out(found) == energy.fan_out(network)
+    assert energy.fan_out(found, normalised) == energy.fan_out(network, spiking)
     (wire, *_) = sorted(normalised.keys() - spiking.keys())
     assert wire in str(found)
     with pytest.raises(ValueError, match=f"{wire}: the converted network has no weig"):

@@ -6,14 +6,18 @@ and far below 2**13, and thresholds have few bits: sums are exact in single prec
 so that only the equations can differ.
 """
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxburst as jb
-from jaxburst.layers import AvgPool, Conv, Dense, Flatten, Relu
-from jaxburst.neuron import Burst, Membrane, Threshold, fire
+from jaxburst.convert import convert
+from jaxburst.io.state_dict import load_pytorch
+from jaxburst.methods.calibration import calibrate
+from jaxburst.neurons import Burst, Threshold
+from jaxburst.run import Model, simulate
+from jaxburst.tracing import trace
 
 STEPS, NEURONS = 100, 2**15
 THETAS = [1.0, 0.75, 1.375]
@@ -42,22 +46,20 @@ def noise(theta):
 
 
 def spikes_here(gamma, theta, initial, currents):
-    """Spikes `[T, n]` of `fire`, of which there must be a million."""
+    """Spikes `[T, n]` of `Burst(gamma)`, of which there must be a million."""
     numbers = (jnp.float32(value) for value in (theta, initial, 0))
-    _, spikes = _unroll(Burst(gamma), Threshold(*numbers), currents)
-    spikes = np.asarray(spikes)
+    spikes = np.asarray(_unroll(Burst(gamma), Threshold(*numbers), currents[:, None]))
     assert spikes.sum() > 1e6 and spikes.max() >= (gamma or 8)
-    return spikes
+    return spikes[:, 0]
 
 
 @jax.jit(static_argnums=0)
 def _unroll(neuron, threshold, currents):
-    start = jnp.broadcast_to(threshold.theta * threshold.initial, currents.shape[1:])
-    return jax.lax.scan(
-        lambda membrane, current: fire(neuron, threshold, membrane, current),
-        Membrane(start, None),
-        currents,
-    )
+    def step(state, at):
+        return neuron.step(threshold, state, *at, None)
+
+    start = neuron.rest(threshold, currents.shape[1:], currents.dtype, None)
+    return jax.lax.scan(step, start, (currents, jnp.arange(1, STEPS + 1)))[1]
 
 
 @pytest.mark.parametrize("theta", THETAS)
@@ -82,7 +84,7 @@ def test_sinabs_fires_the_same_spikes(torch, gamma, theta):
 @pytest.mark.parametrize("theta", THETAS)
 @pytest.mark.parametrize("gamma", [1, 2, 5])
 def test_spikingjelly_fires_the_same_spikes(torch, gamma, theta):
-    """It rounds where `fire` rounds down from half a threshold.
+    """It rounds where these neurons round down from half a threshold.
 
     The two differ in ties, which it rounds to even numbers: half a 1024th in the first
     current keeps every later sum away from them.
@@ -103,16 +105,20 @@ def test_spikingjelly_fires_the_same_spikes(torch, gamma, theta):
     np.testing.assert_array_equal(spikes_here(gamma, theta, 0.5, currents), found)
 
 
-@pytest.mark.usefixtures("float64")
-def test_spikingjelly_converts_to_the_same_network(torch):
-    """Its rate coding on an average-pooled network, from thresholds to logits.
+class Pooled(flax.linen.Module):
+    """The average-pooled network that SpikingJelly converts, in Flax."""
 
-    Its "max" is our percentile 100, its logits are ours at every step, and both
-    approach the trained network's like 1/T.
-    """
-    peer("spikingjelly")
-    from spikingjelly.activation_based import ann2snn, functional
+    @flax.linen.compact
+    def __call__(self, x):
+        nn = flax.linen
+        x = nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3))(x))
+        x = nn.avg_pool(nn.relu(x), (2, 2), (2, 2))
+        x = nn.avg_pool(nn.relu(nn.Conv(16, (3, 3))(x)), (2, 2), (2, 2))
+        return nn.Dense(5)(x.reshape(x.shape[0], -1))
 
+
+def pooled(torch):
+    """That network in PyTorch, with normalisations that do something."""
     nn = torch.nn
     torch.manual_seed(0)
     ann = nn.Sequential(
@@ -123,13 +129,36 @@ def test_spikingjelly_converts_to_the_same_network(torch):
     ).eval()
     ann[1].running_mean.uniform_(-0.3, 0.3)
     ann[1].running_var.uniform_(0.5, 2)
-    state = {name: value.numpy() for name, value in ann.state_dict().items()}
+    return ann
+
+
+@pytest.fixture
+def float64():
+    """Double precision; Flax's pooling needs types to mix."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.usefixtures("float64")
+def test_spikingjelly_converts_to_the_same_network(torch):
+    """Its rate coding on an average-pooled network, from thresholds to logits.
+
+    Its "max" is our percentile 100, its logits are ours at every step, and both
+    approach the trained network's like 1/T.
+    """
+    peer("spikingjelly")
+    from spikingjelly.activation_based import ann2snn, functional
+
+    ann = pooled(torch)
+    state = ann.state_dict()
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 2))
     seen = 1.5 * images  # louder, so that no neuron saturates or sits at its threshold
 
     def theirs(x):
         return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
+    variables = load_pytorch(Pooled(), state, images).variables
+    variables = jax.tree.map(lambda value: value.astype(float), variables)
     ann = ann.double()
     recipe = ann2snn.RateCodingRecipe(dataloader=[theirs(seen)], mode="max")
     snn = ann2snn.Converter(recipe=recipe).convert(ann).double()
@@ -139,18 +168,12 @@ def test_spikingjelly_converts_to_the_same_network(torch):
     times = np.arange(1, steps + 1).reshape(-1, 1, 1)
     expected = currents.cumsum(0) / times
 
-    layers = (
-        *(Conv(8, bias=True, norm=True), Relu(), AvgPool(2)),
-        *(Conv(16, bias=True), Relu(), AvgPool(2), Flatten(), Dense(5)),
-    )
-    variables = jax.tree.map(
-        lambda value: value.astype(float), jb.load_pytorch(layers, state, (8, 8, 2))
-    )
-    thresholds = jb.calibrate(layers, variables, seen, Burst(1), percentile=100)
-    spiking = jb.convert(layers, variables, thresholds, initial=0)
-    model = jb.Model(layers, Burst(1))
-    found = jb.simulate(model, spiking, jnp.asarray(images), steps)
-    assert all(count.any() for count in found.events.values())
+    network = trace(Pooled().apply, variables, images[:1])
+    thresholds = calibrate(network, variables, seen, Burst(1), percentile=100)
+    spiking = convert(network, variables, thresholds, initial=0)
+    found = simulate(Model(network, Burst(1)), spiking, jnp.asarray(images), steps)
+    assert len(found.events) == 2
+    assert all(np.any(count) for count in found.events.values())
     apart = np.abs(found.logits - expected).max((1, 2))
     # It keeps thresholds in single precision, so a spike may come a step later.
     assert np.mean(apart < 1e-8) > 0.98 and apart.max() < 1e-2
@@ -159,3 +182,23 @@ def test_spikingjelly_converts_to_the_same_network(torch):
     for logits in (np.asarray(found.logits), expected):
         distance = (np.abs(logits - goal) * times).mean((1, 2))[31:]
         assert 0.1 < distance.min() and distance.max() < 0.15
+
+
+def test_files_of_pytorch_are_read_in_their_order(torch, tmp_path):
+    """Tensors, half precision and checkpoints as PyTorch saves them; code never."""
+    ann = pooled(torch)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
+    expected = ann(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    checkpoint = {"epoch": 3, "model": torch.nn.ModuleDict({"net": ann}).state_dict()}
+    torch.save(checkpoint, tmp_path / "weights.pt")
+    loaded = load_pytorch(Pooled(), tmp_path / "weights.pt", images)
+    found = Pooled().apply(loaded.variables, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    half = load_pytorch(Pooled(), ann.bfloat16().state_dict(), images).variables
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half))
+    np.testing.assert_allclose(Pooled().apply(half, images), expected, atol=0.05)
+
+    torch.save(ann, tmp_path / "whole.pt")  # a module: code that would run
+    with pytest.raises(ValueError, match=r"torch.save\(model.state_dict\(\)"):
+        load_pytorch(Pooled(), tmp_path / "whole.pt", images)

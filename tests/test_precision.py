@@ -9,7 +9,7 @@ from jaxburst.convert import convert, verify
 from jaxburst.methods.calibration import calibrate
 from jaxburst.neurons import Burst
 from jaxburst.run import Model, infer
-from jaxburst.trace import trace
+from jaxburst.tracing import trace
 
 
 @pytest.mark.parametrize("weights", ["float32", "float64"])

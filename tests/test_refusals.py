@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-import jaxburst.trace as tracing
+import jaxburst.tracing as tracing
 from jaxburst.convert import convert
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate

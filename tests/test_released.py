@@ -1,48 +1,47 @@
 """Released networks load, are what they say, and cannot be damaged unnoticed."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxburst as jb
-from jaxburst import checkpoint, released
+from jaxburst import released, zoo
 
-LAYERS = jb.zoo.vgg_tiny(3)
+MODULE = zoo.vgg_tiny(3)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return jb.Network(LAYERS).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    return MODULE.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 
 @pytest.mark.parametrize("name", released.names())
 def test_released_networks_are_whole(name):
-    arch, dataset = name.rsplit("-", 1)
-    layers, variables = jb.pretrained(name)
-    assert layers == jb.zoo.NETWORKS[arch](layers[-1].features)
+    network, dataset = name.rsplit("-", 1)
+    module, variables = released.pretrained(name)
+    assert isinstance(module, nn.Module)
+    assert module == zoo.NETWORKS[network](module.classes)
     images = np.zeros((2, 32, 32, 3), np.float32)
-    logits, _ = jb.ann.apply(layers, variables, images)
+    logits = jax.jit(module.apply)(variables, images)
     assert logits.shape == (2, {"cifar10": 10, "cifar100": 100}[dataset])
     notes = released.notes(name)
     assert notes["dataset"] == dataset and 0.5 < notes["test_accuracy"] < 1
     assert notes["recipe"]["seed"] >= 0
 
 
-def test_released_networks_take_little_room():
-    files = [path for path in released.FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 30e6
-
-
-def test_unknown_names_are_refused():
+def test_unknown_names_are_refused(tmp_path, variables):
     with pytest.raises(ValueError, match="expected one of .*found 'alexnet'"):
-        jb.pretrained("alexnet")
+        released.pretrained("alexnet")
+    with pytest.raises(ValueError, match="expected one of .*vgg16.*found 'alexnet'"):
+        released.save(tmp_path / "net.safetensors", "alexnet", 3, variables)
 
 
 def test_a_trained_network_comes_back_in_16_bits(tmp_path, variables):
-    checkpoint.save_trained(tmp_path / "net", LAYERS, variables, {"seed": 3})
-    layers, found, notes = checkpoint.load_trained(tmp_path / "net")
-    assert layers == LAYERS and notes == {"seed": 3}
+    path = tmp_path / "new/net.safetensors"
+    released.save(path, "vgg_tiny", 3, variables, {"seed": 3})
+    module, found, notes = released.load(path)
+    assert module == MODULE and notes == {"seed": 3}
     assert jax.tree.structure(found) == jax.tree.structure(variables)
 
     def close(a, b):
@@ -50,29 +49,32 @@ def test_a_trained_network_comes_back_in_16_bits(tmp_path, variables):
         np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25)
 
     jax.tree.map(close, found, variables)
+    again = released.save(tmp_path / "again.safetensors", "vgg_tiny", 3, found, notes)
+    assert again.read_bytes() == path.read_bytes()
 
 
-def test_damage_is_noticed(tmp_path, variables, monkeypatch):
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_damage_is_noticed(tmp_path, variables, monkeypatch, place):
     monkeypatch.setattr(released, "FOLDER", tmp_path)
-    checkpoint.save_trained(tmp_path / "small-digits", LAYERS, variables)
+    path = tmp_path / "small-digits.safetensors"
+    released.save(path, "vgg_tiny", 3, variables, {"accuracy": 0.5})
     assert released.names() == ("small-digits",)
-    jb.pretrained("small-digits")
-    weights = tmp_path / "small-digits/weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(ValueError, match="SHA-256"):
-        jb.pretrained("small-digits")
+    released.pretrained("small-digits")
+    content = path.read_bytes()
+    at = {"first": content.index(b"0.5"), "middle": len(content) // 2, "last": -1}
+    damaged = bytearray(content)
+    damaged[at[place]] ^= 1
+    for broken in (damaged, content[: len(content) // 2], b""):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="small-digits.safetensors: damaged"):
+            released.pretrained("small-digits")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="not found; expected a trained"):
+        released.load(path)
 
 
 def test_weights_beyond_16_bits_are_refused(tmp_path, variables):
     large = jax.tree.map(lambda x: x * 1e6, variables)
     with np.errstate(over="ignore"), pytest.raises(ValueError, match="conv0/kernel"):
-        checkpoint.save_trained(tmp_path / "net", LAYERS, large)
+        released.save(tmp_path / "net.safetensors", "vgg_tiny", 3, large)
     assert not list(tmp_path.iterdir())
-
-
-def test_converted_and_trained_networks_are_told_apart(tmp_path, variables):
-    checkpoint.save_trained(tmp_path / "net", LAYERS, variables)
-    with pytest.raises(ValueError, match="of the other kind"):
-        jb.load(tmp_path / "net")

@@ -30,7 +30,7 @@ from jaxburst.methods import presets
 from jaxburst.methods.calibration import calibrate
 from jaxburst.neurons import Burst
 from jaxburst.run import Model, infer
-from jaxburst.trace import trace
+from jaxburst.tracing import trace
 
 RNG = np.random.default_rng(0)
 

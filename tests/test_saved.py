@@ -19,7 +19,7 @@ from jaxburst.io.checkpoint import describe, load, save
 from jaxburst.neurons import Burst, Refining
 from jaxburst.normalise import normalise
 from jaxburst.run import Model, simulate
-from jaxburst.trace import trace
+from jaxburst.tracing import trace
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from safetensors.flax import save_file as save_flax
 from safetensors.numpy import save_file
 
 from jaxburst.io.state_dict import load_pytorch
-from jaxburst.models import VGG, ResNet
+from jaxburst.zoo import VGG, ResNet
 
 RNG = np.random.default_rng(0)
 

@@ -1,6 +1,7 @@
 """Training: it learns, by the textbook, and an interruption leaves no trace."""
 
 import dataclasses
+import inspect
 import itertools
 import json
 import math
@@ -11,21 +12,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxburst import data, training, zoo
-from jaxburst.ann import Network, accuracy
-from jaxburst.augmentation import augment
+from jaxburst import data, zoo
 from jaxburst.data import Split, batch_indices
-from jaxburst.layers import Conv, Dense, Flatten, MaxPool, Relu
-from jaxburst.training import Recipe, fit, restore, schedule
+from jaxburst.training import (
+    Recipe,
+    accuracy,
+    fit,
+    restore,
+    schedule,
+    trainer,
+)
+from jaxburst.training.augmentation import augment
 
-LAYERS = (Conv(4, norm=True), Relu(), MaxPool(2), Flatten(), Dense(3))
+MODULE = zoo.VGG((4, "M"), 3, bias=False)
 RECIPE = Recipe(  # 5 steps per epoch
     epochs=3, batch_size=16, warmup_epochs=0.5, augment="crop_flip", ema=0.8
 )
@@ -44,8 +53,8 @@ def blobs(count: int = 90, seed: int = 0) -> Split:
 SPLIT = blobs()
 
 
-def train(directory=None, recipe=RECIPE, layers=LAYERS, split=SPLIT, **options):
-    return fit(layers, split, recipe, directory=directory, progress=False, **options)
+def train(directory=None, recipe=RECIPE, module=MODULE, split=SPLIT, **options):
+    return fit(module, split, recipe, directory=directory, progress=False, **options)
 
 
 def without_speed(history):
@@ -89,14 +98,14 @@ def test_learns_a_separable_task():
     losses = [row["loss"] for row in history]
     assert losses[-1] < 0.6 * losses[0]
     assert history[-1]["accuracy"] > 0.95
-    assert accuracy(LAYERS, variables, blobs(100, seed=1)) > 0.9
+    assert accuracy(MODULE, variables, blobs(100, seed=1)) > 0.9
 
 
 def test_learns_digits_with_a_residual_network():
     digits = data.digits()
     recipe = Recipe(epochs=3, batch_size=64, augment="none")
     variables, history = train(
-        recipe=recipe, layers=zoo.resnet_tiny(10), split=digits.train
+        recipe=recipe, module=zoo.resnet_tiny(10), split=digits.train
     )
     assert history[-1]["accuracy"] > 0.9
     assert accuracy(zoo.resnet_tiny(10), variables, digits.validation) > 0.9
@@ -107,7 +116,7 @@ def test_history_says_what_happened(uninterrupted):
     assert json.loads(json.dumps(history)) == history
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert [row["step"] for row in history] == [5, 10, 15]
-    final = accuracy(LAYERS, variables, blobs(30, seed=1))
+    final = accuracy(MODULE, variables, blobs(30, seed=1))
     assert history[-1]["validation_accuracy"] == final
     last = float(schedule(RECIPE, 5)(14))
     assert history[-1]["learning_rate"] == pytest.approx(last)
@@ -149,7 +158,7 @@ def test_equals_a_plain_loop(nesterov, kind, ema):
 def plain_loop(recipe, steps):
     """PyTorch's SGD, written out: g += λp, v = μv + g, p -= η (g + μv or v)."""
     initial_key, augmentation_key = jax.random.split(jax.random.key(recipe.seed))
-    network = Network(LAYERS)
+    network = MODULE
     variables = network.init(initial_key, jnp.zeros((1, 8, 8, 1)))
     params, statistics = variables["params"], variables["batch_stats"]
     velocity = jax.tree.map(jnp.zeros_like, params)
@@ -158,7 +167,7 @@ def plain_loop(recipe, steps):
     @jax.jit
     def loss_and_gradient(params, statistics, inputs, labels):
         def loss(params):
-            (logits, _), updated = network.apply(
+            logits, updated = network.apply(
                 {"params": params, "batch_stats": statistics},
                 inputs,
                 train=True,
@@ -230,15 +239,22 @@ def test_bfloat16_is_float32_coarsely():
 
 def test_bfloat16_is_what_a_step_computes_in():
     recipe = dataclasses.replace(RECIPE, precision="bfloat16")
-    state = training._initial(LAYERS, recipe, SPLIT.images.shape)
+    state = trainer._initial(
+        module=trainer._Static(MODULE),
+        recipe=recipe,
+        optimiser=None,
+        example=trainer._example(trainer._read("split", SPLIT)),
+        size=90,
+    )
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    lowered = training._step.lower(
+    lowered = trainer._step.lower(
         state,
         np.arange(16, dtype=np.int32),
         SPLIT.images,
         SPLIT.labels,
-        layers=LAYERS,
+        module=trainer._Static(MODULE),
         recipe=recipe,
+        optimiser=None,
         mean=SPLIT.mean,
         std=SPLIT.std,
         mesh=mesh,
@@ -268,10 +284,13 @@ def test_learning_rate_ends_at_zero():
 # What a step trains on.
 
 
+augmented = jax.jit(trainer._augment, static_argnums=(0, 4))
+
+
 def seen(recipe, step, pixels):
     """The batch of a step, `[16, 8, 8, 1]`, and which images it is made of."""
     rows = batch_indices(recipe.seed, step, recipe.batch_size, len(pixels))
-    batch = training._augment(recipe, step, rows, jnp.asarray(pixels[rows]), 90)
+    batch = augmented(recipe, step, rows, jnp.asarray(pixels[rows]), 90)
     return np.asarray(batch), rows
 
 
@@ -338,7 +357,7 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, uninterrupted, stopped_at):
 
     validation = blobs(30, seed=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "batch_indices", indices)
+        patch.setattr(trainer, "batch_indices", indices)
         train(tmp_path, checkpoint_every=3, validation=validation)
     again = train(tmp_path, checkpoint_every=4, validation=validation, resume=True)
     assert_same_run(again, uninterrupted)
@@ -355,7 +374,7 @@ def test_resumes_bit_for_bit_where_epochs_differ(tmp_path, monkeypatch):
         return batch_indices(seed, step, batch_size, size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "batch_indices", indices)
+        patch.setattr(trainer, "batch_indices", indices)
         train(tmp_path, recipe, checkpoint_every=3)
     again = train(tmp_path, recipe, resume=True)
     assert_same_run(again, train(recipe=recipe))
@@ -364,7 +383,7 @@ def test_resumes_bit_for_bit_where_epochs_differ(tmp_path, monkeypatch):
 def test_steps_per_call_leave_no_trace(monkeypatch, uninterrupted):
     clock = iter(range(10**6))
     # A second per call: one step at a time.
-    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
     assert_same_run(train(validation=blobs(30, seed=1)), uninterrupted)
 
 
@@ -376,8 +395,8 @@ def long_run(directory, resume=True):
 def test_survives_kill_9(tmp_path):
     directory = tmp_path / "run"
     here = Path(__file__).parent
-    code = "import sys, test_training; test_training.long_run(sys.argv[1])"
-    paths = [str(here), str(Path(training.__file__).parents[1])]
+    code = "import sys, test_fitting; test_fitting.long_run(sys.argv[1])"
+    paths = [str(here), str(Path(trainer.__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     delays = random.Random(0)
     reached = []
@@ -419,14 +438,14 @@ def half_written(directory, step):
 def test_killed_before_the_first_checkpoint(tmp_path, capsys, uninterrupted):
     half = tmp_path / "5.orbax-checkpoint-tmp"
     half.mkdir()
-    variables, _ = fit(LAYERS, SPLIT, RECIPE, directory=tmp_path, resume=True)
+    variables, _ = fit(MODULE, SPLIT, RECIPE, directory=tmp_path, resume=True)
     assert "no checkpoint, starting at the beginning" in capsys.readouterr().err
     assert not half.exists()
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
 
 
 def test_a_finished_run_is_returned(run, uninterrupted, monkeypatch):
-    monkeypatch.setattr(training, "_step", lambda *_, **__: pytest.fail("stepped"))
+    monkeypatch.setattr(trainer, "_step", lambda *_, **__: pytest.fail("stepped"))
     variables, history = train(run, resume=True)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
     assert [row["step"] for row in history] == [5, 10, 15]
@@ -436,30 +455,17 @@ def test_restore_reads_the_network_back(run, uninterrupted):
     # A newer checkpoint is still being written.
     shutil.copytree(run / "15", run / "18")
     (run / "18" / "sha256.json").unlink()
-    variables = restore(LAYERS, run)
+    variables = restore(MODULE, run)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
-
-
-def test_restore_reads_what_was_trained_before_there_was_an_average(tmp_path):
-    variables, _ = train(tmp_path, dataclasses.replace(RECIPE, ema=0.0))
-    path = tmp_path / "15" / "_CHECKPOINT_METADATA"
-    metadata = json.loads(path.read_text())
-    recipe = metadata["custom_metadata"]["recipe"]
-    del recipe["ema"]
-    recipe["augment"] = True
-    path.write_text(json.dumps(metadata))
-    sums = tmp_path / "15" / "sha256.json"
-    sums.write_text(json.dumps(training._sums(tmp_path / "15")))
-    jax.tree.map(np.testing.assert_array_equal, restore(LAYERS, tmp_path), variables)
 
 
 def test_compiles_once(tmp_path):
     recipe = dataclasses.replace(RECIPE, seed=11)
-    before = training._step._cache_size()
+    before = trainer._step._cache_size()
     train(tmp_path, recipe, checkpoint_every=4)
     shutil.rmtree(tmp_path / "15")
     train(tmp_path, recipe, checkpoint_every=2, resume=True)
-    assert training._step._cache_size() == before + 1
+    assert trainer._step._cache_size() == before + 1
 
 
 # Numbers that are not.
@@ -501,18 +507,24 @@ def test_resuming_something_else(run):
         train(run, recipe, resume=True)
     with pytest.raises(ValueError, match="run: holds another run, with split.sha256"):
         train(run, split=blobs(seed=5), resume=True)
-    wider = (Conv(5, norm=True), *LAYERS[1:])
+    wider = zoo.VGG((5, "M"), 3, bias=False)
     for attempt in (
-        lambda: train(run, layers=wider, resume=True),
+        lambda: train(run, module=wider, resume=True),
         lambda: restore(wider, run),
     ):
         with pytest.raises(
-            ValueError, match=r"with conv0 Conv\(features=4.*not conv0 Conv\(features=5"
+            ValueError,
+            match=r"kernel float32\[3,3,1,4\], not .*l float32\[3,3,1,5",
         ):
             attempt()
-    deeper = (*LAYERS[:-1], Dense(8), Relu(), Dense(3))
-    with pytest.raises(ValueError, match=r"with dense0 Dense\(features=3.*features=8"):
+    deeper = zoo.VGG((4, "M"), 3, bias=False, hidden=(8,))
+    with pytest.raises(ValueError, match=r"dense0/bias .*\[3\], not .*\[8\]"):
         restore(deeper, run)
+    # The same parameters, but another function of them.
+    with pytest.raises(ValueError, match=r"run, with plan = \(4, 'M'\), not plan"):
+        restore(zoo.VGG(("M", 4), 3, bias=False), run)
+    with pytest.raises(ValueError, match="optimiser the recipe's, not given to fit"):
+        train(run, optimiser=optax.sgd(0.1), resume=True)
 
 
 def truncate(content):
@@ -532,7 +544,7 @@ def test_a_damaged_checkpoint_is_refused(run, uninterrupted, damage, part):
     path = largest if part == "largest" else run / "15" / part
     assert path in files
     path.write_bytes(damage(path.read_bytes()))
-    for attempt in (lambda: train(run, resume=True), lambda: restore(LAYERS, run)):
+    for attempt in (lambda: train(run, resume=True), lambda: restore(MODULE, run)):
         with pytest.raises(
             ValueError, match="15: this checkpoint is damaged"
         ) as caught:
@@ -560,7 +572,10 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
             "validation: expected labels",
         ),
         (dict(split=SPLIT[:15]), "Recipe.batch_size: expected at most 15, .* found 16"),
-        (dict(split=split(images=SPLIT.images[:, :1, :1])), "maxpool0: a window of 2"),
+        (
+            dict(split=split(images=SPLIT.images[:, :1, :1])),
+            "too small for this netw",
+        ),
         (dict(checkpoint_every=0), "checkpoint_every: expected a whole number"),
         (dict(resume=True), "resume: expected the directory of the run, found None"),
     ]
@@ -572,7 +587,7 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
         train(tmp_path / "file" / "run")
     for empty in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="expected a run, found no"):
-            restore(LAYERS, empty)
+            restore(MODULE, empty)
 
 
 @pytest.mark.parametrize(
@@ -619,9 +634,171 @@ def test_flips_alternate_where_there_are_any():
 
 
 def test_reports_a_line_per_epoch_where_there_is_no_terminal(capsys):
-    fit(LAYERS, SPLIT, RECIPE)
+    fit(MODULE, SPLIT, RECIPE)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"epoch {i}/3" for i in (1, 2, 3)]
     assert all("images/s" in line for line in lines)
     train()
     assert capsys.readouterr() == ("", "")
+
+
+# Any module, any inputs.
+
+
+def vectors(count=64):
+    """Points of two classes, apart along the diagonal."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, count)
+    return rng.normal(size=(count, 5)) + 2 * labels[:, None], labels
+
+
+class Everything(nn.Module):
+    """A module with lists, functions, statistics, and numbers drawn in training."""
+
+    features: Sequence[int] = dataclasses.field(default_factory=lambda: [8, 6])
+    activation: Callable = nn.tanh
+
+    @nn.compact
+    def __call__(self, x, *, training: bool = False):
+        for features in self.features:
+            x = nn.Dense(features)(x)
+            x = nn.BatchNorm(not training, momentum=0.8)(x)
+            x = nn.Dropout(0.2, deterministic=not training)(self.activation(x))
+        return nn.Dense(2)(x)
+
+
+QUICK = Recipe(epochs=8, batch_size=16, learning_rate=0.05, augment="none", ema=0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_trains_any_module_on_arrays(dtype, tmp_path):
+    inputs, labels = vectors()
+    split = inputs.astype(dtype), labels
+    options = dict(recipe=QUICK, module=Everything(), split=split)
+    variables, history = train(
+        tmp_path, validation=split, checkpoint_every=9, **options
+    )
+    assert history[-1]["validation_accuracy"] > 0.9
+    assert accuracy(Everything(), variables, split) > 0.9
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+    restored = restore(Everything(), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, restored, variables)
+    # The last steps again: what was drawn in them is drawn again.
+    shutil.rmtree(tmp_path / "32")
+    again = train(tmp_path, resume=True, validation=split, **options)
+    assert_same_run(again, (variables, history))
+
+
+class Plain(nn.Module):
+    """Nothing that differs in training; logits for each place of a sequence."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(4)(jax.nn.relu(nn.Dense(16)(nn.Embed(9, 8)(tokens))))
+
+
+def test_labels_of_every_place_and_an_optimiser_of_ones_own(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 9, (64, 7))
+    split = tokens, tokens % 4
+    recipe = dataclasses.replace(QUICK, epochs=20, label_smoothing=0)
+    options = dict(recipe=recipe, module=Plain(), split=split)
+    options["optimiser"] = optax.adamw(0.03)
+    variables, history = train(tmp_path, checkpoint_every=70, **options)
+    assert history[-1]["accuracy"] == 1 == accuracy(Plain(), variables, split)
+    assert "learning_rate" not in history[-1]
+    shutil.rmtree(tmp_path / "80")
+    assert_same_run(train(tmp_path, resume=True, **options), (variables, history))
+    options["optimiser"] = optax.sgd(1e30)
+    with pytest.raises(FloatingPointError, match="step 1: .* with an optimiser that"):
+        train(**options)
+
+
+def test_a_split_of_floats_is_taken_as_it_is():
+    pixels = dataclasses.replace(RECIPE, augment="none")
+    floats = dataclasses.replace(SPLIT, images=SPLIT.inputs)
+    found, history = train(recipe=pixels, split=floats)
+    arrays = SPLIT.inputs, SPLIT.labels
+    assert_same_run((found, history), train(recipe=pixels, split=arrays))
+    expected, _ = train(recipe=pixels)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        found,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("flag", trainer.FLAGS)
+def test_a_module_is_told_whether_it_trains(flag):
+    told = []
+
+    def call(self, x, **flags):
+        told.append(flags)
+        return nn.Dense(2)(x)
+
+    names = [("self", 1), ("x", 1), (flag, 3)]  # 3: by keyword only
+    call.__signature__ = inspect.Signature(
+        [inspect.Parameter(name, inspect._ParameterKind(kind)) for name, kind in names]
+    )
+    module = type("Told", (nn.Module,), {"__call__": nn.compact(call)})()
+    train(module=module, split=vectors(), recipe=dataclasses.replace(QUICK, epochs=1))
+    training = flag in ("train", "training", "is_training")
+    assert told[0] == {flag: not training} and told[-1] == {flag: training}
+
+
+class Untold(nn.Module):
+    rate: float = 0.0
+    norm: bool = False
+    two: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dropout(self.rate, deterministic=not self.rate)(x)
+        x = nn.BatchNorm(use_running_average=False)(x) if self.norm else x
+        logits = nn.Dense(2)(x)
+        return (logits, x) if self.two else logits
+
+
+def test_modules_that_cannot_be_trained_are_refused():
+    split = vectors()
+    for module, message in (
+        (Untold(norm=True), "Untold.__call__ to take one of .*keeps batch_stats"),
+        (Untold(rate=0.5), "Untold draws random numbers when it does not train"),
+        (Untold(two=True), r"logits for every label, \[64, classes\], found PyTreeDef"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(module=module, split=split, recipe=QUICK)
+    cases = [
+        ((split[0], split[1] + 0.5), "labels that are whole numbers, found float64"),
+        ((split[0], split[1][:, None]), r"\[64, 1, classes\], found \[N, 2\]"),
+        ((split[0], split[1][:-1]), "64 images and 63 labels"),
+    ]
+    for split_, message in cases:
+        with pytest.raises(ValueError, match=message):
+            train(module=Untold(), split=split_, recipe=QUICK)
+    with pytest.raises(ValueError, match="Recipe.augment: expected 'none', "):
+        train(module=Untold(), split=split, recipe=Recipe(epochs=1, batch_size=8))
+    with pytest.raises(TypeError, match="expected a Split, or .*found list"):
+        train(module=Untold(), split=[1, 2, 3], recipe=QUICK)
+    with pytest.raises(TypeError, match="expected a Flax Linen module, found function"):
+        fit(lambda x: x, split)
+
+
+def test_convolutions_take_their_fast_forms():
+    module = zoo.VGG((32, 32), 3)
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    data_ = trainer._read("split", SPLIT)
+    static = dict(module=trainer._Static(module), recipe=recipe, optimiser=None)
+    state = trainer._initial(**static, example=trainer._example(data_), size=90)
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), ("data",))
+    lowered = trainer._step.lower(
+        state,
+        np.arange(16, dtype=np.int32),
+        SPLIT.images,
+        SPLIT.labels,
+        mean=SPLIT.mean,
+        std=SPLIT.std,
+        mesh=mesh,
+        **static,
+    )
+    # Those of the first alone: one forwards, one for the gradient of its kernel.
+    assert lowered.as_text().count("stablehlo.convolution(") == 2

@@ -28,7 +28,7 @@ from jaxburst.graph import (
     read,
     unknown,
 )
-from jaxburst.trace import Network
+from jaxburst.tracing import Network
 
 CHANNELS = "channels"
 

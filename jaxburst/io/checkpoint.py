@@ -33,7 +33,7 @@ from jaxburst.graph import Constant, Graph, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
 from jaxburst.neurons import Neuron, Threshold
 from jaxburst.run import Model
-from jaxburst.trace import Affine, Network
+from jaxburst.tracing import Affine, Network
 
 FORMAT = "jaxburst 1"
 _UNKNOWN = "0" * 64  # in the place of the SHA-256 while it is computed

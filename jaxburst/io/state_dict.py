@@ -38,7 +38,7 @@ from safetensors import SafetensorError, safe_open
 from jaxburst.convert import check_finite
 from jaxburst.graph import Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
-from jaxburst.trace import Network, trace
+from jaxburst.tracing import Network, trace
 
 
 class Loaded(NamedTuple):

@@ -20,7 +20,7 @@ from jaxburst.graph import apply_pool, over
 from jaxburst.methods.channels import by_channel
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, check, prepare, rest, unroll
-from jaxburst.trace import forward
+from jaxburst.tracing import forward
 
 
 class LayerReport(NamedTuple):

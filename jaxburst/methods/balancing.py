@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxburst.batching import sweep, together
 from jaxburst.convert import Spiking, Thresholds, convert
-from jaxburst.energies import cost_per_event
+from jaxburst.energy import cost_per_event
 from jaxburst.graph import (
     Input,
     Node,
@@ -32,7 +32,7 @@ from jaxburst.graph import Neuron as Population
 from jaxburst.methods.channels import by_channel, centred
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, plan, prepare, trace_of
-from jaxburst.trace import Network, rectified
+from jaxburst.tracing import Network, rectified
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
 

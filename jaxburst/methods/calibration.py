@@ -21,7 +21,7 @@ from jaxburst.methods.channels import (
 )
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, compiler_options, last_of, prepare
-from jaxburst.trace import Network, forward, rectified
+from jaxburst.tracing import Network, forward, rectified
 
 
 class ZeroThreshold(ValueError):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.convert import threshold_shapes
-from jaxburst.trace import Network
+from jaxburst.tracing import Network
 
 
 def by_channel(network: Network, name: str, x: jax.Array) -> jax.Array:

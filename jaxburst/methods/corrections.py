@@ -12,7 +12,7 @@ from jaxburst.convert import Spiking
 from jaxburst.devices import mean_over
 from jaxburst.methods.channels import channel_mean, shape_of
 from jaxburst.run import Model, check, prepare, unroll
-from jaxburst.trace import forward
+from jaxburst.tracing import forward
 
 
 def correct(

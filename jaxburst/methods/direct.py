@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxburst.convert import Spiking
 from jaxburst.run import Model, check
-from jaxburst.trace import forward
+from jaxburst.tracing import forward
 
 
 def direct(model: Model, spiking: Spiking, inputs, times: tuple[int, ...]):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxburst import energies
+from jaxburst import energy as joules
 from jaxburst.batching import at_once, check_batch_size, length
 from jaxburst.convert import Spiking
 from jaxburst.devices import divided, mean_over, share
@@ -23,9 +23,9 @@ from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.neurons import Threshold
 from jaxburst.progress import track
 from jaxburst.run import Model, Plan, check, prepare, unroll
-from jaxburst.trace import forward
+from jaxburst.tracing import forward
 
-_AC_PER_MAC = energies.PICOJOULES_PER_AC / energies.PICOJOULES_PER_MAC
+_AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 
 
@@ -119,9 +119,9 @@ def polish(
 def _gradient(soft: Model, steps: int, size: int, energy: float, prices: tuple):
     """The gradient of the loss, the same row on each device."""
     network = soft.network
-    reach = energies.reach(network)
+    reach = joules.reach(network)
     analog = sum(reach.once.values()) + steps * sum(reach.charges.values())
-    budget = energy * sum(energies.macs(network).values())
+    budget = energy * sum(joules.macs(network).values())
 
     def function(given, inputs):
         spiking, change = given
@@ -196,7 +196,7 @@ def _run(soft: Model, spiking: Spiking, inputs, steps: int, prices: dict[str, fl
     after some steps, with gradients."""
     network = soft.network
     circuit, leaves = prepare(soft, spiking), network.leaves(inputs)
-    fans = energies.cost_per_event(network)
+    fans = joules.cost_per_event(network)
 
     def observe(state, info):
         counted = sum(fan * info.events[name].sum(1) for name, fan in fans.items())

@@ -16,7 +16,7 @@ from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model
-from jaxburst.trace import Network
+from jaxburst.tracing import Network
 
 
 def paper(network: Network, variables, inputs) -> tuple[Model, Spiking]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxburst import energies
+from jaxburst import energy as joules
 from jaxburst.batching import in_order, length, sweep, together
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.methods.balancing import balance
@@ -29,7 +29,7 @@ from jaxburst.methods.polishing import polish
 from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
 from jaxburst.run import Model, compiler_options, plan, prepare, trace_of
-from jaxburst.trace import Network
+from jaxburst.tracing import Network
 
 Settings = dict[str, Any]
 
@@ -403,7 +403,7 @@ class _Bench:
             for name, number in counts.items():
                 events[name] += number[:rows].sum(0, dtype=np.int64)
         events = together(events)
-        spent = energies.relative(
+        spent = joules.relative(
             self.network, {name: total / count for name, total in events.items()}
         )
         found = [

@@ -12,7 +12,7 @@ from jaxburst.graph import over
 from jaxburst.methods import analysis
 from jaxburst.neurons import Burst, Refining, Threshold
 from jaxburst.run import Model, prepare, unroll
-from jaxburst.trace import Affine, trace
+from jaxburst.tracing import Affine, trace
 
 pytestmark = pytest.mark.usefixtures("double")
 STEPS = 12

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from nets import case
 
-from jaxburst import energies
+from jaxburst import energy
 from jaxburst.evaluation import evaluate
 from jaxburst.methods import anytime
 from jaxburst.methods.anytime import Margins, decide, evaluate_anytime, settle
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model
-from jaxburst.trace import trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -115,7 +115,7 @@ def test_looser_margins_take_fewer_steps_and_less_energy(labelled):
     steps = [one.steps for one in found]
     assert 1 < steps[-1] and steps[0] < STEPS
     assert steps == sorted(set(steps), reverse=True)
-    energy = [energies.joules(model.network, one.events)[-1] for one in found]
+    energy = [energy.joules(model.network, one.events)[-1] for one in found]
     assert energy == sorted(set(energy), reverse=True)
     for one in found:
         assert one.stopped.sum() == 40 and len(one.stopped) == STEPS

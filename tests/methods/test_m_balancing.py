@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from nets import LAYERS, case
 
-from jaxburst import energies
+from jaxburst import energy
 from jaxburst.convert import convert
 from jaxburst.graph import over
 from jaxburst.methods import balancing
 from jaxburst.methods.balancing import balance
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
-from jaxburst.trace import forward, trace
+from jaxburst.tracing import forward, trace
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -99,7 +99,7 @@ def test_operations_are_charged_to_whoever_sent_the_spikes(name):
     spiking = it.spiking(neuron, "layer")
     spent = balancing._operations(it.network, spiking, it.inputs, neuron, 4)
     trace = it.run(it.model(neuron), spiking, 4)
-    counted = energies.operations(it.network, trace.events)
+    counted = energy.operations(it.network, trace.events)
     total = sum(float(count.sum()) for count in counted.values()) / len(it.inputs)
     assert sum(spent.values()) == pytest.approx(total)
     assert set(spent) <= set(it.network.neurons)
@@ -141,6 +141,6 @@ def test_it_lowers_the_error_at_the_same_cost():
         trace = simulate(model, spiking, images, steps)
         error = float(jnp.square(trace.logits[-1] - exact).mean())
         events = {key: n.mean(1) for key, n in trace.events.items()}
-        spent = energies.relative(it.network, events)[-1]
+        spent = energy.relative(it.network, events)[-1]
         found[name] = error * spent
     assert found["balanced"] < 0.8 * found["start"]

@@ -20,7 +20,7 @@ from jaxburst.methods.calibration import (
 from jaxburst.methods.channels import by_channel, divergence
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
-from jaxburst.trace import forward, trace
+from jaxburst.tracing import forward, trace
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from nets import TABLE, settled
 
-from jaxburst import energies
+from jaxburst import energy as joules
 from jaxburst.methods import polishing, presets
 from jaxburst.methods.polishing import polish
 from jaxburst.neurons import Burst, Threshold
 from jaxburst.run import Model, simulate
-from jaxburst.trace import forward, trace
+from jaxburst.tracing import forward, trace
 
 STEPS = 2
 
@@ -47,7 +47,7 @@ def measured(model, spiking, images):
     trace = simulate(model, spiking, images, STEPS)
     (logits,), _ = forward(model.network, spiking, images)
     events = {name: np.asarray(n).mean(1) for name, n in trace.events.items()}
-    energy = energies.relative(model.network, events)
+    energy = joules.relative(model.network, events)
     error = trace.logits - logits[None]
     error -= error.mean(-1, keepdims=True)
     return np.square(error).mean((1, 2)), energy
@@ -104,7 +104,7 @@ def test_what_is_differentiated_is_the_simulation(name):
     trace = simulate(model, spiking, images, STEPS)
     expected = trace.logits[-1] - trace.logits[-1].mean(-1, keepdims=True)
     np.testing.assert_allclose(logits[:, 0], expected, atol=1e-4)
-    counted = energies.operations(model.network, trace.events)
+    counted = joules.operations(model.network, trace.events)
     total = sum(float(np.sum(n)) for n in counted.values()) / len(images)
     assert float(operations) == pytest.approx(total, rel=1e-4)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from nets import TABLE
 
-from jaxburst import energies
+from jaxburst import energy as joules
 from jaxburst.methods import presets, tuning
 from jaxburst.methods.tuning import tune
 from jaxburst.neurons import Burst
 from jaxburst.run import Model, simulate
-from jaxburst.trace import trace as traced
+from jaxburst.tracing import trace as traced
 
 pytest.importorskip("optuna")
 
@@ -37,7 +37,7 @@ def scores(model, spiking, steps):
     images = images[1::2]
     trace = simulate(model, spiking, images, steps)
     events = {path: np.asarray(n).mean(1) for path, n in trace.events.items()}
-    energy = energies.relative(net, events)
+    energy = joules.relative(net, events)
     logits = net.function(variables, images)
     agreement = (trace.logits.argmax(-1) == logits.argmax(-1)[None]).mean(1)
     p, q = (np.asarray(jax.nn.softmax(x)) for x in (logits[None], trace.logits))

@@ -252,7 +252,7 @@ def summary(network: Network) -> str:
 
     MACs are multiply-accumulates of one image, taps on zero padding left out.
     """
-    from jaxburst.energies import macs  # which reads networks
+    from jaxburst.energy import macs  # which reads networks
 
     counted = macs(network)
     kernels = network.program.parameters

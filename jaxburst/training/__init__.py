@@ -5,8 +5,8 @@ variables, history = fit(module, dataset.train, recipe, directory="runs/vgg16")
 variables = restore(module, "runs/vgg16")
 """
 
-from jaxburst.fitting.recipe import AUTHORS, PRECISIONS, Recipe, schedule
-from jaxburst.fitting.trainer import accuracy, fit, record, restore
+from jaxburst.training.recipe import AUTHORS, PRECISIONS, Recipe, schedule
+from jaxburst.training.trainer import accuracy, fit, record, restore
 
 __all__ = [
     "AUTHORS",

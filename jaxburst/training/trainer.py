@@ -30,12 +30,12 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxburst.augmentation import alternating_flips, augment
 from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.devices import evenly, share
-from jaxburst.fitting import checkpoints
-from jaxburst.fitting.recipe import AUTHORS, Recipe, is_whole, schedule
 from jaxburst.kernels.training import accelerate
+from jaxburst.training import checkpoints
+from jaxburst.training.augmentation import alternating_flips, augment
+from jaxburst.training.recipe import AUTHORS, Recipe, is_whole, schedule
 
 FLAGS = {
     "train": True,

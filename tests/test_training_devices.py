@@ -14,11 +14,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import jaxburst
-from jaxburst import models
+from jaxburst import zoo
 from jaxburst.data import Split
-from jaxburst.fitting import Recipe, accuracy, fit, restore
+from jaxburst.training import Recipe, accuracy, fit, restore
 
-MODULE = models.VGG((4, "M"), 3, bias=False)
+MODULE = zoo.VGG((4, "M"), 3, bias=False)
 # A small learning rate, lest rounding errors grow.
 RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.01, ema=0.5)
 PLAIN = dataclasses.replace(RECIPE, augment="crop_flip")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxburst.augmentation import KINDS
+from jaxburst.training.augmentation import KINDS
 
 PRECISIONS = ("float32", "bfloat16")
 """What a network can be trained in."""
