@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxburst.analysis import CAUSES, LayerErrors
 
 import jaxburst as jb
+from jaxburst.methods.analysis import CAUSES, LayerErrors
 
 PARTS = {
     "inherited": ("#b8b8b8", "inherited from the layers below"),
