@@ -13,10 +13,7 @@ from safetensors.numpy import save_file
 
 import jaxburst as jb
 
-if not callable(getattr(jb, "trace", None)):  # goes with the switch
-    pytest.skip("the library has not switched", allow_module_level=True)
-
-EXPERIMENTS = Path(__file__).parent.parent / "experiments_new"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
 @pytest.fixture
