@@ -41,7 +41,7 @@ def test_nothing_but_the_data_module_imports_tensorflow_datasets_or_grain():
     package = Path(jb.__file__).parent
     naming = [
         path.name
-        for path in package.glob("*.py")
+        for path in package.rglob("*.py")
         if re.search(r"import (tensorflow_datasets|grain)", path.read_text())
     ]
     assert naming == ["data.py"]
