@@ -190,18 +190,20 @@ class Nnx(nnx.Module):
 
     def __init__(self, layers, params, stats):
         self.layers = layers
-        rngs = nnx.Rngs(0)
+        rngs, zeros = nnx.Rngs(0), nn.initializers.zeros
         for name, layer in o.named(layers):
             own = params.get(name, {})
             match layer:
                 case o.Conv(features, kernel, stride, padding, bias, norm):
                     module = nnx.Conv(
                         own["kernel"].shape[2], features, (kernel, kernel), stride,
-                        padding=padding, use_bias=bias, rngs=rngs,
+                        padding=padding, use_bias=bias, kernel_init=zeros, rngs=rngs,
                     )  # fmt: skip
                 case o.Dense(features, bias, norm):
                     count = len(own["kernel"])
-                    module = nnx.Linear(count, features, use_bias=bias, rngs=rngs)
+                    module = nnx.Linear(
+                        count, features, use_bias=bias, kernel_init=zeros, rngs=rngs
+                    )
                 case o.Residual(body, shortcut):
                     for part, inner in (("body", body), ("shortcut", shortcut)):
                         key = f"{name}_{part}"
@@ -249,15 +251,17 @@ class Equinox(eqx.Module):
             own = {k: jnp.asarray(v) for k, v in params.get(name, {}).items()}
             match layer:
                 case o.Conv(features, kernel, stride, padding, bias, norm):
-                    module = eqx.nn.Conv2d(
-                        own["kernel"].shape[2], features, kernel, stride, padding,
-                        use_bias=bias, key=key,
+                    module = eqx.filter_eval_shape(
+                        eqx.nn.Conv2d, own["kernel"].shape[2], features, kernel, stride,
+                        padding, use_bias=bias, key=key,
                     )  # fmt: skip
                     weight = own["kernel"].transpose(3, 2, 0, 1)
                     shift = (-1, 1, 1)
                 case o.Dense(features, bias, norm):
                     count = len(own["kernel"])
-                    module = eqx.nn.Linear(count, features, use_bias=bias, key=key)
+                    module = eqx.filter_eval_shape(
+                        eqx.nn.Linear, count, features, use_bias=bias, key=key
+                    )
                     weight, shift = own["kernel"].T, (-1,)
                 case o.Residual(body, shortcut):
                     for part, inner in (("body", body), ("shortcut", shortcut)):

@@ -197,7 +197,7 @@ def test_every_spike_is_the_oracles(name, setting):
 
 
 @pytest.mark.parametrize("how", ["nnx", "equinox", "haiku", "plain"])
-@pytest.mark.parametrize("name", ["vgg", "resnet", "nested"])
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
 def test_other_spellings_spike_alike(name, how):
     """Law 11, across frameworks and transformations."""
     it, neuron = case(name), Burst(5)
