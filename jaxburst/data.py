@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.progress import track
@@ -224,36 +223,6 @@ def normalise(images, mean, std):
     along_channels = (1,) * (images.ndim - 1) + (channels,)
     pixels = images.astype(np.float32) / np.float32(255)
     return (pixels - mean.reshape(along_channels)) / std.reshape(along_channels)
-
-
-def check_normalised(images) -> None:
-    """Refuses images that `normalise` has not been applied to.
-
-    Raises:
-      TypeError: the images are not floating-point numbers.
-    """
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"images must be normalised floating-point numbers, found {images.dtype}; "
-            "pass `split.inputs`, or what `data.normalise` returns"
-        )
-
-
-def batches(split: Split, batch_size: int) -> Iterator[tuple[Split, np.ndarray]]:
-    """Goes through a split in batches of one size, so that one compilation serves.
-
-    Args:
-      split: images and labels.
-      batch_size: number of images at a time.
-
-    Yields:
-      `(part, inputs)`: the images and labels of the batch, and what the network is
-      given, `[batch_size, H, W, C]`, the last one padded with zeros.
-    """
-    for start in range(0, len(split), batch_size):
-        part = split[start : start + batch_size]
-        missing = [(0, batch_size - len(part))] + [(0, 0)] * (part.images.ndim - 1)
-        yield part, np.pad(part.inputs, missing)
 
 
 def load(

@@ -503,18 +503,11 @@ def _moved(node: Node, before: list[Route], graph: Graph) -> Route | None:
             arguments.append(held.value if whole else fill)
             continue
         route = next(moving)
-        ids, shift = route.ids, 0
-        for name in route.sources:
-            if name not in sources:
-                sources.append(name)
-        # Count the channels anew through all sources.
-        table, position = [], 0
+        sources += [name for name in route.sources if name not in sources]
+        # Count the channels anew through all sources; nothing stays nothing.
         starts = _starts(sources, graph)
-        for name in route.sources:
-            table.append(starts[name] + np.arange(_channels(name, graph)))
-            position += _channels(name, graph)
-        table = np.concatenate([*table, [-1]])
-        arguments.append(table[ids] + shift)
+        table = [starts[n] + np.arange(_channels(n, graph)) for n in route.sources]
+        arguments.append(np.concatenate([*table, [-1]])[route.ids])
     arguments = [jnp.asarray(a, jnp.int32) for a in arguments]
     params = at_batch(node.role.params, 1)
     ids = np.asarray(node.role.primitive.bind(*arguments, **params))

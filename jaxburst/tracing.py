@@ -804,14 +804,12 @@ _RANDOM = ("random_", "threefry", "rng_")
 class _Follower:
     """Follows the equations of a jaxpr, and keeps nodes and the program."""
 
-    def __init__(self, program: _Program, inputs):
+    def __init__(self, program: _Program):
         self.program = program
         self.nodes: dict[str, Node] = {}
         self.counts: dict[str, int] = {}
         self.scaled: dict[str, tuple[str, Any]] = {}  # signal -> (of what, how much)
         self.raised: dict[str, tuple[str, Any]] = {}  # signal -> (neuron, shift)
-        self.users: dict[str, int] = {}
-        self.inputs = inputs
 
     # Jaxprs.
 
@@ -1577,7 +1575,7 @@ def _follow(
         varies = tuple(i for i, n in enumerate(shape) if n != 1)
         made.append(_Made(program.slot(), shape, var.aval.dtype, name, varies))
     inputs = jaxpr.invars[count:]
-    follower = _Follower(program, inputs)
+    follower = _Follower(program)
     kinds = [v.aval.dtype for v in jaxpr.invars]
     kinds = [k for k in kinds if jnp.issubdtype(k, jnp.floating)]
     follower.dtype = jnp.result_type(*kinds) if kinds else jnp.dtype(jnp.float32)

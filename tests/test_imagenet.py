@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from test_imagenet_networks import resnet18_state_dict
 
 import jaxburst as jb
-from jaxburst import data, zoo
+from jaxburst import batching, data, zoo
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -131,8 +131,9 @@ def test_nothing_is_read_before_it_is_used(tiny, monkeypatch):
     monkeypatch.setattr(data.OnDisk, "__array__", watched)
     some = dataset.test[:3]
     assert (some.images.shape, some.images.ndim, reads) == ((3, 224, 224, 3), 4, [])
-    batches = [inputs.shape for _, inputs in data.batches(some, 2)]
-    assert (batches, reads) == ([(2, 224, 224, 3)] * 2, [2, 1])
+    inputs, _ = some.pair
+    batches = [x.shape for _, _, x in batching.batches(inputs, 2, "")]
+    assert (batches, reads) == ([(2, 224, 224, 3)] * 2, [2, 2])
     whole = np.asarray(dataset.test.images)
     assert whole.dtype == np.uint8 and np.ptp(whole) > 100
     order = np.array([3, 0])

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxburst.graph import over
-
 
 class Threshold(NamedTuple):
     """What belongs to one population of neurons: data, not configuration.
@@ -169,11 +167,6 @@ class Neuron(abc.ABC):
     def conserves(self) -> bool:
         """Whether `v_T + θ Σn = v_0 + ΣI` at every time."""
         return False
-
-
-def over_steps(value: jax.Array, x: jax.Array) -> jax.Array:
-    """As `over`, in the type of `x`."""
-    return over(value, x).astype(x.dtype)
 
 
 def is_whole(value, least: int = 0) -> bool:
