@@ -866,6 +866,7 @@ class Case:
       function: `f(variables, inputs)`, the user's own.
       network: as it is traced.
       variables, inputs: in the precision of the case.
+      traced: outputs of the traced network.
       outputs: of the function; where something is set aside, what it was given.
       activations: `{name: [B, ...]}` of every population.
     """
@@ -874,6 +875,7 @@ class Case:
     network: tracing.Network
     variables: Any
     inputs: Any
+    traced: list[np.ndarray]
     outputs: list[np.ndarray]
     activations: dict[str, np.ndarray]
 
@@ -947,4 +949,6 @@ def case(name: str) -> Case:
     for i in network.aside:
         outputs[i] = found[i]
     activations = {path: activations[path] for path in network.neurons}
-    return Case(network.function, network, variables, inputs, outputs, activations)
+    return Case(
+        network.function, network, variables, inputs, found, outputs, activations
+    )

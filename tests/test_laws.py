@@ -54,50 +54,49 @@ def grown(logits, expected) -> tuple[float, float]:
     return scaled[16:64].max(), scaled[256:].max()
 
 
+def at_rates(network, spiking, inputs, rates):
+    """Outputs and drives of the network in which every population gives its rate."""
+    drives = {}
+
+    def rate(node, x):
+        drives[node.name] = x
+        return rates[node.name]
+
+    return tracing.forward(network, spiking, inputs, rate)[0], drives
+
+
 # Fold, and the three of time: one long run of each network serves them all.
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_network_is_the_function_and_spikes_approach_it(name):
     it = case(name)
-    found = jax.tree.leaves(jax.jit(it.network)(it.variables, it.inputs))
     rounding = 0.02 if name in HALF else precision(name)
-    for one, other in zip(found, it.outputs, strict=True):
+    for one, other in zip(it.traced, it.outputs, strict=True):
         close(one, other, rounding)  # law 10
 
-    # No neuron saturates.
-    spiking = it.spiking(Burst(5), share=1.01)
-    worst = verify(it.network, it.variables, spiking, it.inputs)
-    size = max(np.abs(x).max() for x in it.outputs)
-    assert all(value <= rounding * size for value in worst.values())
+    spiking = it.spiking(Burst(5), share=1.01)  # no neuron saturates
     trace = it.run(it.model(), spiking, STEPS)
     for spikes in trace.spikes.values():
         assert spikes.max() > 0, "every population fires"
         assert (spikes == np.round(spikes)).all()
 
     outputs = jax.tree.leaves(trace.logits)
-    if name in HALF:  # the user's own outputs are rounded
-        it = dataclasses.replace(it, outputs=jax.device_get(found))
-    for logits, expected in zip(outputs, it.outputs, strict=True):
+    for logits, expected in zip(outputs, it.traced, strict=True):
         early, late = grown(logits, expected)
         assert late <= 2 * early, "law 9"
 
     # Laws 1 and 3, and the readout: after t steps the network is the conventional one
     # in which every population gives its rate.
     totals = {path: np.cumsum(n, 0, np.float64) for path, n in trace.spikes.items()}
+    reading = nets.quick(at_rates, 0)
     for t in (1, 7, STEPS):
         rates = {
             path: np.asarray(over(spiking[path].theta, it.activations[path]))
             * it.placed(path, n[t - 1] / t).astype(it.activations[path].dtype)
             for path, n in totals.items()
         }
-        drives = {}
-
-        def rate(node, x, rates=rates, drives=drives):
-            drives[node.name] = x
-            return rates[node.name]
-
-        found, _ = tracing.forward(it.network, spiking, it.inputs, rate)
+        found, drives = reading(it.network, spiking, it.inputs, rates)
         for logits, expected in zip(outputs, found, strict=True):
             close(logits[t - 1], jax.device_get(expected), 20 * precision(name))
         for path, drive in jax.device_get(drives).items():
@@ -138,13 +137,16 @@ def test_refining_is_the_quantised_network(name):
         spiking = it.spiking(neuron, "channel", share=0.2)
         model = it.model(neuron)
         outputs = jax.tree.leaves(it.run(model, spiking, steps).logits)
+
+        @nets.quick
+        def quantised(spiking, inputs, t, neuron=neuron):
+            def direct(node, x):
+                return neuron.direct(spiking[node.name], x, t, node.role.cap)
+
+            return tracing.forward(it.network, spiking, inputs, direct)[0]
+
         for t in (1, 2, steps):
-            time = jnp.asarray(t)
-
-            def direct(node, x, own=spiking, neuron=neuron, time=time):
-                return neuron.direct(own[node.name], x, time, node.role.cap)
-
-            expected, _ = tracing.forward(it.network, spiking, it.inputs, direct)
+            expected = quantised(spiking, it.inputs, jnp.asarray(t))
             for found, other in zip(outputs, expected, strict=True):
                 close(found[t - 1], jax.device_get(other), 10 * precision(name))
 
@@ -244,6 +246,21 @@ def test_gating_keeps_its_error():
 
 
 # Conversion is a pure function.
+
+
+@pytest.mark.parametrize("name", ["vgg", "several", "bfloat16"])
+def test_verify_compares_with_the_function(name):
+    it = case(name)
+    spiking = it.spiking(Burst(5))
+    worst = verify(it.network, it.variables, spiking, it.inputs)
+    size = max(np.abs(x).max() for x in it.outputs)
+    rounding = 0.02 if name in HALF else precision(name)
+    assert len(worst) == len(it.outputs) - len(it.network.aside)
+    assert all(value <= rounding * size for value in worst.values())
+    path = it.network.synapses[0]
+    wrong = spiking[path]._replace(kernel=1.5 * spiking[path].kernel)
+    worst = verify(it.network, it.variables, spiking | {path: wrong}, it.inputs)
+    assert max(worst.values()) > 0.1 * size
 
 
 def test_conversion_under_jit_vmap_and_grad():
