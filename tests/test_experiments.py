@@ -430,7 +430,7 @@ def _as_pytorch(variables):
         (["--learning-rate", "-1", "--epochs", "1"], "learning_rate"),
         (
             ["--arch", "resnet20", "--torch-weights", "broken"],
-            "not a whole safetensors",
+            "expected a safetensors file",
         ),
     ],
 )
