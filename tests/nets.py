@@ -898,7 +898,7 @@ class Case:
 
     def spiking(self, neuron, per="layer", initial=0.5, share=0.5718):
         thresholds = self.thresholds(neuron, per, share)
-        return convert(self.network, self.variables, thresholds, initial=initial)
+        return _convert(self.network, self.variables, thresholds, initial=initial)
 
     def placed(self, name: str, value):
         """A recording `[B, ...]` as the node has it: the batch elsewhere, or merged."""
@@ -914,6 +914,9 @@ class Case:
         """Everything recorded, by a program that compiles fast."""
         inputs = self.inputs if inputs is None else inputs
         return jax.device_get(_simulate(model, spiking, inputs, steps, schedule))
+
+
+_convert = quick(convert, 0)
 
 
 @functools.partial(quick, static=(0, 3, 4))
@@ -941,11 +944,12 @@ def case(name: str) -> Case:
         warnings.filterwarnings("ignore", message="output 0|output 1|output 2|output 3")
         network = tracing.trace(*traced, first)
     variables = traced[1] if len(traced) == 2 else network.variables
-    weights = quick(network.weights)(variables)
-    read = quick(lambda weights, x: tracing.forward(network, weights, x))
-    found, activations = jax.device_get(read(weights, inputs))
-    outputs = jax.device_get(quick(network.function)(variables, inputs))
-    outputs = [np.asarray(x) for x in jax.tree.leaves(outputs)]
+
+    def read(variables, inputs):
+        own = jax.tree.leaves(network.function(variables, inputs))
+        return own, tracing.forward(network, network.weights(variables), inputs)
+
+    outputs, (found, activations) = jax.device_get(quick(read)(variables, inputs))
     for i in network.aside:
         outputs[i] = found[i]
     activations = {path: activations[path] for path in network.neurons}

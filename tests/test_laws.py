@@ -25,8 +25,8 @@ from jaxburst.run import Model, infer, simulate
 pytestmark = pytest.mark.usefixtures("double")
 
 STEPS = 512
-SOME = ("windows", "nested", "inception", "u net", "averages", "maxima", "capped")
-SOME += ("norm after relu", "several", "scanned", "spellings", "channels first")
+SOME = ("nested", "inception", "averages", "maxima", "capped", "norm after relu")
+SOME += ("several", "spellings", "channels first")
 HALF = ("bfloat16", "float16")
 
 
