@@ -134,11 +134,16 @@ class Refining(Neuron):
         return Drive(potential, sent + spikes.astype(sent.dtype)), spikes
 
     def _wanted(self, threshold, potential, t, cap):
-        """The drive in quanta of this step."""
-        drive = jnp.maximum(potential + over(threshold.bias, potential), 0.0)
-        if cap is not None:
-            drive = jnp.minimum(drive, drive.dtype.type(cap))
-        return drive / self._quantum(threshold, potential, t)
+        """The drive in quanta of this step.
+
+        Rectified last: XLA computes spikes once for every reader, here with a fused
+        multiply-add of the rounding and there without, and where a drive is at the very
+        threshold they would differ for good. Nothing is fused across a maximum.
+        """
+        quantum = self._quantum(threshold, potential, t)
+        drive = potential + over(threshold.bias, potential)
+        wanted = jnp.maximum(drive / quantum, 0.0)
+        return wanted if cap is None else jnp.minimum(wanted, cap / quantum)
 
     def _quantum(self, threshold, x, t):
         return over(threshold.theta, x) * jnp.asarray(self.worth(t)).astype(x.dtype)
