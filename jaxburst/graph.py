@@ -73,7 +73,8 @@ class Synapse:
     """A convolution or product with a kernel that depends on the variables.
 
     Attributes:
-      primitive: `conv_general_dilated` or `dot_general`.
+      primitive: `conv_general_dilated`, `dot_general`, or one that was registered, of
+        which no axes are known.
       params: its parameters.
       data: the position of the signal among its two operands; the other is the kernel.
       kernel: the kernel's shape.
@@ -95,6 +96,8 @@ class Synapse:
         if self.is_conv:
             numbers = self.params["dimension_numbers"]
             return (numbers.lhs_spec[1],), (numbers.rhs_spec[1],)
+        if self.primitive.name != "dot_general":
+            return (), ()
         (left, right), _ = self.params["dimension_numbers"]
         return (left, right) if self.data == 0 else (right, left)
 
@@ -103,6 +106,8 @@ class Synapse:
         """The kernel's axis of output channels; None if it has several."""
         if self.is_conv:
             return self.params["dimension_numbers"].rhs_spec[0]
+        if self.primitive.name != "dot_general":
+            return None
         _, batch = self.params["dimension_numbers"]
         taken = (*self.contracted[1], *batch[1 - self.data])
         free = [axis for axis in range(len(self.kernel)) if axis not in taken]

@@ -801,6 +801,25 @@ _INFERENCE = (
 _RANDOM = ("random_", "threefry", "rng_")
 
 
+_REGISTERED: dict[str, type] = {}
+
+
+def register(primitive: str, role: type) -> None:
+    """Says what a primitive of your own is.
+
+    Args:
+      primitive: its name.
+      role: `Wire`, if it is linear in all its signals together, and adds what it holds;
+        or `Synapse`, if it is a product of a signal and a kernel, in either order.
+
+    Raises:
+      ValueError: for another role; a nonlinearity becomes a neuron by its equations.
+    """
+    if role not in (Wire, Synapse):
+        raise ValueError(f"register: expected Wire or Synapse, found {role!r}")
+    _REGISTERED[primitive] = role
+
+
 class _Follower:
     """Follows the equations of a jaxpr, and keeps nodes and the program."""
 
@@ -1010,8 +1029,10 @@ class _Follower:
             return list(values)
         if name in _COMPARE:
             return self.compare(eqn, values, stack, call)
-        if name in _MOVES:
+        if name in _MOVES or _REGISTERED.get(name) is Wire:
             return self.wire(eqn, values, stack)
+        if _REGISTERED.get(name) is Synapse:
+            return self.product(eqn, values, stack, call)
         return self.tail(eqn, values, stack, call)
 
     def whole(self, values) -> bool:
@@ -1341,6 +1362,21 @@ class _Follower:
             return self.emit_wire(eqn, values, stack, params=params)
         return [self.synapse(eqn, params, x, kernel, 0, stack)]
 
+    def product(self, eqn, values, stack, call):
+        """A synapse that was registered."""
+        signals = [i for i, v in enumerate(values) if isinstance(v, _Signal)]
+        if len(signals) == 2:
+            names = tuple(v.name for v in values)
+            self.refuse(eqn, stack, "multiplies two signals", names, call)
+        (data,) = signals
+        kernel, params = values[1 - data], dict(eqn.params)
+        if isinstance(kernel, _Held):
+            shape, kind = kernel.value.shape, kernel.value.dtype
+            slot = self.program.slot()
+            self.program.steps.append((lax.copy_p, (kernel,), {}, [slot]))
+            kernel = _Made(slot, shape, kind, None, ())
+        return [self.synapse(eqn, params, values[data], kernel, data, stack)]
+
     def _dot_general(self, eqn, values, stack, call):
         signals = [i for i, v in enumerate(values) if isinstance(v, _Signal)]
         if len(signals) == 2:
@@ -1355,7 +1391,8 @@ class _Follower:
             self.refuse(eqn, stack, "sums over the batch")
         if isinstance(kernel, _Held):
             return self.emit_wire(eqn, values, stack, params=params)
-        if len(kernel.shape) == 0 or kernel.root is None:
+        copies = any(not is_number(n) for n in eqn.invars[1 - data].aval.shape)
+        if len(kernel.shape) == 0 or kernel.root is None or copies:
             return self.emit_wire(eqn, values, stack, params=params)
         return [self.synapse(eqn, params, values[data], kernel, data, stack)]
 

@@ -4,6 +4,7 @@ Numbers are those of DESIGN, "Identities to build on".
 """
 
 import dataclasses
+import functools
 
 import chex
 import flax.linen as nn
@@ -14,11 +15,13 @@ import numpy as np
 import oracle
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from nets import LAYERS, TABLE, case
 
 import jaxburst.tracing as tracing
 from jaxburst.convert import convert, verify
-from jaxburst.graph import over
+from jaxburst.graph import Synapse, Wire, over
 from jaxburst.neurons import Burst, Neuron, Refining, Threshold
 from jaxburst.run import Model, infer, simulate
 
@@ -359,6 +362,54 @@ def test_lowering_for_a_tpu_has_no_winograd():
 
 
 # From outside.
+
+
+def primitive(name: str, definition):
+    """A primitive of a user, defined by other JAX."""
+    found = Primitive(name)
+    found.def_impl(definition)
+    shape = functools.partial(jax.eval_shape, definition)
+    found.def_abstract_eval(lambda *avals: shaped(shape(*avals), *avals))
+    mlir.register_lowering(found, mlir.lower_fun(definition, multiple_results=False))
+    return found
+
+
+def shaped(like, *_):
+    return jax.core.ShapedArray(like.shape, like.dtype)
+
+
+def test_a_wire_and_a_synapse_from_outside():
+    """Two primitives that the library has never seen; names and one line each."""
+    reverse = primitive("reverse_channels", lambda x: x[..., ::-1])
+    weave = primitive("weave", lambda x, w: x @ (w * w))
+
+    def net(product, turn):
+        def function(w, x):
+            x = jax.nn.relu(turn(product(x, w["in"])))
+            return product(turn(x), w["out"]["kernel"])
+
+        return function
+
+    own = net(weave.bind, reverse.bind)
+    rng = np.random.default_rng(0)
+    w = {"in": rng.normal(size=(4, 5)), "out": {"kernel": rng.normal(size=(5, 3))}}
+    x = rng.normal(size=(3, 4))
+    with pytest.raises(tracing.Refused, match="weave"):
+        tracing.trace(own, w, x[:1])
+    tracing.register("weave", Synapse)
+    tracing.register("reverse_channels", Wire)
+    found = tracing.trace(own, w, x[:1])
+    known = tracing.trace(net(lambda x, w: x @ (w * w), lambda x: x[:, ::-1]), w, x[:1])
+    assert found.synapses == known.synapses == ("in", "out")
+    for neuron in (Burst(5), Refining()):
+        run = [
+            simulate(Model(n, neuron), convert(n, w, {"relu0": 0.5}), x, 8)
+            for n in (found, known)
+        ]
+        assert run[0].events["relu0"].any()
+        chex.assert_trees_all_close(*run, rtol=1e-12)
+    with pytest.raises(ValueError, match="Wire or Synapse"):
+        tracing.register("weave", Neuron)
 
 
 @dataclasses.dataclass(frozen=True)

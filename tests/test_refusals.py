@@ -373,6 +373,11 @@ RIGHT = {
     "batch in the middle": lambda w, x: end(
         w, relu(jnp.einsum("gij,bg->ibj", w["b"].reshape(2, 4, 8), x[:, :2])).sum(0)
     ),
+    "a kernel for each image": behind(
+        lambda w, y: jnp.einsum(
+            "bi,bio->bo", y, jnp.broadcast_to(w["b"], (y.shape[0], 8, 8))
+        )
+    ),
     "patches": lambda w, x: end(
         w, relu(x.reshape(-1, 3) @ w["a"][:3]).reshape(-1, 2, 8).mean(1)
     ),
