@@ -94,7 +94,8 @@ def rules(labelled):
     """Margins that more and more of the images have at the first step."""
     model, spiking, (images, _) = labelled
     _, margins, _ = course("windows", model.neuron, spiking, images)
-    return np.quantile(margins[0], [0.9, 0.7, 0.4, 0.1])
+    levels = np.unique(margins[0].round(6))  # few, as whole numbers come in
+    return (levels[1:] + levels[:-1])[::-1] / 2
 
 
 @pytest.mark.parametrize("threshold, steps", [(np.inf, STEPS), (0.0, 1)])
@@ -115,8 +116,8 @@ def test_looser_margins_take_fewer_steps_and_less_energy(labelled):
     steps = [one.steps for one in found]
     assert 1 < steps[-1] and steps[0] < STEPS
     assert steps == sorted(set(steps), reverse=True)
-    energy = [energy.joules(model.network, one.events)[-1] for one in found]
-    assert energy == sorted(set(energy), reverse=True)
+    spent = [energy.joules(model.network, one.events)[-1] for one in found]
+    assert spent == sorted(set(spent), reverse=True)
     for one in found:
         assert one.stopped.sum() == 40 and len(one.stopped) == STEPS
         assert one.steps == pytest.approx(one.stopped @ np.arange(1, 5) / 40)
