@@ -750,8 +750,11 @@ def unroll(
 
     blocks, left = divmod(steps, order.steps)
     state = rest(model, circuit, count)
-    state, seen = jax.lax.scan(advance, state, length=blocks)
-    seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    if blocks == 1:  # in a loop XLA on CPU is slow with the gradient of a kernel
+        state, seen = advance(state, None)
+    else:
+        state, seen = jax.lax.scan(advance, state, length=blocks)
+        seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
     if left:
         state, last = advance(state, None, left)
         seen = jax.tree.map(lambda *both: jnp.concatenate(both), seen, last)
