@@ -28,6 +28,7 @@ from jax import export, lax
 from jax._src import source_info_util  # the only way to a user's line
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from jaxburst import sizes
 from jaxburst.graph import (
     Constant,
     Graph,
@@ -363,19 +364,41 @@ def _network(function: Callable, variables, example) -> Network:
 
 
 def _jaxpr(function: Callable, *arguments):
-    """The function's jaxpr and its outputs' shapes.
+    """The function's jaxpr for any number of images, and its outputs' shapes.
 
     Raises:
       Refused: for Python code that depends on the data or on the number of images.
     """
+    make = jax.make_jaxpr(function, return_shape=True)
+    depends = "Python code that depends on the number of images"
     try:
-        return jax.make_jaxpr(function, return_shape=True)(*arguments)
+        return make(*arguments)
+    except jax.errors.InconclusiveDimensionOperation as error:
+        why = f"{depends}; a network treats them alike"
+        raise Refused(f"{_line(error)}: {why}") from error
+    except Exception as error:  # perhaps it insists on a number of images
+        failed = error
+    try:
+        found = [make(*_sized(arguments, size)) for size in sizes.SIZES]
     except jax.errors.ConcretizationTypeError as error:
         why = "Python code that depends on a signal"
         raise Refused(f"{_line(error)}: {why} has no spiking meaning") from error
-    except jax.errors.InconclusiveDimensionOperation as error:
-        why = "Python code that depends on the number of images"
-        raise Refused(f"{_line(error)}: {why}; a network treats them alike") from error
+    (symbol,) = export.symbolic_shape("b")
+    try:
+        closed = sizes.unified(found[0][0], found[1][0], symbol)
+    except sizes.Differs:
+        raise Refused(f"{_line(failed)}: {depends}") from failed
+    return closed, found[0][1]
+
+
+def _sized(arguments, size: int):
+    def sized(leaf):
+        shape = tuple(np.shape(leaf))
+        if all(is_number(n) for n in shape):
+            return leaf
+        return jax.ShapeDtypeStruct(at_batch(shape, size), leaf.dtype)
+
+    return jax.tree.map(sized, arguments)
 
 
 def _line(error: Exception) -> str:
@@ -1489,6 +1512,8 @@ class _Follower:
             name = base if count == 0 else f"{base}#{count + 1}"
         else:
             name = f"{base}{count}"
+        if name in self.nodes:  # a parameter is called like what is numbered
+            return self.emit(role, inputs, shape, eqn, base, sign)
         self.nodes[name] = Node(name, role, inputs, shape, self.source)
         return name
 

@@ -395,7 +395,7 @@ def long_run(directory, resume=True):
 def test_survives_kill_9(tmp_path):
     directory = tmp_path / "run"
     here = Path(__file__).parent
-    code = "import sys, test_fitting; test_fitting.long_run(sys.argv[1])"
+    code = "import sys, test_training; test_training.long_run(sys.argv[1])"
     paths = [str(here), str(Path(trainer.__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     delays = random.Random(0)
@@ -715,7 +715,7 @@ def test_labels_of_every_place_and_an_optimiser_of_ones_own(tmp_path):
 
 def test_a_split_of_floats_is_taken_as_it_is():
     pixels = dataclasses.replace(RECIPE, augment="none")
-    floats = dataclasses.replace(SPLIT, images=SPLIT.inputs)
+    floats = dataclasses.replace(SPLIT, images=SPLIT.inputs, mean=(), std=())
     found, history = train(recipe=pixels, split=floats)
     arrays = SPLIT.inputs, SPLIT.labels
     assert_same_run((found, history), train(recipe=pixels, split=arrays))
