@@ -99,7 +99,8 @@ class _Unifier:
                 return type(one)(*found) if named else type(one)(found)
             case np.ndarray() | jax.Array():
                 return self.const(one, two)
-        return one if callable(one) else self.equal(one, two)
+        function = callable(one) or type(one).__name__ == "WrappedFun"
+        return one if function else self.equal(one, two)
 
     def equal(self, one, two):
         if type(one) is not type(two) or one != two:

@@ -373,11 +373,10 @@ def _jaxpr(function: Callable, *arguments):
     depends = "Python code that depends on the number of images"
     try:
         return make(*arguments)
-    except jax.errors.InconclusiveDimensionOperation as error:
-        why = f"{depends}; a network treats them alike"
-        raise Refused(f"{_line(error)}: {why}") from error
     except Exception as error:  # perhaps it insists on a number of images
         failed = error
+    if "dimension comparison" in str(failed):
+        raise Refused(f"{_line(failed)}: {depends}; a network treats them alike")
     try:
         found = [make(*_sized(arguments, size)) for size in sizes.SIZES]
     except jax.errors.ConcretizationTypeError as error:
