@@ -61,7 +61,9 @@ class _Unifier:
                 )
             )
         outvars = self.variables(one.outvars, two.outvars)
-        return Jaxpr(constvars, invars, outvars, eqns)
+        return one.replace(
+            constvars=constvars, invars=invars, outvars=outvars, eqns=eqns
+        )
 
     def variables(self, one, two) -> list:
         self.equal(len(one), len(two))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export, lax
 from jax._src import source_info_util  # the only way to a user's line
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxburst import sizes
 from jaxburst.graph import (
@@ -331,17 +331,23 @@ def _is_nnx(module) -> bool:
 def _network(function: Callable, variables, example) -> Network:
     """Traces `f(variables, inputs)`."""
     flat, tree = jax.tree_util.tree_flatten_with_path(variables)
-    arrays = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
+    arrays = [
+        i for i, (_, leaf) in enumerate(flat) if _is_array(leaf) or type(leaf) is float
+    ]
     values = [flat[i][1] for i in arrays]
     kind = _widest([*values, *jax.tree.leaves(example)])
     widened = _widened(values, kind)
     names = ["/".join(_part(key) for key in flat[i][0]) for i in arrays]
 
     def call(values, inputs):
-        leaves = [leaf for _, leaf in flat]
+        leaves = [leaf for _, leaf in flat]  # whole numbers and others stay as they are
         for i, value in zip(arrays, values, strict=True):
             leaves[i] = value
         return function(jax.tree.unflatten(tree, leaves), inputs)
+
+    def own(variables, inputs):
+        found = jax.tree.leaves(variables)
+        return call([found[i] for i in arrays], inputs)
 
     def pick(variables) -> list:
         found, structure = jax.tree.flatten(variables)
@@ -350,6 +356,12 @@ def _network(function: Callable, variables, example) -> Network:
                 f"variables: expected the structure that was traced, {tree}, found "
                 f"{structure}"
             )
+        for i, (path, leaf) in enumerate(flat):
+            other = found[i]
+            if i in arrays or isinstance(other, jax.core.Tracer) or other == leaf:
+                continue
+            name = "/".join(_part(key) for key in path)
+            raise ValueError(f"variables: {name} was {leaf} when traced, is {other}")
         return _widened([found[i] for i in arrays], kind)
 
     symbols, inputs_tree = _symbolic(example, kind)
@@ -358,7 +370,8 @@ def _network(function: Callable, variables, example) -> Network:
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
         closed, shapes = _jaxpr(call, widened, symbols)
     return _follow(
-        closed, len(widened), names, widened, pick, function, variables, example,
+        closed, len(widened), names, widened, pick,
+        function if len(arrays) == len(flat) else own, variables, example,
         (inputs_tree, jax.tree.structure(shapes)), held=False,
     )  # fmt: skip
 
@@ -426,7 +439,9 @@ def _closure(function: Callable, example) -> Network:
     found = _names_of(function)
     names, variables = [], {}
     for i, value in enumerate(closed.consts):
-        name = found.get(id(value), f"const{i}")
+        name = found.get(id(value), found.get(_content(value), f"const{i}"))
+        while name in variables:
+            name = f"{name}#2"
         names.append(name)
         variables[name] = value
     # The constants become arguments.
@@ -441,16 +456,30 @@ def _closure(function: Callable, example) -> Network:
             )
         return _widened([variables[name] for name in names])
 
+    def own(variables, inputs):
+        """The function with other arrays than it holds."""
+        again = jax.make_jaxpr(function)(inputs)
+        consts = [variables[name] for name in names]
+        run = jaxpr_as_fun(ClosedJaxpr(again.jaxpr, consts))
+        return jax.tree.unflatten(
+            jax.tree.structure(shapes), run(*jax.tree.leaves(inputs))
+        )
+
     return _follow(
         ClosedJaxpr(jaxpr, ()), len(names), names, _widened(list(closed.consts)), pick,
-        lambda variables, inputs: function(inputs), variables, example,
+        own, variables, example,
         (inputs_tree, jax.tree.structure(shapes)), held=True,
     )  # fmt: skip
 
 
-def _names_of(function) -> dict[int, str]:
-    """The path of every array that a function holds, by the array's identity."""
-    found: dict[int, str] = {}
+def _content(value):
+    """An array of NumPy is another one in a jaxpr."""
+    return (np.shape(value), str(value.dtype), np.asarray(value).tobytes())
+
+
+def _names_of(function) -> dict[Any, str]:
+    """The path of every array that a function holds, by its identity and content."""
+    found: dict[Any, str] = {}
     queue, seen = [function], set()
     while queue:
         owner = queue.pop(0)
@@ -460,13 +489,20 @@ def _names_of(function) -> dict[int, str]:
         leaves = jax.tree_util.tree_leaves_with_path(_tree_of(owner))
         for path, leaf in leaves:
             if _is_array(leaf):
-                found.setdefault(id(leaf), "/".join(_part(key) for key in path))
+                name = "/".join(_part(key) for key in path)
+                found.setdefault(id(leaf), name)
+                if isinstance(leaf, np.ndarray):
+                    found.setdefault(_content(leaf), name)
             elif leaf is not owner and callable(leaf):
                 queue.append(leaf)
         held = [getattr(owner, name, None) for name in ("__wrapped__", "__self__")]
         held += [getattr(owner, name, None) for name in ("func", "args", "keywords")]
         cells = getattr(owner, "__closure__", None) or ()
-        held += [cell.cell_contents for cell in cells if _filled(cell)]
+        names = owner.__code__.co_freevars if cells else ()
+        for name, cell in zip(names, cells, strict=True):
+            if _filled(cell):
+                value = cell.cell_contents
+                held.append({name: value} if _is_array(value) else value)
         queue += [item for item in held if item is not None]
     return found
 

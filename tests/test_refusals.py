@@ -171,6 +171,11 @@ REFUSED = {
         behind(lambda w, y: y * (2 if y.shape[0] > 1 else 1)),
         "number of images",
     ),
+    "length of the batch": (behind(lambda w, y: y / len(y)), "number of images"),
+    "each by itself": (
+        lambda w, x: jnp.concatenate([hidden(w, x[i][None]) for i in range(len(x))]),
+        "number of images",
+    ),
     "place in the batch": (
         behind(lambda w, y: y + jnp.arange(y.shape[0], dtype=y.dtype)[:, None]),
         "place of an image",
@@ -301,6 +306,38 @@ def test_training_mode_of_other_frameworks():
         tracing.trace(module, images[:1])
 
 
+# What variables and functions may hold.
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_a_closure_holds_its_variables(kind):
+    """Under the names they have; and the function follows them."""
+    first, last = kind(W["a"]), kind(W["c"])
+    network = tracing.trace(lambda x: relu(x @ first) @ last, X[:1])
+    assert network.synapses == ("first", "last")
+    doubled = jax.tree.map(lambda x: 2 * x, network.variables)
+    for variables, factor in ((network.variables, 1), (doubled, 4)):
+        expected = factor * relu(X @ first) @ last
+        for found in (network(variables, X), network.function(variables, X)):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_numbers_among_the_variables():
+    """A whole number is part of the program, another one a weight."""
+
+    def net(w, x):
+        return w["scale"] * relu(x @ w["a"][:, : w["count"]]) @ w["c"][: w["count"]]
+
+    variables = W | {"count": 3, "scale": 2.0}
+    network = tracing.trace(net, variables, X[:1])
+    for scale in (2.0, 3.0):
+        other = variables | {"scale": scale}
+        found = network(other, X)
+        np.testing.assert_allclose(found, net(other, X), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="count was 3 when traced, is 4"):
+        network.weights(variables | {"count": 4})
+
+
 # Piecewise linear, however it looks: as the user's function, and spikes approach it.
 
 RIGHT = {
@@ -377,6 +414,9 @@ RIGHT = {
         lambda w, y: jnp.einsum(
             "bi,bio->bo", y, jnp.broadcast_to(w["b"], (y.shape[0], 8, 8))
         )
+    ),
+    "a number of images": lambda w, x: end(
+        w, hidden(w, x).reshape(len(x), -1) + np.ones((int(x.shape[0]), 8), np.float32)
     ),
     "patches": lambda w, x: end(
         w, relu(x.reshape(-1, 3) @ w["a"][:3]).reshape(-1, 2, 8).mean(1)
