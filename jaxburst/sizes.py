@@ -90,7 +90,8 @@ class _Unifier:
             case bool() | None:
                 return self.equal(one, two)
             case int() | np.integer():
-                return self.size(int(one), int(two))
+                # An enumeration is a whole number, too, and stays one.
+                return one if one == two else self.size(int(one), int(two))
             case dict():
                 self.equal(sorted(one), sorted(two))
                 return {name: self.value(one[name], two[name]) for name in one}
@@ -110,8 +111,6 @@ class _Unifier:
         return one
 
     def size(self, one: int, two: int):
-        if one == two:
-            return one
         times, rest = divmod(two - one, SIZES[1] - SIZES[0])
         if rest:
             raise Differs
