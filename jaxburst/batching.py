@@ -24,12 +24,12 @@ from jaxburst.progress import track
 
 
 def length(inputs) -> int:
-    """The number of images of inputs `[N, ...]`, a pytree of arrays or a `Split`.
+    """The number of images of inputs `[N, ...]`, a pytree of arrays.
 
     Raises:
       ValueError: if there are none, or not the same number in each.
     """
-    counts = {len(leaf) for leaf in jax.tree.leaves(_arrays(inputs))}
+    counts = {len(leaf) for leaf in jax.tree.leaves(inputs)}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
             "inputs: expected the same number of images in each, at least one, found "
@@ -100,7 +100,7 @@ def add_up(
       What the function returns, added up: in float64, or whole numbers in int64.
     """
     length(data)
-    example = jax.tree.map(lambda x: _read(x, np.zeros(1, int)), _arrays(data))
+    example = jax.tree.map(lambda x: _read(x, np.zeros(1, int)), data)
     shapes = jax.eval_shape(function, weights, example, np.ones(1, np.int32))
     total = jax.tree.map(
         lambda x: np.zeros(x.shape, np.float64 if x.dtype.kind == "f" else np.int64),
@@ -131,7 +131,7 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
     """
     size = length(inputs)
     cut, copy = share(size)
-    batch = jax.tree.map(np.asarray, _arrays(inputs))
+    batch = jax.tree.map(np.asarray, inputs)
     run = _compiled(function, size, ())
     return jax.device_get(run(copy(weights), cut(batch)))
 
@@ -156,7 +156,7 @@ def batches(
         starts = track(starts, description, len(starts))
     for start in starts:
         chosen = rows[np.arange(start, start + size) % len(rows)]
-        batch = jax.tree.map(lambda x, at=chosen: _read(x, at), _arrays(data))
+        batch = jax.tree.map(lambda x, at=chosen: _read(x, at), data)
         yield min(size, len(rows) - start), size, batch
 
 
@@ -218,11 +218,6 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(
             f"batch_size must be a whole number of at least 1, found {batch_size!r}"
         )
-
-
-def _arrays(data):
-    """The arrays of a `Split`, or the data itself."""
-    return data.arrays if hasattr(data, "arrays") else data
 
 
 def _read(x, rows: np.ndarray) -> np.ndarray:

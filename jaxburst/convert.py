@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxburst.graph import Node
 from jaxburst.neurons import Threshold
-from jaxburst.tracing import Affine, Network, check_inputs, forward
+from jaxburst.tracing import Affine, Network, forward
 
 Spiking = dict[str, Any]
 Thresholds = dict[str, jax.Array]
@@ -57,9 +57,7 @@ def convert(
       >>> sorted(spiking)
       ['0', '1', 'relu0']
     """
-    if not known(initial):
-        pass
-    elif not 0 <= initial <= 1:
+    if known(initial) and not 0 <= initial <= 1:
         raise ValueError(
             "convert: initial, the initial potential over the threshold, must lie "
             f"between 0 and 1, found {initial}"
@@ -205,7 +203,7 @@ def verify(
         finite.
     """
     check_spiking(network, spiking)
-    check_inputs(network, inputs)
+    network.leaves(inputs)
     trained = jax.jit(network.function)
     converted = jax.jit(forward, static_argnums=0)
     count = len(jax.tree.leaves(inputs)[0])

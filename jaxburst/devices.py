@@ -1,8 +1,8 @@
 """Several devices share a batch: each gets a part of the images and all the weights.
 
     cut, copy = share(len(images))
-    run = jax.jit(divided(partial(infer, model, steps=16), len(images)))
-    logits = run(copy(circuit), cut(images))
+    run = jax.jit(divided(function, len(images)))
+    found = run(copy(weights), cut(images))
 
 The cores of a CPU are one device unless JAX is told otherwise before it starts:
 

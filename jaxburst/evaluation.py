@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxburst.batching import check_batch_size, length, own_rows, sweep, together
 from jaxburst.convert import Spiking, check_spiking
-from jaxburst.devices import divided, of_each, share
+from jaxburst.devices import divided, evenly, of_each, share
 from jaxburst.run import (
     Model,
     check,
@@ -19,7 +19,7 @@ from jaxburst.run import (
     compiler_options,
     last_of,
     plan,
-    prepare,
+    prepared,
     trace_of,
 )
 from jaxburst.tracing import Network
@@ -100,12 +100,12 @@ def evaluate(
     check(model, spiking, example, steps)
     count = length(inputs)
     check_targets(model.network, targets, count, metric)
-    size = min(batch_size, len(own_rows(count)) or 1)
+    size = evenly(min(batch_size, len(own_rows(count)) or 1))
     order = plan(of_each(size), steps, schedule)
     score = _scorer(model, steps, schedule, metric is None)
     total, events = np.zeros(steps), {}
     words = f"Simulating {steps} steps, {order}" if progress else ""
-    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    circuit = prepared(model, spiking)
     parts = sweep(
         score,
         circuit,
@@ -189,14 +189,22 @@ def accuracy(
     check_targets(network, targets, count, metric)
     metric, total = metric or top1, 0.0
 
-    def run(variables, batch):
-        return jax.tree.leaves(network(variables, batch[0])), batch[1]
-
+    run = _answers(network)
     for rows, (outputs, labels) in sweep(run, variables, (inputs, targets), batch_size):
         at = network.outputs([value[:rows] for value in outputs])
         labels = jax.tree.map(lambda x, rows=rows: x[:rows], labels)
         total += float(np.sum(metric(at, labels)))
     return float(together(np.float64(total))) / count
+
+
+@lru_cache
+def _answers(network: Network) -> Callable:
+    """Outputs and targets of a batch."""
+
+    def run(variables, batch):
+        return jax.tree.leaves(network(variables, batch[0])), batch[1]
+
+    return run
 
 
 def compiled(
@@ -223,7 +231,7 @@ def compiled(
     """
     check_steps(model, steps)
     check_spiking(model.network, spiking)
-    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    circuit = prepared(model, spiking)
     programs: dict[int, tuple] = {}
 
     def part(circuit, leaves):

@@ -361,6 +361,33 @@ def apply_wire(
     return found[0] if role.primitive.multiple_results else found
 
 
+def apply(node: Node, weights: dict, *values: jax.Array, batch: int) -> jax.Array:
+    """What a synapse, wire or pool makes of charges: the conventional network there.
+
+    Args:
+      node: the node.
+      weights: of the whole network, `{name: arrays}`; of a synapse `(kernel, bias)`.
+      values: the signals it reads.
+      batch: number of images.
+
+    Returns:
+      Its output.
+
+    Raises:
+      TypeError: for another role.
+    """
+    match node.role:
+        case Synapse():
+            kernel, bias = weights[node.name]
+            x = node.role.apply(values[0], kernel)
+            return x + over(bias, x)
+        case Wire():
+            return apply_wire(node, weights.get(node.name, ()), *values, batch=batch)
+        case Pool():
+            return apply_pool(node, values[0], batch)
+    raise unknown(node, "the conventional network")
+
+
 def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
     """The maximum that a pool stands for."""
     return node.role.primitive.bind(x, **at_batch(node.role.params, batch))

@@ -240,6 +240,10 @@ def prepare(model: Model, spiking: Spiking, platform: str | None = None) -> Circ
     return Circuit(own, units)
 
 
+prepared = partial(jax.jit, static_argnames=("model", "platform"))(prepare)
+"""`prepare` by itself, outside of other jitted functions."""
+
+
 def _forms(model: Model, platform: str | None, dtype) -> dict[str, convolution.Form]:
     """How each convolution is computed, by name."""
     platform = platform_of(platform)
@@ -310,16 +314,11 @@ def unit_of_rows(node: Node, route: Route, spiking: Spiking, graph: Graph):
     shared = _uniform(route, spiking)
     if shared is not None:
         return shared
-    role = node.role
-    of_data, of_kernel = role.contracted
-    others = tuple(i for i in range(route.ids.ndim) if i not in of_data)
-    best = route.ids.max(others, keepdims=True)
-    if not ((route.ids == best) | (route.ids < 0)).all():
+    rows = _rows(node, route)
+    if rows is None:
         return None
+    role, (_, of_kernel) = node.role, node.role.contracted
     thetas = _thetas(route, spiking, graph)
-    # The summed axes in the kernel's order.
-    order = [of_data[i] for i in np.argsort(of_kernel)]
-    rows = best.transpose(*order, *others).reshape([route.ids.shape[i] for i in order])
     units = thetas[np.maximum(rows, 0)] * thetas.dtype.type(route.factor)
     shape = [1] * len(role.kernel)
     groups = role.params.get("feature_group_count", 1) if role.is_conv else 1
@@ -332,6 +331,20 @@ def unit_of_rows(node: Node, route: Route, spiking: Spiking, graph: Graph):
     table = jnp.repeat(each, role.kernel[features] // groups, axis=0)
     shape[axis], shape[features] = role.kernel[axis], role.kernel[features]
     return (table.T if axis < features else table).reshape(shape)
+
+
+def _rows(node: Node, route: Route) -> np.ndarray | None:
+    """The channel that each row of a synapse's kernel receives, in the kernel's order.
+
+    None where one row receives several.
+    """
+    of_data, of_kernel = node.role.contracted
+    others = tuple(i for i in range(route.ids.ndim) if i not in of_data)
+    best = route.ids.max(others, keepdims=True)
+    if not ((route.ids == best) | (route.ids < 0)).all():
+        return None
+    order = [of_data[i] for i in np.argsort(of_kernel)]
+    return best.transpose(*order, *others).reshape([best.shape[i] for i in order])
 
 
 # The state.
@@ -606,12 +619,7 @@ def _folds(model: Model, node: Node, circuit: Circuit) -> bool:
     """Whether the unit of what a synapse receives went into its kernel."""
     name = node.inputs[0]
     route = model.routes[name]
-    if len(route.sources) == 1 and not jnp.ndim(circuit.own[route.sources[0]].theta):
-        return True
-    of_data, _ = node.role.contracted
-    others = tuple(i for i in range(route.ids.ndim) if i not in of_data)
-    best = route.ids.max(others, keepdims=True)
-    return bool(((route.ids == best) | (route.ids < 0)).all())
+    return _uniform(route, circuit.own) is not None or _rows(node, route) is not None
 
 
 def shifts(node: Node) -> bool:

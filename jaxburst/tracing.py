@@ -19,6 +19,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -39,13 +40,10 @@ from jaxburst.graph import (
     Pool,
     Synapse,
     Wire,
-    apply_pool,
-    apply_wire,
+    apply,
     at_batch,
     is_number,
-    over,
     read,
-    unknown,
 )
 
 AFFINE_TOLERANCE = 1e-3
@@ -133,8 +131,12 @@ class Network:
         return self.program(variables)
 
     def leaves(self, inputs) -> list:
-        """The inputs' arrays, checked against what was traced."""
-        return check_inputs(self, inputs)
+        """The inputs' arrays, of a floating-point type where the network has one.
+
+        Raises:
+          TypeError, ValueError: for a structure, shape or type that was not traced.
+        """
+        return _checked(self, inputs)
 
     def outputs(self, found: list):
         """Arrays, one for each output, in the structure that the function returns."""
@@ -150,12 +152,7 @@ class Network:
     __repr__ = __str__
 
 
-def check_inputs(network: Network, inputs) -> list:
-    """The arrays of the inputs, of a floating-point type where the network has one.
-
-    Raises:
-      ValueError: for a structure or shape that was not traced.
-    """
+def _checked(network: Network, inputs) -> list:
     found, tree = jax.tree.flatten(inputs)
     if tree != network.tree[0]:
         raise ValueError(
@@ -219,25 +216,16 @@ def forward(
     """
     leaves = network.leaves(inputs)
     batch, record = len(leaves[0]), {}
-    answer = neuron or (lambda node, x: rectified(node, x))
+    answer = neuron or rectified
 
     def visit(node: Node, *values):
         match node.role:
             case Input():
                 return values[0]
-            case Synapse():
-                kernel, bias = weights[node.name]
-                x = node.role.apply(values[0], kernel)
-                return x + over(bias, x)
-            case Wire():
-                own = weights.get(node.name, ())
-                return apply_wire(node, own, *values, batch=batch)
             case Neuron():
                 record[node.name] = found = answer(node, values[0])
                 return found
-            case Pool():
-                return apply_pool(node, values[0], batch)
-        raise unknown(node, "the conventional network")
+        return apply(node, weights, *values, batch=batch)
 
     return read(network.graph, visit, *leaves), record
 
@@ -881,12 +869,15 @@ def register(primitive: str, role: type) -> None:
 class _Follower:
     """Follows the equations of a jaxpr, and keeps nodes and the program."""
 
-    def __init__(self, program: _Program):
-        self.program = program
+    def __init__(self, program: _Program, dtype):
+        self.program, self.dtype = program, dtype
         self.nodes: dict[str, Node] = {}
         self.counts: dict[str, int] = {}
         self.scaled: dict[str, tuple[str, Any]] = {}  # signal -> (of what, how much)
         self.raised: dict[str, tuple[str, Any]] = {}  # signal -> (neuron, shift)
+        self.integers: set[str] = set()  # signals that are whole numbers
+        self.source = ""  # the user's line
+        self.own = 0  # how deep in functions of ours
 
     # Jaxprs.
 
@@ -958,15 +949,13 @@ class _Follower:
         body, length, rows = p["jaxpr"], p["length"], []
         if not is_number(length):
             self.refuse(eqn, stack, "loops over the batch; use jax.vmap")
-        for var in eqn.outvars[p["num_carry"] :]:
-            if length * len(over_rounds) > 4096 or not isinstance(
-                var.aval.shape, tuple
-            ):
-                self.refuse(eqn, stack, f"loops {length} times")
+        collects = len(eqn.outvars) > p["num_carry"]
+        if collects and length * len(over_rounds) > 4096:
+            self.refuse(eqn, stack, f"loops {length} times")
         order = range(length - 1, -1, -1) if p["reverse"] else range(length)
         held = [_held(c) for c in body.consts]
         for i in order:
-            parts = [self.row(eqn, value, i, stack) for value in over_rounds]
+            parts = [self.row(value, i, stack) for value in over_rounds]
             found = self.follow(
                 body.jaxpr, held, [*consts, *carry, *parts], stack, call
             )
@@ -974,12 +963,10 @@ class _Follower:
             rows.append(row)
         if p["reverse"]:
             rows = rows[::-1]
-        stacked = []
-        for k, var in enumerate(eqn.outvars[p["num_carry"] :]):
-            stacked.append(self.stack(eqn, [row[k] for row in rows], var.aval, stack))
-        return [*carry, *stacked]
+        columns = zip(*rows, strict=True)
+        return [*carry, *(self.stack(list(column), stack) for column in columns)]
 
-    def row(self, eqn, value, i, stack):
+    def row(self, value, i, stack):
         """`value[i]`."""
 
         def take(x):
@@ -989,10 +976,10 @@ class _Follower:
             return _Held(np.asarray(value.value[i]))
         return self.apply(take, [value], stack)[0]
 
-    def stack(self, eqn, values, aval, stack):
+    def stack(self, values, stack):
         if all(isinstance(v, _Held) for v in values):
             return _Held(np.stack([v.value for v in values]))
-        return self.apply(_pair, values, stack)[0]
+        return self.apply(_beside, values, stack)[0]
 
     def apply(self, function, values, stack, call=""):
         """Follows a function of ours, written in JAX."""
@@ -1197,7 +1184,7 @@ class _Follower:
             x = _Signal(signal)
             if sign < 0:
                 (x,) = self.apply(jnp.negative, [x], stack)
-            part = self.neuron(x, stack, call=call)
+            part = self.neuron(x, stack)
             if not (isinstance(factor, _Held) and (factor.value == 1).all()):
                 (part,) = self.apply(lambda a, b: a * b, [part, factor], stack)
             if sign < 0:
@@ -1234,15 +1221,15 @@ class _Follower:
     def _max(self, eqn, values, stack, call):
         signals = [v for v in values if isinstance(v, _Signal)]
         if len(signals) == 2:
-            return self.apply(lambda a, b: _pair(a, b).max(0), values, stack)
+            return self.apply(lambda a, b: _beside(a, b).max(0), values, stack)
         (x,) = signals
         level = next(v for v in values if not isinstance(v, _Signal))
         if isinstance(level, _Held) and np.all(np.isneginf(level.value)):
             return [x]
         if _is_zero(level):
-            return [self.neuron(x, stack, call=call)]
+            return [self.neuron(x, stack)]
         (below,) = self.apply(lambda a, b: a - b, [x, level], stack)
-        neuron = self.neuron(below, stack, call=call)
+        neuron = self.neuron(below, stack)
         (out,) = self.apply(lambda a, b: a + b, [neuron, level], stack)
         self.raised[out.name] = (neuron.name, level)
         return [out]
@@ -1250,7 +1237,7 @@ class _Follower:
     def _min(self, eqn, values, stack, call):
         signals = [v for v in values if isinstance(v, _Signal)]
         if len(signals) == 2:
-            found = self.apply(lambda a, b: _pair(-a, -b).max(0), values, stack)
+            found = self.apply(lambda a, b: _beside(-a, -b).max(0), values, stack)
             return self.apply(jnp.negative, found, stack)
         (x,) = signals
         level = next(v for v in values if not isinstance(v, _Signal))
@@ -1266,14 +1253,13 @@ class _Follower:
             low = 0.0 if shift is None else float(shift.value.item())
             cap = float(level.value.item()) - low
             if cap > 0:
-                capped = self.neuron(
-                    _Signal(self.nodes[neuron].inputs[0]), stack, cap, call
-                )
+                drive = _Signal(self.nodes[neuron].inputs[0])
+                capped = self.neuron(drive, stack, cap)
                 if shift is None:
                     return [capped]
                 return self.apply(lambda a, b: a + b, [capped, shift], stack)
         (above,) = self.apply(lambda a, b: b - a, [x, level], stack)
-        neuron = self.neuron(above, stack, call=call)
+        neuron = self.neuron(above, stack)
         return self.apply(lambda a, b: b - a, [neuron, level], stack)
 
     def _clamp(self, eqn, values, stack, call):
@@ -1299,11 +1285,7 @@ class _Follower:
 
     def _stack(self, eqn, values, stack, call):
         axis = eqn.params.get("axis", eqn.params.get("dimension", 0))
-        return self.apply(
-            lambda *x: lax.concatenate([lax.expand_dims(v, [axis]) for v in x], axis),
-            values,
-            stack,
-        )
+        return self.apply(partial(_beside, axis=axis), values, stack)
 
     def _integer_pow(self, eqn, values, stack, call):
         if eqn.params["y"] == 1:
@@ -1311,11 +1293,8 @@ class _Follower:
         return self._square(eqn, values, stack, call)
 
     def _mul(self, eqn, values, stack, call):
-        if all(isinstance(v, _Signal) for v in values):
-            names = tuple(v.name for v in values)
-            self.refuse(eqn, stack, "multiplies two signals", names, call)
-        x = next(v for v in values if isinstance(v, _Signal))
-        factor = next(v for v in values if not isinstance(v, _Signal))
+        data = self.factor_of(eqn, values, stack, call)
+        x, factor = values[data], values[1 - data]
         if isinstance(factor, _Held) and np.all(factor.value == 1):
             if factor.value.ndim == 0 or self.nodes[x.name].shape == tuple(
                 eqn.outvars[0].aval.shape
@@ -1352,25 +1331,23 @@ class _Follower:
         return self._scatter(eqn, values, stack, call)
 
     def _scatter(self, eqn, values, stack, call):
-        if isinstance(values[1], _Signal):
-            self.refuse(eqn, stack, "writes to places that depend on a signal")
-        return self.wire(eqn, values, stack)
+        return self.at_places(eqn, values, stack, values[1:2], "writes to")
 
     _scatter_add = _scatter
 
     def _dynamic_update_slice(self, eqn, values, stack, call):
-        if any(isinstance(v, _Signal) for v in values[2:]):
-            self.refuse(eqn, stack, "writes to places that depend on a signal")
-        return self.wire(eqn, values, stack)
+        return self.at_places(eqn, values, stack, values[2:], "writes to")
 
     def _gather(self, eqn, values, stack, call):
-        if isinstance(values[1], _Signal):
-            self.refuse(eqn, stack, "looks up at places that depend on a signal")
-        return self.wire(eqn, values, stack)
+        return self.at_places(eqn, values, stack, values[1:2], "looks up at")
 
     def _dynamic_slice(self, eqn, values, stack, call):
-        if any(isinstance(v, _Signal) for v in values[1:]):
-            self.refuse(eqn, stack, "looks up at places that depend on a signal")
+        return self.at_places(eqn, values, stack, values[1:], "looks up at")
+
+    def at_places(self, eqn, values, stack, places, what: str):
+        """A wire, if its places are known."""
+        if any(isinstance(v, _Signal) for v in places):
+            self.refuse(eqn, stack, f"{what} places that depend on a signal")
         return self.wire(eqn, values, stack)
 
     def _split(self, eqn, values, stack, call):
@@ -1396,7 +1373,7 @@ class _Follower:
         return [self.pool(eqn, values[0], stack)]
 
     def _reduce_max(self, eqn, values, stack, call):
-        self.keeps_batch(eqn, values, stack)
+        self.keeps_batch(eqn, stack)
         return [self.pool(eqn, values[0], stack)]
 
     def _reduce_window_min(self, eqn, values, stack, call):
@@ -1422,11 +1399,7 @@ class _Follower:
 
     def product(self, eqn, values, stack, call):
         """A synapse that was registered."""
-        signals = [i for i, v in enumerate(values) if isinstance(v, _Signal)]
-        if len(signals) == 2:
-            names = tuple(v.name for v in values)
-            self.refuse(eqn, stack, "multiplies two signals", names, call)
-        (data,) = signals
+        data = self.factor_of(eqn, values, stack, call)
         kernel, params = values[1 - data], dict(eqn.params)
         if isinstance(kernel, _Held):
             shape, kind = kernel.value.shape, kernel.value.dtype
@@ -1435,13 +1408,17 @@ class _Follower:
             kernel = _Made(slot, shape, kind, None, ())
         return [self.synapse(eqn, params, values[data], kernel, data, stack)]
 
-    def _dot_general(self, eqn, values, stack, call):
+    def factor_of(self, eqn, values, stack, call) -> int:
+        """Which of two factors is the signal."""
         signals = [i for i, v in enumerate(values) if isinstance(v, _Signal)]
         if len(signals) == 2:
             names = tuple(v.name for v in values)
             self.refuse(eqn, stack, "multiplies two signals", names, call)
+        return signals[0]
+
+    def _dot_general(self, eqn, values, stack, call):
+        data = self.factor_of(eqn, values, stack, call)
         params = dict(eqn.params) | {"preferred_element_type": None}
-        (data,) = signals
         kernel = values[1 - data]
         x = self.nodes[values[data].name]
         contracted = eqn.params["dimension_numbers"][0][data]
@@ -1456,11 +1433,8 @@ class _Follower:
 
     # Nodes.
 
-    def keeps_batch(self, eqn, values, stack):
+    def keeps_batch(self, eqn, stack):
         """Refuses what mixes the images of a batch."""
-        for value in values:
-            if isinstance(value, _Signal) and self.nodes[value.name].batch_axis is None:
-                continue
         for var in eqn.outvars:
             if all(is_number(n) for n in var.aval.shape):
                 self.refuse(
@@ -1479,7 +1453,7 @@ class _Follower:
         return self.emit_wire(eqn, values, stack)
 
     def emit_wire(self, eqn, values, stack, params=None, front=False):
-        self.keeps_batch(eqn, values, stack)
+        self.keeps_batch(eqn, stack)
         if eqn.primitive.multiple_results and len(eqn.outvars) > 1:
             self.refuse(eqn, stack, "has several results that are not known here")
         operands, own = [], []
@@ -1523,7 +1497,7 @@ class _Follower:
         )
         return _Signal(name)
 
-    def neuron(self, x: _Signal, stack, cap=None, call="") -> _Signal:
+    def neuron(self, x: _Signal, stack, cap=None) -> _Signal:
         node = self.nodes[x.name]
         name = self.emit(
             Neuron(cap), (x.name,), node.shape, None, self.place(stack, "relu")
@@ -1551,9 +1525,6 @@ class _Follower:
             return self.emit(role, inputs, shape, eqn, base, sign)
         self.nodes[name] = Node(name, role, inputs, shape, self.source)
         return name
-
-    source = ""
-    own = 0
 
     def refuse(self, eqn, stack, why: str, nodes=(), call="") -> NoReturn:
         before = self.nearest(nodes)
@@ -1584,9 +1555,9 @@ def _held(value) -> _Held:
     return _Held(np.asarray(value))
 
 
-def _pair(*values):
-    """Signals side by side along a new first axis."""
-    return lax.concatenate([lax.expand_dims(x, [0]) for x in values], 0)
+def _beside(*values, axis: int = 0):
+    """Signals side by side along a new axis."""
+    return lax.concatenate([lax.expand_dims(x, [axis]) for x in values], axis)
 
 
 def _symbol_in(value) -> bool:
@@ -1672,11 +1643,10 @@ def _follow(
         varies = tuple(i for i, n in enumerate(shape) if n != 1)
         made.append(_Made(program.slot(), shape, var.aval.dtype, name, varies))
     inputs = jaxpr.invars[count:]
-    follower = _Follower(program)
     kinds = [v.aval.dtype for v in jaxpr.invars]
     kinds = [k for k in kinds if jnp.issubdtype(k, jnp.floating)]
-    follower.dtype = jnp.result_type(*kinds) if kinds else jnp.dtype(jnp.float32)
-    follower.integers = set()
+    dtype = jnp.result_type(*kinds) if kinds else jnp.dtype(jnp.float32)
+    follower = _Follower(program, dtype)
     signals = []
     for i, var in enumerate(inputs):
         name = f"input{i}"
@@ -1966,17 +1936,10 @@ def _check_wires(network: Network, weights, inputs) -> None:
                     return integers[node.name]
                 case Input():
                     return signal(node, node.role.dtype)
-                case Synapse():
-                    kernel, bias = weights[node.name]
-                    x = node.role.apply(values[0], kernel)
-                    return x + over(bias, x)
-                case Wire():
-                    own = weights.get(node.name, ())
-                    return apply_wire(node, own, *values, batch=5)
                 case Neuron() | Pool():
                     note(node.inputs[0], values[0])
                     return signal(node, values[0].dtype)
-            raise unknown(node, "the proof of affinity")
+            return apply(node, weights, *values, batch=5)
 
         outputs = read(graph, visit, *graph.of(Input))
         for name, value in zip(graph.outputs, outputs, strict=True):

@@ -33,7 +33,7 @@ from jaxburst.run import (
     compiler_options,
     constants,
     plan,
-    prepare,
+    prepared,
     rest,
     trace_of,
 )
@@ -142,7 +142,7 @@ def settle(
 
 def _course(model, spiking, inputs, steps, batch_size) -> tuple:
     """Decisions and margins after each step, `[T, N]`, of all processes."""
-    circuit = _prepared(model, spiking)
+    circuit = prepared(model, spiking)
     parts = [(np.zeros((0, steps), np.int32), np.zeros((0, steps)))]
     options = compiler_options(model.network)
     function = _courses(model, steps)
@@ -192,7 +192,7 @@ def decide(model: Model, spiking: Spiking, inputs, margins: Margins) -> Decision
     """
     threshold = _thresholds(model, margins)
     leaves = check(model, spiking, inputs, len(threshold))
-    circuit = _prepared(model, spiking)
+    circuit = prepared(model, spiking)
     return _decide(model, circuit, leaves, threshold, len(leaves[0]))
 
 
@@ -258,7 +258,7 @@ def evaluate_anytime(
     count = length(inputs)
     check_targets(model.network, labels, count, None)
     check(model, spiking, _first(inputs), len(threshold))
-    circuit = _prepared(model, spiking)
+    circuit = prepared(model, spiking)
     right, stopped = 0, np.zeros(len(threshold), np.int64)
     names = [node.name for node in _senders(model)]
     events = {name: np.zeros(len(threshold), np.int64) for name in names}
@@ -288,9 +288,6 @@ def _senders(model: Model) -> list[Node]:
     """Populations and pools, in order."""
     names = {*model.network.neurons, *model.network.pools}
     return [node for node in model.network.graph.nodes if node.name in names]
-
-
-_prepared = jax.jit(prepare, static_argnums=0)
 
 
 @partial(jax.jit, static_argnames="model")

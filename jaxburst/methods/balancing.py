@@ -19,19 +19,15 @@ from jaxburst.graph import (
     Input,
     Node,
     Pool,
-    Synapse,
-    Wire,
-    apply_pool,
-    apply_wire,
+    apply,
     at_batch,
     over,
     read,
-    unknown,
 )
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.channels import by_channel, centred
 from jaxburst.neurons import Neuron
-from jaxburst.run import Model, plan, prepare, trace_of
+from jaxburst.run import Model, plan, prepared, trace_of
 from jaxburst.tracing import Network, rectified
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
@@ -107,7 +103,7 @@ def _factors(spent: np.ndarray, harm: np.ndarray) -> np.ndarray:
 def _operations(network, spiking, inputs, neuron, steps) -> dict[str, float]:
     """Synaptic operations per image that the spikes of each population cause."""
     model = Model(network, neuron)
-    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    circuit = prepared(model, spiking)
     events: dict[str, float] = {}
     images = 0
     for rows, found in sweep(events_of(model, steps), circuit, inputs, 100):
@@ -201,22 +197,13 @@ def _variants(network: Network, quantum: float):
             values = [widen(n, x, count) for n, x in zip(before, values, strict=True)]
             batch = count * images
             match node.role:
-                case Synapse():
-                    kernel, bias = spiking[node.name]
-                    x = node.role.apply(values[0], kernel)
-                    return x + over(bias, x)
-                case Wire():
-                    own = spiking.get(node.name, ())
-                    return apply_wire(node, own, *values, batch=batch)
                 case Population():
                     x = rectified(node, values[0])
                     x = widen(node, x, order.index(node.name) + 1)
                     theta = over(spiking[node.name].theta, x).astype(x.dtype) * quantum
                     rounded = theta * jnp.floor(exact(node, x) / theta + 0.5)
                     return jnp.concatenate([x, rounded], node.batch_axis)
-                case Pool():
-                    return apply_pool(node, values[0], batch)
-            raise unknown(node, "balancing")
+            return apply(node, spiking, *values, batch=batch)
 
         errors, sizes = [], []
         found = read(graph, visit, *leaves)

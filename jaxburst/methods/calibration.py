@@ -20,7 +20,7 @@ from jaxburst.methods.channels import (
     shape_of,
 )
 from jaxburst.neurons import Neuron
-from jaxburst.run import Model, compiler_options, last_of, prepare
+from jaxburst.run import Model, compiler_options, last_of, prepared
 from jaxburst.tracing import Network, forward, rectified
 
 
@@ -340,7 +340,7 @@ def _trained(network: Network):
 
 def _after(model, spiking: Spiking, inputs, steps: int, batch_size: int):
     """The spiking network's outputs for all images, `[N, n, C]` each."""
-    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    circuit = prepared(model, spiking)
     options = compiler_options(model.network)
     return _whole(_spiking(model, steps), circuit, inputs, batch_size, options)
 

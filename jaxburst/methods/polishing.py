@@ -22,7 +22,7 @@ from jaxburst.methods.balancing import charged, events_of
 from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.neurons import Threshold
 from jaxburst.progress import track
-from jaxburst.run import Model, Plan, check, prepare, unroll
+from jaxburst.run import Model, Plan, check, prepare, prepared, unroll
 from jaxburst.tracing import forward
 
 _AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
@@ -172,7 +172,7 @@ def _with_rows(model: Model, spiking: Spiking, steps: int) -> Spiking:
 def _prices(model: Model, spiking: Spiking, inputs, steps: int) -> dict[str, float]:
     """Synaptic operations that one spike of each population causes, on average, behind
     pools, too."""
-    circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+    circuit = prepared(model, spiking)
     found = at_once(events_of(model, steps), circuit, inputs)
     events = {name: float(counts.sum()) for name, counts in found.items()}
     spent = charged(model.network, events)

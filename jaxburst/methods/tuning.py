@@ -28,7 +28,7 @@ from jaxburst.methods.corrections import correct
 from jaxburst.methods.polishing import polish
 from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
-from jaxburst.run import Model, compiler_options, plan, prepare, trace_of
+from jaxburst.run import Model, compiler_options, plan, prepared, trace_of
 from jaxburst.tracing import Network
 
 Settings = dict[str, Any]
@@ -385,7 +385,7 @@ class _Bench:
 
     def score(self, model, spiking, trial: int, settings: Settings) -> list[Point]:
         """One point for every number of steps."""
-        circuit = jax.jit(prepare, static_argnums=0)(model, spiking)
+        circuit = prepared(model, spiking)
         count, names = (
             length(self.scoring),
             (*model.network.neurons, *model.network.pools),
