@@ -22,6 +22,12 @@ from jaxburst.zoo import VGG, ResNet
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers():
+    """Each test draws the same, whichever others run."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 # PyTorch, by definition.
 
 
@@ -95,7 +101,7 @@ def assert_computes(module, source, x, expected, **options):
     x = last(x) if x.ndim > 2 else np.float32(x)
     loaded = load_pytorch(module, source, x, **options)
     found = np.asarray(module.apply(loaded.variables, x))
-    assert np.abs(expected).max() > 0.01
+    assert np.abs(expected).max() > 0.1
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
     return loaded
 
