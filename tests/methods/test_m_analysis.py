@@ -52,7 +52,7 @@ def test_report_by_hand(hand):
 
 
 @pytest.mark.parametrize("neuron", [Burst(3, signed=True), Refining()], ids=repr)
-@pytest.mark.parametrize("name", ["resnet", "channels first", "leaky"])
+@pytest.mark.parametrize("name", ["resnet", "channels first", "spellings", "leaky"])
 def test_report_agrees_with_simulate(name, neuron):
     it = case(name)
     model, spiking = it.model(neuron), it.spiking(Burst(3), "channel")
@@ -63,6 +63,12 @@ def test_report_agrees_with_simulate(name, neuron):
     for row in rows:
         assert row.events == pytest.approx(float(trace.events[row.name].sum(0).mean()))
         sent = np.tensordot(worth, trace.spikes[row.name], 1)
+        node = it.network.graph[row.name]
+        # Thresholds and activations are laid out as the network has the population;
+        # recordings have the images in front, and what is merged with them apart.
+        if node.image_shape[node.batch_axis] > 1:
+            sent = sent.reshape(-1, *sent.shape[2:])
+        sent = np.moveaxis(sent, 0, node.batch_axis)
         rate = np.asarray(over(spiking[row.name].theta, sent)) * sent
         assert row.rate == pytest.approx(rate.mean())
         error = np.square(rate - it.activations[row.name]).mean()
@@ -167,7 +173,7 @@ def test_pooling_errs_by_gating_only(name):
         assert set(gated[name].size) == {"pooling", "total"}
         assert lateral[name].activation > 0
         assert lateral[name].size["pooling"].max() < 1e-12
-    assert max(gated[name].mean["pooling"].max() for name in pools) > 1e-3
+    assert max(gated[name].mean["pooling"].max() for name in pools) > 0.01
 
 
 @pytest.mark.parametrize(
