@@ -12,7 +12,7 @@ where PyTorch is installed:
     import torchvision
     from safetensors.torch import save_file
 
-    network = torchvision.zoo.resnet18(weights="IMAGENET1K_V1")
+    network = torchvision.models.resnet18(weights="IMAGENET1K_V1")
     save_file(network.state_dict(), "resnet18.safetensors")
 
 Data: with `pip install "jaxburst[imagenet]"`, put ILSVRC2012_img_train.tar and

@@ -1,6 +1,18 @@
 """The laws of conversion, asked of every network of `nets`.
 
-Numbers are those of DESIGN, "Identities to build on".
+1. Charge: `v_T + θ Σn = v_0 + ΣI`.
+2. Rate: of a constant `0 <= c < γθ`, `|θ N_T / T - c| <= θ / T`.
+3. Pool: what lateral pooling passes adds up to the pool of the summed inputs.
+4. Bursts of γ for T steps are integrate-and-fire on `I / γ` for γT steps.
+5. What is affine in the input up to the first neuron is a constant current.
+6. Signed and unbounded: `N(t) = max(0, floor((v_0 + ΣI) / θ))`, from one pass.
+7. Unsigned and unbounded: the running maximum of `floor((v_0 + ΣI) / θ)`.
+8. Prefix and batch: shorter runs are parts of longer ones, images are alone.
+9. Limit: T times the error stays flat under lateral pooling, grows under gating.
+10. Fold: the traced network is the user's function.
+11. Same function, other spelling: the same spikes.
+
+2, 4 and 7 are about one layer, in `test_neurons`.
 """
 
 import dataclasses
