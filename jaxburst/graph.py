@@ -308,9 +308,10 @@ def is_number(size) -> bool:
 
 
 def at_batch(value, batch: int):
-    """Replaces the symbol of the batch in shapes and parameters by a number."""
+    """Replaces the symbol of the batch in shapes and parameters by another size."""
     if hasattr(value, "_evaluate"):  # a symbolic size
-        return int(value._evaluate({"b": batch}))
+        found = value._evaluate({"b": batch})
+        return int(found) if is_number(found) else found
     if isinstance(value, tuple):
         found = [at_batch(item, batch) for item in value]
         return type(value)(*found) if hasattr(value, "_fields") else tuple(found)
