@@ -202,7 +202,7 @@ def ann(model, circuit, images) -> jax.Array:
     In `circuit` every threshold is 1, so that activations are what travels.
     """
 
-    def relu(node, threshold, state, current, t):
+    def relu(node, threshold, state, current, t, f):
         return state, jax.nn.relu(current)
 
     def outputs(state, info):

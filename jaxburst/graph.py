@@ -158,6 +158,32 @@ class Wire:
         return tuple(i for i, held in enumerate(self.operands) if held is None)
 
 
+class Function(NamedTuple):
+    """What a population stands for, `f(drive)`; that of a ReLU unless it is `other`.
+
+    Attributes:
+      cap: the largest activation of `min(max(x, 0), cap)`, if there is one.
+      other: what another function makes of the drive, `[B, ...]` to `[B, ...]`.
+    """
+
+    cap: float | None = None
+    other: Callable[[jax.Array], jax.Array] | None = None
+
+    def __call__(self, drive: jax.Array) -> jax.Array:
+        """The activation."""
+        if self.other is not None:
+            return self.other(drive)
+        x = jax.nn.relu(drive)
+        return x if self.cap is None else jnp.minimum(x, x.dtype.type(self.cap))
+
+    def shape(self, shape: tuple[int, ...], dtype) -> tuple[int, ...]:
+        """The shape of the activation of a drive."""
+        return jax.eval_shape(self, jax.ShapeDtypeStruct(shape, dtype)).shape
+
+
+RELU = Function()
+
+
 @dataclasses.dataclass(frozen=True)
 class Neuron:
     """`min(max(x, 0), cap)`; without a cap a ReLU."""
@@ -387,6 +413,18 @@ def apply(node: Node, weights: dict, *values: jax.Array, batch: int) -> jax.Arra
         case Pool():
             return apply_pool(node, values[0], batch)
     raise unknown(node, "the conventional network")
+
+
+def stands_for(node: Node, weights: dict, batch: int) -> Function:
+    """What a population stands for.
+
+    Args:
+      node: the population.
+      weights: of the whole network, `{name: arrays}`.
+      batch: number of images.
+    """
+    del weights, batch
+    return Function(node.role.cap)
 
 
 def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:

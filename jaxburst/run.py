@@ -43,6 +43,7 @@ from jaxburst.graph import (
     over,
     read,
     routes,
+    stands_for,
     unknown,
 )
 from jaxburst.kernels import convolution
@@ -87,13 +88,7 @@ class Model:
             )
         if not isinstance(self.exact, bool):
             raise TypeError(f"Model: exact must be True or False, found {self.exact!r}")
-        unknown = set(dict(getattr(self.neuron, "gammas", ())))
-        unknown -= set(self.network.neurons)
-        if unknown:
-            raise ValueError(
-                "Model: gammas must name populations of the network, found "
-                f"{sorted(unknown)}; they are {list(self.network.neurons)}"
-            )
+        self.neuron.check(self.network.neurons)
         if self.pool not in POOLS:
             raise ValueError(
                 f"Model: pool must be one of {list(POOLS)}, found {self.pool!r}"
@@ -365,8 +360,8 @@ def rest(model: Model, circuit: Circuit, batch: int) -> State:
         shape = at_batch(node.shape, batch)
         if isinstance(node.role, Neuron):
             neuron = model.neuron.at(node.name)
-            threshold = circuit.own[node.name]
-            state[node.name] = neuron.rest(threshold, shape, dtype, node.role.cap)
+            threshold, f = circuit.own[node.name], stands_for(node, circuit.own, batch)
+            state[node.name] = neuron.rest(threshold, shape, dtype, f)
         elif isinstance(node.role, Pool):
             before = at_batch(graph[node.inputs[0]].shape, batch)
             state[node.name] = Pooled(jnp.zeros(before, dtype), jnp.zeros(shape, dtype))
@@ -449,7 +444,7 @@ def block(
       steps: how many steps `K` to take.
       record: the populations whose potentials are wanted.
       respond: how a population answers its current, if not by the neuron's equations:
-        `respond(node, threshold, state, current, t)`, the threshold with all rows.
+        `respond(node, threshold, state, current, t, f)`, the threshold with all rows.
       platform: where it will run, if not here.
 
     Returns:
@@ -563,15 +558,15 @@ def block(
 
     def answer(node: Node, current):
         own, name = neuron.at(node.name), node.name
-        threshold = circuit.own[name]
+        threshold, f = circuit.own[name], stands_for(node, circuit.own, batch)
 
         def advance(before, arriving):
             current, t = arriving
             if respond is not None:
-                after, spikes = respond(node, threshold, before, current, t)
+                after, spikes = respond(node, threshold, before, current, t, f)
             else:
                 row = threshold._replace(bias=own.correction(threshold.bias, t))
-                after, spikes = own.step(row, before, current, t, node.role.cap)
+                after, spikes = own.step(row, before, current, t, f)
             shown = own.potential(threshold, after) if name in record else None
             return after, (spikes, shown)
 
@@ -582,11 +577,13 @@ def block(
 
     def pooled(node: Node, value, whole: bool):
         def advance(before: Pooled, arriving):
-            if whole and neuron.growth > 1:  # the same charge in new quanta
-                before = Pooled(*(total * neuron.growth for total in before))
-            return POOLS[model.pool](node, before, arriving, batch)
+            value, t = arriving
+            if whole:  # the same charge in new quanta
+                growth = jnp.asarray(neuron.growth(t), value.dtype)
+                before = Pooled(*(total * growth for total in before))
+            return POOLS[model.pool](node, before, value, batch)
 
-        state[node.name], out = _over_steps(advance, state[node.name], value)
+        state[node.name], out = _over_steps(advance, state[node.name], (value, t))
         return out
 
     # Inputs are in `held` already: what stands for them here is not looked at.

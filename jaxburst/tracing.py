@@ -32,6 +32,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxburst import sizes
 from jaxburst.graph import (
     Constant,
+    Function,
     Graph,
     Input,
     Neuron,
@@ -44,6 +45,7 @@ from jaxburst.graph import (
     at_batch,
     is_number,
     read,
+    stands_for,
 )
 
 AFFINE_TOLERANCE = 1e-3
@@ -200,7 +202,7 @@ def forward(
     network: Network,
     weights: dict,
     inputs,
-    neuron: Callable[[Node, jax.Array], jax.Array] | None = None,
+    neuron: Callable[[Node, jax.Array, Function], jax.Array] | None = None,
 ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
     """The conventional reading of a network: what its spikes approach.
 
@@ -208,7 +210,8 @@ def forward(
       network: the network.
       weights: from `Network.weights`, or a converted network, in any unit.
       inputs: `[B, ...]`, as the function takes them.
-      neuron: what a population makes of its drive, if not `min(max(x, 0), cap)`.
+      neuron: what a population makes of its drive, if not the function that it stands
+        for: `neuron(node, drive, f)`.
 
     Returns:
       `(outputs, record)`: the outputs' arrays, and the output of every neuron `[B,
@@ -216,24 +219,19 @@ def forward(
     """
     leaves = network.leaves(inputs)
     batch, record = len(leaves[0]), {}
-    answer = neuron or rectified
 
     def visit(node: Node, *values):
         match node.role:
             case Input():
                 return values[0]
             case Neuron():
-                record[node.name] = found = answer(node, values[0])
+                f = stands_for(node, weights, batch)
+                found = neuron(node, values[0], f) if neuron else f(values[0])
+                record[node.name] = found
                 return found
         return apply(node, weights, *values, batch=batch)
 
     return read(network.graph, visit, *leaves), record
-
-
-def rectified(node: Node, x: jax.Array) -> jax.Array:
-    """`min(max(x, 0), cap)`."""
-    x = jax.nn.relu(x)
-    return x if node.role.cap is None else jnp.minimum(x, x.dtype.type(node.role.cap))
 
 
 def summary(network: Network) -> str:

@@ -33,7 +33,7 @@ from nets import LAYERS, TABLE, case
 
 import jaxburst.tracing as tracing
 from jaxburst.convert import convert, verify
-from jaxburst.graph import Synapse, Wire, over
+from jaxburst.graph import RELU, Synapse, Wire, over
 from jaxburst.neurons import Burst, Neuron, Refining, Threshold
 from jaxburst.run import Model, infer, simulate
 
@@ -73,7 +73,7 @@ def at_rates(network, spiking, inputs, rates):
     """Outputs and drives of the network in which every population gives its rate."""
     drives = {}
 
-    def rate(node, x):
+    def rate(node, x, f):
         drives[node.name] = x
         return rates[node.name]
 
@@ -155,8 +155,8 @@ def test_refining_is_the_quantised_network(name):
 
         @nets.quick
         def quantised(spiking, inputs, t, neuron=neuron):
-            def direct(node, x):
-                return neuron.direct(spiking[node.name], x, t, node.role.cap)
+            def direct(node, x, f):
+                return neuron.direct(spiking[node.name], x, t, f)
 
             return tracing.forward(it.network, spiking, inputs, direct)[0]
 
@@ -430,12 +430,12 @@ class Leaky(Neuron):
 
     leak: float = 0.0
 
-    def rest(self, threshold, shape, dtype, cap=None):
+    def rest(self, threshold, shape, dtype, f=RELU):
         return over(
             threshold.theta * threshold.initial, jnp.zeros(shape, dtype)
         ) + 0 * (jnp.zeros(shape, dtype))
 
-    def step(self, threshold, state, current, t, cap=None):
+    def step(self, threshold, state, current, t, f=RELU):
         charged = (1 - self.leak) * state + current
         spikes = (charged >= over(threshold.theta, charged)).astype(current.dtype)
         return charged - over(threshold.theta, charged) * spikes, spikes

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from jax import lax
 
-from jaxburst.graph import Node, Pool
+from jaxburst.graph import Function, Node, Pool
 from jaxburst.neurons import Burst, Pooled, Threshold
 from jaxburst.neurons.pooling import gated, lateral
 
@@ -64,10 +64,10 @@ def unroll(neuron, currents, theta=1.0, initial=0.0, bias=0.0):
 def _unroll(neuron, threshold, currents):
     def advance(state, arriving):
         current, t = arriving
-        state, spikes = neuron.step(threshold, state, current, t, None)
+        state, spikes = neuron.step(threshold, state, current, t)
         return state, (neuron.potential(threshold, state), spikes)
 
-    state = neuron.rest(threshold, currents.shape[1:], currents.dtype, None)
+    state = neuron.rest(threshold, currents.shape[1:], currents.dtype)
     times = 1 + jnp.arange(len(currents), dtype=jnp.int32)
     return jax.lax.scan(advance, state, (currents, times))[1]
 
@@ -230,7 +230,7 @@ def test_false_spikes_are_taken_back_down_to_none(gamma, allowance):
 
 def test_nothing_is_carried_for_what_is_off():
     threshold = Threshold(*map(jnp.asarray, (1.0, 0.5, 0.0)))
-    state = Burst().rest(threshold, (3,), jnp.float64, None)
+    state = Burst().rest(threshold, (3,), jnp.float64)
     assert [np.size(array) for array in jax.tree.leaves(state)] == [3, 1]
     assert not Burst().counts and Burst(allowance=0).counts
 
@@ -255,8 +255,8 @@ def test_a_capped_population_approaches_the_capped_activation(neuron):
     theta, cap, steps = 0.7, 0.6, np.arange(1, 101).reshape(-1, 1)
     constant = np.linspace(0, 0.69, 64) if neuron.gamma == 1 else np.linspace(0, 2, 64)
     threshold = Threshold(*map(jnp.asarray, (theta, 0.5, 0.0)))
-    state, spikes = neuron.rest(threshold, (64,), jnp.float64, cap), []
-    step = quick(functools.partial(neuron.step, cap=cap))
+    state, spikes = neuron.rest(threshold, (64,), jnp.float64, Function(cap)), []
+    step = quick(functools.partial(neuron.step, f=Function(cap)))
     for t in range(1, 101):
         state, n = step(threshold, state, jnp.asarray(constant), jnp.array(t))
         spikes.append(np.asarray(n))

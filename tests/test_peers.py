@@ -56,9 +56,9 @@ def spikes_here(gamma, theta, initial, currents):
 @jax.jit(static_argnums=0)
 def _unroll(neuron, threshold, currents):
     def step(state, at):
-        return neuron.step(threshold, state, *at, None)
+        return neuron.step(threshold, state, *at)
 
-    start = neuron.rest(threshold, currents.shape[1:], currents.dtype, None)
+    start = neuron.rest(threshold, currents.shape[1:], currents.dtype)
     return jax.lax.scan(step, start, (currents, jnp.arange(1, STEPS + 1)))[1]
 
 

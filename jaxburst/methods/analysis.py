@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxburst.batching import at_once
 from jaxburst.convert import Spiking
-from jaxburst.graph import apply_pool, over
+from jaxburst.graph import RELU, apply_pool, over
 from jaxburst.methods.channels import by_channel
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, check, prepare, rest, unroll
@@ -97,9 +97,14 @@ class _Watched(Neuron):
     def repeats(self) -> bool:
         return self.kind.repeats
 
-    @property
-    def growth(self) -> int:
-        return self.kind.growth
+    def growth(self, t):
+        return self.kind.growth(t)
+
+    def presented(self, t):
+        return self.kind.presented(t)
+
+    def readout(self, total, t):
+        return self.kind.readout(total, t)
 
     @property
     def most(self) -> int | None:
@@ -114,12 +119,12 @@ class _Watched(Neuron):
     def correction(self, bias, t):
         return self.kind.correction(bias, t)
 
-    def rest(self, threshold, shape, dtype, cap=None) -> _Sums:
+    def rest(self, threshold, shape, dtype, f=RELU) -> _Sums:
         none = jnp.zeros(shape, dtype)
-        return _Sums(self.kind.rest(threshold, shape, dtype, cap), none, none)
+        return _Sums(self.kind.rest(threshold, shape, dtype, f), none, none)
 
-    def step(self, threshold, state, current, t, cap=None):
-        after, spikes = self.kind.step(threshold, state.state, current, t, cap)
+    def step(self, threshold, state, current, t, f=RELU):
+        after, spikes = self.kind.step(threshold, state.state, current, t, f)
         heard = self.kind.heard(threshold, after, spikes, t)
         if self.repeats:
             heard = state.heard + heard

@@ -23,12 +23,13 @@ from jaxburst.graph import (
     at_batch,
     over,
     read,
+    stands_for,
 )
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.channels import by_channel, centred
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, plan, prepared, trace_of
-from jaxburst.tracing import Network, rectified
+from jaxburst.tracing import Network
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
 
@@ -198,7 +199,7 @@ def _variants(network: Network, quantum: float):
             batch = count * images
             match node.role:
                 case Population():
-                    x = rectified(node, values[0])
+                    x = stands_for(node, spiking, batch)(values[0])
                     x = widen(node, x, order.index(node.name) + 1)
                     theta = over(spiking[node.name].theta, x).astype(x.dtype) * quantum
                     rounded = theta * jnp.floor(exact(node, x) / theta + 0.5)

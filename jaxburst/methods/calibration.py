@@ -21,7 +21,7 @@ from jaxburst.methods.channels import (
 )
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, compiler_options, last_of, prepared
-from jaxburst.tracing import Network, forward, rectified
+from jaxburst.tracing import Network, forward
 
 
 class ZeroThreshold(ValueError):
@@ -140,10 +140,10 @@ def _values(network: Network, per: str, largest: bool):
     def function(weights, batch):
         finite = {}
 
-        def activate(node, x):  # before the ReLU, which XLA may let turn NaN into 0
+        def activate(node, x, f):  # before the ReLU, which XLA may let turn NaN into 0
             known = jnp.isfinite(by_channel(network, node.name, x))
             finite[node.name] = known.all((1, 2))
-            return rectified(node, x)
+            return f(x)
 
         _, record = forward(network, weights, batch, activate)
         found = {name: by_channel(network, name, x) for name, x in record.items()}

@@ -126,12 +126,12 @@ def _each_step(model: Model, steps: int, batch: int):
     def function(spiking, inputs):
         targets, found = _targets(model, spiking, inputs, batch), {}
 
-        def respond(node, threshold, state, current, t):
+        def respond(node, threshold, state, current, t, f):
             own, name = model.neuron.at(node.name), node.name
 
             def better(_, bias):
                 row = threshold._replace(bias=bias)
-                after, spikes = own.step(row, state, current, t, node.role.cap)
+                after, spikes = own.step(row, state, current, t, f)
                 heard = own.heard(row, after, spikes, t)
                 mean = mean_over(channel_mean(network, name, heard), batch)
                 return bias + targets[name] - mean
@@ -140,7 +140,7 @@ def _each_step(model: Model, steps: int, batch: int):
             none = jnp.zeros(shape_of(network, name), current.dtype)
             found[name] = bias = jax.lax.fori_loop(0, 3, better, none)
             row = threshold._replace(bias=bias)
-            return own.step(row, state, current, t, node.role.cap)
+            return own.step(row, state, current, t, f)
 
         def observe(state, info):  # what `respond` has just found
             return {name: found[name][None] for name in network.neurons}

@@ -60,9 +60,9 @@ def _direct(model: Model, spiking: Spiking, leaves: list, times: tuple[int, ...]
     inputs = jax.tree.unflatten(network.tree[0], leaves)
 
     def at(t: jax.Array):
-        def sent(node, drive):
+        def sent(node, drive, f):
             own, threshold = model.neuron.at(node.name), spiking[node.name]
-            return own.direct(threshold, drive, t, node.role.cap)
+            return own.direct(threshold, drive, t, f)
 
         return forward(network, spiking, inputs, sent)[0]
 

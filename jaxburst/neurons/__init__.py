@@ -2,7 +2,24 @@
 
 from jaxburst.neurons.base import Neuron, Threshold
 from jaxburst.neurons.burst import Burst
+from jaxburst.neurons.differential import Differential
+from jaxburst.neurons.phase import Phase
 from jaxburst.neurons.pooling import POOLS, Pooled
 from jaxburst.neurons.refining import Refining
+from jaxburst.neurons.sigma_delta import SigmaDelta
+from jaxburst.neurons.window import FirstSpike, Parallel, Radix
 
-__all__ = ["POOLS", "Burst", "Neuron", "Pooled", "Refining", "Threshold"]
+__all__ = [
+    "POOLS",
+    "Burst",
+    "Differential",
+    "FirstSpike",
+    "Neuron",
+    "Parallel",
+    "Phase",
+    "Pooled",
+    "Radix",
+    "Refining",
+    "SigmaDelta",
+    "Threshold",
+]

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxburst.graph import RELU, Function
+
 
 class Threshold(NamedTuple):
     """What belongs to one population of neurons: data, not configuration.
@@ -45,21 +47,36 @@ class Neuron(abc.ABC):
     """What a kind of neuron answers.
 
     `repeats` says whether the input and all constants are presented at every step; if
-    not, at the first step alone, and what travels afterwards is changes.
+    not, at the first step alone, and what travels afterwards is changes. `universal`
+    says whether a population may stand for any function of its drive, and products of
+    two signals be taken of what has been sent; if not, for ReLUs alone, capped or not.
+    A step takes `slots` of time: more than one where a layer hears all of them before
+    it answers in the next; the answer of a network is there after `slots (T + depth)`.
     """
 
     repeats: bool = True
+    universal: bool = False
+    slots: int = 1
 
     def at(self, name: str) -> Neuron:
         """The neuron of one population, where they differ."""
         del name
         return self
 
+    def check(self, populations: tuple[str, ...]) -> None:
+        """Refuses a configuration that does not fit a network's populations."""
+        del populations
+
     @abc.abstractmethod
     def rest(
-        self, threshold: Threshold, shape: tuple[int, ...], dtype, cap: float | None
+        self,
+        threshold: Threshold,
+        shape: tuple[int, ...],
+        dtype,
+        f: Function = RELU,
     ) -> Any:
-        """The state before the first step, of neurons `[B, ...]`."""
+        """The state before the first step, of neurons with drives of a shape `[B, ...]`
+        that stand for `f(drive)`, `[B, ...]`, too."""
 
     @abc.abstractmethod
     def step(
@@ -68,7 +85,7 @@ class Neuron(abc.ABC):
         state: Any,
         current: jax.Array,
         t: jax.Array,
-        cap: float | None,
+        f: Function = RELU,
     ) -> tuple[Any, jax.Array]:
         """Advances a population by one time step.
 
@@ -77,10 +94,11 @@ class Neuron(abc.ABC):
           state: after the previous step.
           current: the input `I_t`, `[B, ...]`, in units of activation.
           t: the step, counted from 1.
-          cap: the largest activation that the population stands for, if there is one.
+          f: what the population stands for.
 
         Returns:
-          `(state, spikes)`: whole numbers `[B, ...]` in the type of the current.
+          `(state, spikes)`: whole numbers `[B, ...]`, shaped as `f(drive)`, in the type
+          of the current.
         """
 
     @abc.abstractmethod
@@ -100,11 +118,15 @@ class Neuron(abc.ABC):
         """The output after `t` steps, of the sum of its currents."""
         return total / t.astype(total.dtype) if self.repeats else total
 
-    @property
-    def growth(self) -> int:
-        """By what a count of spikes is multiplied at the next step: 1 if all weigh the
-        same."""
+    def growth(self, t: jax.Array) -> jax.Array | int:
+        """How many quanta of step `t` one of the step before is: `worth(t - 1) /
+        worth(t)`; 1 if all weigh the same."""
+        del t
         return 1
+
+    def train(self, spikes: jax.Array) -> jax.Array:
+        """What a step's spikes `[...]` are on the wire, `[slots, ...]`."""
+        return spikes[None]
 
     @property
     def most(self) -> int | None:
@@ -134,7 +156,11 @@ class Neuron(abc.ABC):
         """What the spikes of a step say the activation is, `[B, ...]`."""
 
     def direct(
-        self, threshold: Threshold, drive: jax.Array, t: jax.Array, cap: float | None
+        self,
+        threshold: Threshold,
+        drive: jax.Array,
+        t: jax.Array,
+        f: Function = RELU,
     ) -> jax.Array:
         """The activation that all spikes up to `t` stand for, from the drive alone.
 

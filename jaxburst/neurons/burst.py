@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxburst.graph import over
+from jaxburst.graph import RELU, over
 from jaxburst.neurons.base import Neuron, Threshold, check_gamma, is_whole
 
 
@@ -94,7 +94,7 @@ class Burst(Neuron):
       >>> neuron = Burst(5)
       >>> state = neuron.rest(threshold, (1, 2), jnp.float32)
       >>> current = jnp.array([[2.25, 0.5]])
-      >>> state, spikes = neuron.step(threshold, state, current, jnp.array(1), None)
+      >>> state, spikes = neuron.step(threshold, state, current, jnp.array(1))
       >>> spikes.tolist(), neuron.potential(threshold, state).tolist()
       ([[2.0, 0.0]], [[0.25, 0.5]])
 
@@ -170,19 +170,28 @@ class Burst(Neuron):
         own = dict(self.gammas).get(name, self.gamma)
         return dataclasses.replace(self, gamma=own, gammas=())
 
-    def rest(self, threshold: Threshold, shape, dtype, cap=None) -> Membrane:
+    def check(self, populations: tuple[str, ...]) -> None:
+        """Refuses a gamma for a population that is not there."""
+        strange = sorted(set(dict(self.gammas)) - set(populations))
+        if strange:
+            raise ValueError(
+                "Model: gammas must name populations of the network, found "
+                f"{strange}; they are {list(populations)}"
+            )
+
+    def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Membrane:
         """`v_0 = initial θ`, and no spikes."""
         potential = jnp.zeros(shape, dtype)
         start = over(threshold.theta, potential) * over(threshold.initial, potential)
         counts, history = jnp.zeros(shape, jnp.int32), None
         if self.allowance is not None:
             history = History(jnp.zeros((), jnp.int32), counts, counts)
-        sent = counts if self.counts or cap is not None else None
+        sent = counts if self.counts or f.cap is not None else None
         return Membrane(
             potential + start.astype(dtype), sent, history, jnp.array(False)
         )
 
-    def step(self, threshold, state, current, t, cap=None):
+    def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
         theta, bias = over(threshold.theta, current), over(threshold.bias, current)
         charged = self.potential(threshold, state) + (current + bias)
@@ -198,8 +207,9 @@ class Burst(Neuron):
             if self.gamma is not None:
                 low = jnp.maximum(low, float(-self.gamma))
         spikes = self._spikes(theta, charged, low)
-        if cap is not None:
-            allowed = jnp.floor(t.astype(theta.dtype) * theta.dtype.type(cap) / theta)
+        if f.cap is not None:
+            cap = theta.dtype.type(f.cap)
+            allowed = jnp.floor(t.astype(theta.dtype) * cap / theta)
             spikes = jnp.minimum(spikes, allowed - state.sent.astype(charged.dtype))
         spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
         potential, history = self._reset(theta, charged, spikes), None
@@ -221,14 +231,14 @@ class Burst(Neuron):
         """`θ n`, the mean of which over the steps is the rate."""
         return over(threshold.theta, spikes) * spikes
 
-    def direct(self, threshold, drive, t, cap=None):
+    def direct(self, threshold, drive, t, f=RELU):
         r"""Of signed neurons without a limit (:math:`z` is the mean drive):
 
         .. math:: \theta N_t / t, \qquad N_t = \max(0, \lfloor (v_0 + t z) / \theta
             \rfloor)
         """
         if self != Burst(None, signed=True):
-            return super().direct(threshold, drive, t, cap)
+            return super().direct(threshold, drive, t, f)
         theta, initial, bias = threshold
         theta, initial = over(theta, drive), over(initial, drive)
         steps = t.astype(drive.dtype)
@@ -236,8 +246,9 @@ class Burst(Neuron):
             taken = (jnp.arange(len(bias)) < t).astype(drive.dtype)
             bias = jnp.tensordot(taken / steps, bias, 1)
         sent = jnp.floor(initial + steps * (drive + over(bias, drive)) / theta)
-        if cap is not None:
-            sent = jnp.minimum(sent, jnp.floor(steps * drive.dtype.type(cap) / theta))
+        if f.cap is not None:
+            cap = drive.dtype.type(f.cap)
+            sent = jnp.minimum(sent, jnp.floor(steps * cap / theta))
         return theta * jnp.maximum(sent, 0.0) / steps
 
     def _spikes(self, theta, charged, low):

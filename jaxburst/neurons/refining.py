@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxburst.graph import over
+from jaxburst.graph import RELU, over
 from jaxburst.neurons.base import Neuron, Threshold, check_gamma, is_whole
 
 
@@ -85,8 +85,7 @@ class Refining(Neuron):
                 f"{self.silence!r}"
             )
 
-    @property
-    def growth(self) -> int:
+    def growth(self, t):
         """The same charge is `ratio` times as many quanta at the next step."""
         return self.ratio
 
@@ -112,15 +111,15 @@ class Refining(Neuron):
         later = jnp.maximum(t - len(bias), 0).astype(row.dtype)
         return row * row.dtype.type(self.ratio) ** -later
 
-    def rest(self, threshold: Threshold, shape, dtype, cap=None) -> Drive:
+    def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Drive:
         """Nothing received, nothing sent."""
         return Drive(jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32))
 
-    def step(self, threshold, state, current, t, cap=None):
+    def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
         first = t == 1
         potential = state.potential + current
-        wanted = self._wanted(threshold, potential, t, cap)
+        wanted = self._wanted(threshold, potential, t, f)
         start = over(threshold.initial, current).astype(current.dtype)
         rounding = jnp.where(first, start, jnp.full_like(start, 0.5))
         sent = state.sent * self.ratio
@@ -133,7 +132,7 @@ class Refining(Neuron):
         spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
         return Drive(potential, sent + spikes.astype(sent.dtype)), spikes
 
-    def _wanted(self, threshold, potential, t, cap):
+    def _wanted(self, threshold, potential, t, f):
         """The drive in quanta of this step.
 
         Rectified last: XLA computes spikes once for every reader, here with a fused
@@ -143,7 +142,7 @@ class Refining(Neuron):
         quantum = self._quantum(threshold, potential, t)
         drive = potential + over(threshold.bias, potential)
         wanted = jnp.maximum(drive / quantum, 0.0)
-        return wanted if cap is None else jnp.minimum(wanted, cap / quantum)
+        return wanted if f.cap is None else jnp.minimum(wanted, f.cap / quantum)
 
     def _quantum(self, threshold, x, t):
         return over(threshold.theta, x) * jnp.asarray(self.worth(t)).astype(x.dtype)
@@ -156,14 +155,14 @@ class Refining(Neuron):
         """`θ_t N_t`: what all spikes so far add up to."""
         return self._quantum(threshold, spikes, t) * state.sent.astype(spikes.dtype)
 
-    def direct(self, threshold, drive, t, cap=None):
+    def direct(self, threshold, drive, t, f=RELU):
         """Without a limit and silence: the drive rounded to `θ_t`."""
         if self.gamma is not None or self.silence != 0:
-            return super().direct(threshold, drive, t, cap)
+            return super().direct(threshold, drive, t, f)
         threshold = threshold._replace(bias=self.correction(threshold.bias, t))
         start = over(threshold.initial, drive).astype(drive.dtype)
         rounding = jnp.where(t == 1, start, jnp.full_like(start, 0.5))
-        sent = jnp.floor(self._wanted(threshold, drive, t, cap) + rounding)
+        sent = jnp.floor(self._wanted(threshold, drive, t, f) + rounding)
         return self._quantum(threshold, drive, t) * sent
 
     @property
@@ -185,14 +184,14 @@ class Refining(Neuron):
 class _Soft(Refining):
     """Refining neurons whose spikes have a gradient; `sent` is floating-point."""
 
-    def rest(self, threshold: Threshold, shape, dtype, cap=None) -> Drive:
+    def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Drive:
         return Drive(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-    def step(self, threshold, state, current, t, cap=None):
+    def step(self, threshold, state, current, t, f=RELU):
         whole = state._replace(sent=jnp.round(state.sent).astype(jnp.int32))
         given = jax.lax.stop_gradient((threshold, whole, current))
-        after, _ = super().step(*given, t, cap)
+        after, _ = super().step(*given, t, f)
         potential = state.potential + current
-        soft = self._wanted(threshold, potential, t, cap)
+        soft = self._wanted(threshold, potential, t, f)
         sent = soft + jax.lax.stop_gradient(after.sent.astype(soft.dtype) - soft)
         return Drive(potential, sent), sent - state.sent * self.ratio

@@ -144,10 +144,10 @@ def measured(model, spiking, inputs):
     """The current of every neuron at every step, `{name: [T, B, ...]}`."""
     drives = {}
 
-    def respond(node, threshold, state, current, t):
+    def respond(node, threshold, state, current, t, f):
         drives[node.name] = current
         own = model.neuron.at(node.name)
-        return own.step(threshold, state, current, t, node.role.cap)
+        return own.step(threshold, state, current, t, f)
 
     def observe(state, info):
         return {name: current[None] for name, current in drives.items()}

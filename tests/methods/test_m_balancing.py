@@ -70,7 +70,7 @@ def test_harm_is_the_error_of_one_rounded_population(name):
     found = balancing._harm(network, spiking, it.inputs, quantum)
 
     def outputs(rounded):
-        def neuron(node, x):
+        def neuron(node, x, f):
             x = jnp.maximum(x, 0)
             x = x if node.role.cap is None else jnp.minimum(x, node.role.cap)
             theta = over(spiking[node.name].theta, x) * quantum

@@ -120,7 +120,7 @@ def test_gradients_are_those_of_a_drive_that_was_sent():
         state = neuron.rest(own, (1, 3), jnp.float32)
         for t in (1, 2):
             current = jnp.array([[0.3, 2.2, -1.0]])
-            state, n = neuron.step(own, state, current, jnp.array(t), None)
+            state, n = neuron.step(own, state, current, jnp.array(t))
         return neuron.heard(own, state, n, jnp.array(2)).sum()
 
     bias, theta = jax.grad(sent, (0, 1))(threshold.bias, threshold.theta)
