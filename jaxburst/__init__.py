@@ -18,7 +18,7 @@ The ten-line program:
     print(jb.energy.relative(network, curves.events))  # over the ANN's
 """
 
-from jaxburst import data, energy, neurons, released, training, zoo
+from jaxburst import data, energy, neurons, plot, released, training, zoo
 from jaxburst.convert import convert, verify
 from jaxburst.evaluation import accuracy, compiled, evaluate
 from jaxburst.graph import read
@@ -67,6 +67,7 @@ __all__ = [
     "load_pytorch",
     "neurons",
     "normalise",
+    "plot",
     "polish",
     "presets",
     "pretrained",
