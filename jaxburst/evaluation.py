@@ -23,6 +23,7 @@ from jaxburst.run import (
     trace_of,
 )
 from jaxburst.tracing import Network
+from jaxburst.traffic import Traffic
 
 Metric = Callable[[Any, Any], Any]
 
@@ -33,14 +34,19 @@ class Curves(NamedTuple):
     Attributes:
       accuracy: `[T]`, mean of the metric over the images when read out after `t`
         steps: by default the share of them that are right.
-      events: `{name: [T]}`, mean events per image of every population and pool at step
-        `t` by itself.
+      traffic: `{name: Traffic}`, `[T]` each, mean counts per image of every population
+        and pool at step `t` by itself.
       images: number of images.
     """
 
     accuracy: np.ndarray
-    events: dict[str, np.ndarray]
+    traffic: dict[str, Traffic]
     images: int
+
+    @property
+    def events(self) -> dict[str, np.ndarray]:
+        """`{name: [T]}`, quanta: a burst of k as k and a negative spike as one."""
+        return {name: counts.quanta for name, counts in self.traffic.items()}
 
 
 def top1(outputs, targets) -> np.ndarray:
@@ -103,7 +109,7 @@ def evaluate(
     size = evenly(min(batch_size, len(own_rows(count)) or 1))
     order = plan(of_each(size), steps, schedule)
     score = _scorer(model, steps, schedule, metric is None)
-    total, events = np.zeros(steps), {}
+    total, traffic = np.zeros(steps), {}
     words = f"Simulating {steps} steps, {order}" if progress else ""
     circuit = prepared(model, spiking)
     parts = sweep(
@@ -118,33 +124,34 @@ def evaluate(
         if metric is not None:
             found = _scored(model, metric, found, labels, steps, rows)
         total += found[:rows].sum(0)
-        for name, count_of in counts.items():
-            sums = count_of[:rows].sum(0, dtype=np.int64)
-            events[name] = events.get(name, 0) + sums
-    if not events:  # a process without images of its own
+        for name, found in counts.items():
+            sums = np.stack([one[:rows].sum(0, dtype=np.int64) for one in found])
+            traffic[name] = traffic.get(name, 0) + sums
+    if not traffic:  # a process without images of its own
         senders = (*model.network.neurons, *model.network.pools)
-        events = {name: np.zeros(steps, np.int64) for name in senders}
-    total, events = together((total, events))
-    order_of = [n.name for n in model.network.graph.nodes if n.name in events]
-    return Curves(total / count, {n: events[n] / count for n in order_of}, count)
+        traffic = {name: np.zeros((3, steps), np.int64) for name in senders}
+    total, traffic = together((total, traffic))
+    order_of = [n.name for n in model.network.graph.nodes if n.name in traffic]
+    means = {name: Traffic(*traffic[name] / count) for name in order_of}
+    return Curves(total / count, means, count)
 
 
 @lru_cache
 def _scorer(model: Model, steps: int, schedule: str, top: bool) -> Callable:
-    """Hits, or outputs and targets, and events of a batch, the images in front."""
+    """Hits, or outputs and targets, and traffic of a batch, the images in front."""
 
     def score(circuit, batch):
         inputs, targets = batch
         leaves = model.network.leaves(inputs)
         order = plan(leaves[0].shape[0], steps, schedule)
         trace = trace_of(model, circuit, leaves, steps, order)
-        events = {name: count.swapaxes(0, 1) for name, count in trace.events.items()}
+        traffic = jax.tree.map(lambda count: count.swapaxes(0, 1), trace.traffic)
         outputs = [value.swapaxes(0, 1) for value in trace.logits]
         if top:
             (logits,) = outputs
             labels = targets.reshape(-1, 1).astype(np.int32)
-            return logits.argmax(-1).astype(np.int32) == labels, (), events
-        return outputs, targets, events
+            return logits.argmax(-1).astype(np.int32) == labels, (), traffic
+        return outputs, targets, traffic
 
     return score
 

@@ -50,6 +50,8 @@ from jaxburst.kernels import convolution
 from jaxburst.neurons import POOLS, Burst, Pooled
 from jaxburst.neurons import Neuron as Kind
 from jaxburst.tracing import Affine, Network
+from jaxburst.traffic import Traffic
+from jaxburst.traffic import count as traffic_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,15 +178,20 @@ class Info(NamedTuple):
       outputs: the outputs after each step, `[K, B, ...]` each.
       spikes: `{name: n_t}` of every population and pool, `[K, B, ...]`, the batch where
         the network has it.
-      events: `{name: [K, B]}`, spikes per step and image, a burst of k as k and a
-        negative spike as one: of a population those sent, of a pool those passed on.
+      traffic: `{name: Traffic}`, `[K, B]` each, per step and image: of a population
+        what is sent, of a pool what is passed on.
       potentials: `{name: v_t}`, `[K, B, ...]`, of the populations asked for.
     """
 
     outputs: tuple[jax.Array, ...]
     spikes: dict[str, jax.Array]
-    events: dict[str, jax.Array]
+    traffic: dict[str, Traffic]
     potentials: dict[str, jax.Array]
+
+    @property
+    def events(self) -> dict[str, jax.Array]:
+        """`{name: [K, B]}`, quanta: a burst of k as k and a negative spike as one."""
+        return {name: counts.quanta for name, counts in self.traffic.items()}
 
 
 class _Signal(NamedTuple):
@@ -459,7 +466,7 @@ def block(
         for value in (neuron.presented(t), neuron.worth(t))
     )
     batch = state["outputs"][0].shape[_output_axis(graph)] // _per_image(graph)
-    spikes_of, events, potentials = {}, {}, {}
+    spikes_of, traffic, potentials = {}, {}, {}
 
     def along(factor, value, node: Node):
         """Multiplies every step of a value by its factor."""
@@ -502,11 +509,8 @@ def block(
         return jnp.moveaxis(value, 0, axis)
 
     def count(node: Node, spikes, whole: bool):
-        """Events per step and image: `Σ|n|`; of charges, how many there are."""
         values = jnp.moveaxis(spikes, node.batch_axis + 1, 1)
-        values = values.reshape(steps, batch, -1)
-        values = jnp.abs(values) if whole else (values != 0)
-        return values.sum(-1, dtype=jnp.int32)
+        return traffic_of(values.reshape(steps, batch, -1), whole)
 
     def visit(node: Node, *signals):
         if node.name not in graph.dynamic:
@@ -544,7 +548,7 @@ def block(
             case Neuron():
                 spikes = answer(node, split(charge(signals[0]), signals[0].node))
                 spikes_of[node.name] = spikes
-                events[node.name] = count(node, spikes, True)
+                traffic[node.name] = count(node, spikes, True)
                 return _Signal(merge(spikes, node), node, whole=True)
             case Pool():
                 (signal,) = signals
@@ -552,7 +556,7 @@ def block(
                 value = signal.value if whole else charge(signal)
                 out = pooled(node, split(value, signal.node), whole)
                 spikes_of[node.name] = out
-                events[node.name] = count(node, out, whole)
+                traffic[node.name] = count(node, out, whole)
                 return _Signal(merge(out, node), node, whole=whole)
         raise unknown(node, "a spiking step")
 
@@ -599,7 +603,7 @@ def block(
     carried = (state["outputs"], state["time"])
     (totals, time), outputs = _over_steps(integrate, carried, (arriving, t))
     state |= {"outputs": totals, "time": time}
-    return state, Info(outputs, spikes_of, events, potentials)
+    return state, Info(outputs, spikes_of, traffic, potentials)
 
 
 def _output_axis(graph: Graph) -> int:
@@ -772,15 +776,20 @@ class Trace(NamedTuple):
     Attributes:
       logits: the outputs after each step, in the network's unit, `[T, B, ...]`, in the
         structure that the network returns.
-      events: `{name: [T, B]}`, as in `Info`, for each step by itself.
+      traffic: `{name: Traffic}`, `[T, B]` each, as in `Info`, of each step by itself.
       spikes: `{name: [T, B, ...]}` of the populations asked for.
       potentials: `{name: [T, B, ...]}` of the populations asked for, after each step.
     """
 
     logits: Any
-    events: dict[str, jax.Array]
+    traffic: dict[str, Traffic]
     spikes: dict[str, jax.Array]
     potentials: dict[str, jax.Array]
+
+    @property
+    def events(self) -> dict[str, jax.Array]:
+        """`{name: [T, B]}`, quanta: a burst of k as k and a negative spike as one."""
+        return {name: counts.quanta for name, counts in self.traffic.items()}
 
 
 def simulate(
@@ -856,7 +865,7 @@ def trace_of(model, circuit, leaves, steps, order, record=(), platform=None) -> 
                 model.network.graph.outputs, info.outputs, strict=True
             )
         ]
-        return Trace(outputs, info.events, spikes, potentials)
+        return Trace(outputs, info.traffic, spikes, potentials)
 
     return unroll(
         model, circuit, leaves, steps, observe, order=order, record=record,
