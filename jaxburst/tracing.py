@@ -115,6 +115,15 @@ class Network:
         )
 
     @property
+    def senders(self) -> tuple[str, ...]:
+        """The names of all that sends spikes, populations and pools, in order."""
+        return tuple(
+            node.name
+            for node in self.graph.of(Neuron, Pool)
+            if node.name in self.graph.dynamic
+        )
+
+    @property
     def synapses(self) -> tuple[str, ...]:
         """The names of the synapses, in order."""
         return tuple(node.name for node in self.graph.of(Synapse))
