@@ -76,7 +76,7 @@ def from_onnx(model: str | os.PathLike | onnx.ModelProto) -> tuple[Callable, dic
     References:
       ONNX operators, https://onnx.ai/onnx/operators/
     """
-    proto = _load(model)
+    proto = read(model)
     graph = proto.graph
     versions = {o.domain: o.version for o in proto.opset_import}
     opset = versions.get("", versions.get("ai.onnx", 0))
@@ -109,6 +109,18 @@ def from_onnx(model: str | os.PathLike | onnx.ModelProto) -> tuple[Callable, dic
     return function, variables
 
 
+def parse(content: bytes) -> onnx.ModelProto:
+    """The model of a file's content; no other file is opened.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own class
+        raise ValueError(f"not a whole ONNX file ({error}); save it again") from error
+
+
 class _Node(NamedTuple):
     """One operator."""
 
@@ -129,7 +141,12 @@ class _Graph(NamedTuple):
     outputs: tuple[str, ...]
 
 
-def _load(model) -> onnx.ModelProto:
+def read(model: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
+    """The model of a file with its external data, its functions inlined.
+
+    Raises:
+      FileNotFoundError, ValueError: as `from_onnx`.
+    """
     if not isinstance(model, onnx.ModelProto):
         path = os.fspath(model)
         if not os.path.isfile(path):
