@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ import numpy as np
 import tyro
 
 import jaxburst as jb
+from jaxburst.io import files
+from jaxburst.io.files import folder as prepare_folder
 
 COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
 
@@ -303,15 +306,12 @@ def write_json(path: Path, record: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text, all or nothing."""
-    write_file(path, lambda partial: partial.write_text(text + "\n"))
+    write_file(path, text + "\n")
 
 
-def write_file(path: Path, draw: Callable[[Path], None]) -> None:
-    """Lets `draw` write a file, which appears only when it is complete."""
-    partial = path.with_name(f".partial-{path.name}")
-    draw(partial)
-    os.replace(partial, path)
-    print(f"wrote {path}")
+def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file, all or nothing, and says so."""
+    print(f"wrote {files.write(path, content)}")
 
 
 class Kept:
@@ -373,24 +373,6 @@ def provenance(*optional: str) -> dict:
     }
 
 
-def prepare_folder(folder: Path) -> Path:
-    """Makes the output folder, and sees now, not after hours, that it can be written.
-
-    Raises:
-      OSError: naming the folder and what to do.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
-    return folder
-
-
 def run(main: Callable[[], None]) -> None:
     """Runs an experiment; what a user can mend ends in one line, not in a traceback.
 
@@ -441,8 +423,10 @@ def figure(path: Path, *shape: int, dpi: int = 130, **options):
 
     made, axes = plt.subplots(*shape, layout="constrained", **options)
     yield made, axes
-    write_file(path, lambda partial: made.savefig(partial, dpi=dpi, format="png"))
+    drawn = io.BytesIO()
+    made.savefig(drawn, dpi=dpi, format="png")
     plt.close(made)
+    write_file(path, drawn.getvalue())
 
 
 def doubling(axis, label: str = "time steps") -> None:

@@ -22,7 +22,7 @@ from jaxburst import data, energy, neurons, plot, released, training, zoo
 from jaxburst.convert import convert, verify
 from jaxburst.evaluation import accuracy, compiled, evaluate
 from jaxburst.graph import read
-from jaxburst.io.checkpoint import load, save
+from jaxburst.io.checkpoint import describe, load, save
 from jaxburst.io.state_dict import load_pytorch
 from jaxburst.methods import analysis, anytime, calibration, presets
 from jaxburst.methods.balancing import balance
@@ -58,6 +58,7 @@ __all__ = [
     "convert",
     "correct",
     "data",
+    "describe",
     "direct",
     "energy",
     "evaluate",

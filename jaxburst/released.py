@@ -3,15 +3,13 @@
     module, variables = pretrained("vgg9-cifar100")
     logits = module.apply(variables, images)
 
-Each is one safetensors file, NETWORK-DATASET: kernels in 16 bits, all else in 32, under
-'/'-joined paths (`params/conv0/kernel`). Its header says which network it is and what
-is known of it, and holds the SHA-256 of it all.
+Each is one safetensors file, NETWORK-DATASET: kernels in 16 or 8 bits, all else in 32,
+under '/'-joined paths (`params/conv0/kernel`). Its header says which network it is and
+what is known of it, and holds the SHA-256 of it all.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,18 +18,31 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from jaxburst.io.files import write
+from jaxburst.io.sealed import seal, unseal
 from jaxburst.zoo import NETWORKS
 
+FORMAT = "jaxburst weights 1"
 FOLDER = Path(__file__).parent / "weights"
-"""Where they are."""
+"""Where those are that come with the package."""
+
+
+def folders() -> list[Path]:
+    """Where `pretrained` looks, in this order.
+
+    The folder that the variable `JAXBURST_WEIGHTS` names, if it does; the package; and
+    `weights` beside it, in a checkout.
+    """
+    own = os.environ.get("JAXBURST_WEIGHTS")
+    given = [Path(own).expanduser()] if own else []
+    return [*given, FOLDER, FOLDER.parents[1] / "weights"]
 
 
 def names() -> tuple[str, ...]:
     """The names that `pretrained` knows, `NETWORK-DATASET`."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
+    found = (path for folder in folders() for path in folder.glob("*.safetensors"))
+    return tuple(sorted({path.stem for path in found}))
 
 
 def pretrained(name: str) -> tuple[nn.Module, dict]:
@@ -44,11 +55,12 @@ def pretrained(name: str) -> tuple[nn.Module, dict]:
       name: one of `names()`, such as `vgg9-cifar100`.
 
     Returns:
-      `(module, variables)`: a Flax module of `models`, and its trained `{'params',
+      `(module, variables)`: a Flax module of `zoo`, and its trained `{'params',
       'batch_stats'}`, in float32.
 
     Raises:
-      ValueError: for an unknown name, or a file that is damaged.
+      ValueError: for an unknown name, saying where to put a file that is missing; or
+        for a file that is damaged.
     """
     module, variables, _ = load(_path(name))
     return module, variables
@@ -65,8 +77,15 @@ def save(
     classes: int,
     variables: dict,
     notes: dict[str, Any] | None = None,
+    *,
+    bits: int = 16,
 ) -> Path:
-    """Saves a trained network, kernels in 16 bits; replaces one, all or nothing.
+    r"""Saves a trained network, kernels in 16 or 8 bits; replaces one, all or nothing.
+
+    In 8 bits each output channel `c` has a scale of its own:
+
+    .. math:: W_c \approx s_c Q_c, \qquad s_c = \max |W_c| / 127, \qquad
+        Q_c = \mathrm{round}(W_c / s_c) \in \{-127, \dots, 127\}
 
     Args:
       path: the file to write.
@@ -74,30 +93,35 @@ def save(
       classes: what that makes it for.
       variables: its trained `{'params', 'batch_stats'}`.
       notes: anything JSON can hold that should travel along: data, recipe, accuracy.
+      bits: of a kernel's weight, 16 or 8.
 
     Returns:
       The path.
 
     Raises:
-      ValueError: if the network is unknown, or a kernel does not fit into 16 bits.
+      OSError: if the file cannot be written; what was there is intact.
+      ValueError: if the network is unknown, the variables are not its own, or one is
+        not finite in so many bits.
     """
     if network not in NETWORKS:
         known = ", ".join(NETWORKS)
         raise ValueError(f"network: expected one of {known}; found {network!r}")
+    if bits not in (8, 16):
+        raise ValueError(f"bits: expected 8 or 16, found {bits!r}")
     arrays = {}
     for name, value in flatten_dict(variables, sep="/").items():
-        wide = not name.endswith("/kernel")
-        arrays[name] = np.asarray(value, np.float32 if wide else np.float16)
-        if not np.isfinite(arrays[name]).all():
+        value = np.asarray(value, np.float32)
+        if name.endswith("/kernel"):
+            with np.errstate(over="ignore"):
+                rounded = value.astype(np.float16)
+            if np.isfinite(rounded).all() and bits == 8:
+                arrays[name + _SCALE], rounded = _eight_bits(value)
+            value = rounded
+        if not np.isfinite(value).all():
             raise ValueError(f"{name}: a weight is not finite in 16 bits")
+        arrays[name] = value
     about = {"network": network, "classes": classes, "notes": notes or {}}
-    about["sha256"] = _sha256(about, arrays)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_name(f".{path.name}.part")
-    save_file(arrays, made, {"about": json.dumps(about)})
-    os.replace(made, path)
-    return path
+    return write(path, seal(FORMAT, about, arrays))
 
 
 def load(path: str | os.PathLike) -> tuple[nn.Module, dict, dict[str, Any]]:
@@ -113,39 +137,44 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict, dict[str, Any]]:
       FileNotFoundError: if there is no such file.
       ValueError: if it is damaged, or not one of these.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: not found; expected a trained network")
-    try:
-        with safe_open(path, "numpy") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-        expected = about.pop("sha256")
-    except (SafetensorError, ValueError, KeyError) as error:
+    about, arrays = unseal(path, FORMAT, "a trained network")
+    floats = {}
+    for name, value in arrays.items():
+        if not name.endswith(_SCALE):
+            scale = arrays.get(name + _SCALE, np.float32(1))
+            floats[name] = jnp.asarray(value * scale, jnp.float32)
+    network = about.get("network")
+    if network not in NETWORKS:
         raise ValueError(
-            f"{path}: damaged, or not a network that was saved here ({error!r}); copy "
-            "or save it again"
-        ) from error
-    found = _sha256(about, arrays)
-    if found != expected:
-        raise ValueError(
-            f"{path}: damaged: its SHA-256 is {found[:12]}…, expected {expected[:12]}…;"
-            " copy or save it again"
+            f"{path}: is of the network {network!r}, expected one of "
+            f"{', '.join(NETWORKS)}"
         )
-    floats = {path: jnp.asarray(value, jnp.float32) for path, value in arrays.items()}
-    module = NETWORKS[about["network"]](about["classes"])
-    return module, unflatten_dict(floats, sep="/"), about["notes"]
+    return (
+        NETWORKS[network](about["classes"]),
+        unflatten_dict(floats, sep="/"),
+        about["notes"],
+    )
+
+
+_SCALE = ".scale"  # beside a kernel in 8 bits
+
+
+def _eight_bits(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale `[1, ..., C]` and whole numbers of a kernel whose output channels are last."""
+    axes = tuple(range(kernel.ndim - 1))
+    scale = np.abs(kernel).max(axes, keepdims=True) / np.float32(127)
+    scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    return scale, np.rint(kernel / scale).astype(np.int8)
 
 
 def _path(name: str) -> Path:
-    if name not in names():
-        known = ", ".join(names())
-        raise ValueError(f"pretrained: expected one of {known}; found {name!r}")
-    return FOLDER / f"{name}.safetensors"
-
-
-def _sha256(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    for folder in folders():
+        path = folder / f"{name}.safetensors"
+        if name in names() and path.is_file():
+            return path
+    known = ", ".join(names()) or "none"
+    raise ValueError(
+        f"name: expected one of the trained networks that are here ({known}), found "
+        f"{name!r}; if you have its file, put {name}.safetensors into a folder and set "
+        f"JAXBURST_WEIGHTS to it, or into {FOLDER}"
+    )

@@ -12,11 +12,9 @@ saved. Nothing in a file is executed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
-import json
 import os
-import secrets
+from ast import literal_eval
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,30 +22,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save as to_bytes
 
 from jaxburst import neurons
 from jaxburst.convert import Spiking, check_spiking
-from jaxburst.graph import Constant, Graph, Node, Synapse, Wire
+from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
+from jaxburst.io.files import as_path, write
+from jaxburst.io.sealed import is_sealed, seal, unseal
 from jaxburst.neurons import Neuron, Threshold
 from jaxburst.run import Model
-from jaxburst.tracing import Affine, Network
+from jaxburst.tracing import Affine, Network, trace
 
 FORMAT = "jaxburst 1"
-_UNKNOWN = "0" * 64  # in the place of the SHA-256 while it is computed
 _PARTS = {part.__name__: part for part in (Affine, Threshold)}
-_MARGINS = "/margins"  # no node is called so
+_SOURCE = "/onnx"  # no node is called so
 
 
 def save(
     path: str | os.PathLike,
     model: Model,
     spiking: Spiking,
-    margins: Any = None,
     *,
     notes: dict[str, Any] | None = None,
+    source: bytes | None = None,
 ) -> Path:
     """Saves a converted network in one file; replaces one, all or nothing.
 
@@ -57,15 +54,18 @@ def save(
       path: the file; in a folder that exists, `network.safetensors`.
       model: network, neuron and settings.
       spiking: the converted weights.
-      margins: those of anytime inference, an array, if there are any.
       notes: anything JSON can hold that should travel along: where the weights come
-        from, how they were calibrated, how images are normalised.
+        from, how they were calibrated, how images are normalised. `describe` gives
+        them back.
+      source: the content of the ONNX file that the network was read from: whoever
+        loads the saved one then needs no other file.
 
     Returns:
       The file.
 
     Raises:
       FileExistsError: if something is there that is not a saved network.
+      OSError: if the file cannot be written; what was there is intact.
       ValueError: if the weights are not those of the network.
       TypeError: if a setting of the neuron, or a note, is no plain data.
     """
@@ -73,7 +73,7 @@ def save(
     if not isinstance(model, Model):
         raise TypeError(f"save: expected a Model, found {type(model).__name__}")
     check_spiking(model.network, spiking)
-    if path.exists() and not _is_saved(path):
+    if path.exists() and not is_sealed(path, FORMAT):
         raise FileExistsError(
             f"{path}: is there already and is not a saved network; choose another name "
             "or remove it"
@@ -84,9 +84,9 @@ def save(
         parts[name] = kind if kind in _PARTS else len(own)
         fields = own._fields if kind in _PARTS else range(len(own))
         for field, value in zip(fields, own, strict=True):
-            arrays[f"{name}/{field}"] = _plain(value)
-    if margins is not None:
-        arrays[_MARGINS] = _plain(margins)
+            arrays[f"{name}/{field}"] = value
+    if source is not None:
+        arrays[_SOURCE] = np.frombuffer(source, np.uint8)
     description = {
         "neuron": _encoded(model.neuron, "neuron"),
         "settings": {name: getattr(model, name) for name in _settings()},
@@ -95,22 +95,21 @@ def save(
         "parts": parts,
         "notes": notes or {},
     }
-    metadata = {"format": FORMAT, "sha256": _UNKNOWN}
-    metadata["description"] = json.dumps(description)
-    content = to_bytes(arrays, metadata)
-    content = content.replace(_UNKNOWN.encode(), _digest(content).encode(), 1)
-    _replace(path, content)
-    return path
+    return write(path, seal(FORMAT, description, arrays))
 
 
 def load(
-    path: str | os.PathLike, network: Network, *, kinds: Iterable[type[Neuron]] = ()
+    path: str | os.PathLike,
+    network: Network | None = None,
+    *,
+    kinds: Iterable[type[Neuron]] = (),
 ) -> tuple[Model, Spiking]:
     """Loads a converted network, and verifies every byte of it.
 
     Args:
       path: what `save` was given.
-      network: the network that was saved, traced again.
+      network: the network that was saved, traced again; not needed where the file
+        holds the source of it.
       kinds: kinds of neurons that are not jaxburst's own.
 
     Returns:
@@ -122,57 +121,113 @@ def load(
         an unknown kind of neuron, or in a precision that is switched off.
     """
     path = _file(path)
+    if network is None:
+        network, _ = restored(path)
     if not isinstance(network, Network):
         raise TypeError(
             f"load: network must be what trace returns, found {type(network).__name__}"
         )
-    description, arrays = _read(path)
-    difference = _difference(description, network.graph)
+    description, arrays = unseal(path, FORMAT)
+    try:
+        difference = _difference(description, network.graph)
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"{path}: says nothing of its network ({error!r})") from error
     if difference:
         raise ValueError(
             f"{path}: was saved of another network: {difference}; trace the function "
             "that was saved, or convert this one again"
         )
-    arrays.pop(_MARGINS, None)
     wide = sorted(name for name in arrays if arrays[name].dtype.itemsize == 8)
     if wide and not jax.config.jax_enable_x64:
         raise ValueError(
             f"{path}: {wide[0]} is {arrays[wide[0]].dtype}, which JAX would round; "
             "set jax_enable_x64, or save in single precision"
         )
+    known = _kinds(kinds)
+    try:
+        spiking = _assembled(description["parts"], arrays)
+        neuron = _decoded(description["neuron"], known)
+        model = Model(network, neuron, **description["settings"])
+        check_spiking(network, spiking)
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return model, spiking
+
+
+def _assembled(parts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Spiking:
     spiking: Spiking = {}
-    for name, kind in description["parts"].items():
+    for name, kind in parts.items():
         part = _PARTS.get(kind) if isinstance(kind, str) else None
         fields = part._fields if part else range(kind)
         values = tuple(jnp.asarray(arrays[f"{name}/{field}"]) for field in fields)
         spiking[name] = part(*values) if part else values
-    known = _kinds(kinds)
-    try:
-        neuron = _decoded(description["neuron"], known)
-        model = Model(network, neuron, **description["settings"])
-        check_spiking(network, spiking)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return model, spiking
+    return spiking
 
 
 def describe(path: str | os.PathLike) -> dict[str, Any]:
     """What a saved network says of itself, without the network.
 
     Returns:
-      `{'neuron', 'settings', 'nodes', 'outputs', 'notes', 'margins'}`; margins are an
-      array, or None.
+      `{'neuron', 'settings', 'nodes', 'outputs', 'notes', 'source'}`, plain data;
+      `source` says whether the file holds the ONNX file of its network.
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
     """
-    description, arrays = _read(_file(path))
+    description, arrays = unseal(_file(path), FORMAT)
     del description["parts"]
-    return description | {"margins": arrays.get(_MARGINS)}
+    return description | {"source": _SOURCE in arrays}
+
+
+def restored(path: str | os.PathLike) -> tuple[Network, dict[str, jax.Array]]:
+    """The trained network of a file that holds the source of it.
+
+    Several inputs are taken by their names.
+
+    Returns:
+      `(network, variables)`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`, or if it does not hold that.
+      ImportError: if the package onnx is missing.
+    """
+    path = _file(path)
+    description, arrays = unseal(path, FORMAT)
+    if _SOURCE not in arrays:
+        raise ValueError(
+            f"{path}: does not hold the trained network; pass load the network, traced "
+            "again"
+        )
+    from jaxburst.io.onnx import from_onnx, parse
+
+    proto = parse(arrays[_SOURCE].tobytes())
+    function, variables = from_onnx(proto)
+    held = {tensor.name for tensor in proto.graph.initializer}
+    names = [value.name for value in proto.graph.input if value.name not in held]
+    return trace(function, variables, example(description["nodes"], names)), variables
+
+
+def example(nodes: list[dict[str, Any]], names: list[str] | None = None):
+    """Zeros like one image of each input; one array, or a dictionary of several.
+
+    Args:
+      nodes: from `describe`.
+      names: of the inputs; those of their nodes if left out.
+    """
+    rows = [row for row in nodes if row["kind"] == "input"]
+    arrays = []
+    for row in rows:
+        shape = [int(size) for size in literal_eval(row["shape"])[1:]]
+        kind = row["details"].get("dtype", "float32")
+        arrays.append(np.zeros((1, *shape), kind))
+    if len(rows) == 1:
+        return arrays[0]
+    names = names or [row["name"] for row in rows]
+    return dict(zip(sorted(names), arrays, strict=True))
 
 
 def _file(path: str | os.PathLike) -> Path:
-    path = Path(path)
+    path = as_path(path)
     return path / "network.safetensors" if path.is_dir() else path
 
 
@@ -180,118 +235,6 @@ def _settings() -> list[str]:
     """The fields of a `Model` beside its network and neuron."""
     names = [field.name for field in dataclasses.fields(Model)]
     return [name for name in names if name not in ("network", "neuron")]
-
-
-def _plain(value) -> np.ndarray:
-    """On the host and in C order, which is how safetensors takes what it is given."""
-    return np.array(value, order="C")
-
-
-# The file.
-
-
-def _digest(content: bytes) -> str:
-    """Of a file in which the place of the SHA-256 holds zeros."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start, end = f".{path.name}.", ".part"
-    made = path.with_name(f"{start}{secrets.token_hex(8)}{end}")
-    try:
-        with open(made, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, path)
-    except BaseException:
-        made.unlink(missing_ok=True)
-        raise
-    for left in path.parent.iterdir():  # by saves that were killed
-        if left.name.startswith(start) and left.name.endswith(end):
-            left.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # the name reaches the disk, too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _header(content: bytes, size: int) -> dict[str, Any]:
-    """The header of a safetensors file of so many bytes, or of its beginning."""
-    length = int.from_bytes(content[:8], "little")
-    if size < 8 or length > size - 8:
-        raise ValueError(
-            f"it has {size} bytes, too few for its header; it is cut short, or no "
-            "safetensors file"
-        )
-    found = json.loads(content[8 : 8 + length])
-    ends = [
-        row["data_offsets"][1] for name, row in found.items() if name != "__metadata__"
-    ]
-    expected = 8 + length + max(ends, default=0)
-    if expected != size:
-        raise ValueError(f"it has {size} bytes, by its header it should be {expected}")
-    return found
-
-
-def _is_saved(path: Path) -> bool:
-    """Whether a file is a network that `save` wrote."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            size = os.fstat(file.fileno()).st_size
-            if length > size:
-                return False
-            header = _header(start + file.read(length), size)
-        return str(header["__metadata__"]["format"]).startswith("jaxburst")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `save` wrote, verified."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: not found; expected a file of jaxburst's save"
-        )
-    content = path.read_bytes()
-    try:
-        metadata = _header(content, len(content)).get("__metadata__", {})
-        if "format" not in metadata or "sha256" not in metadata:
-            raise ValueError("it is a safetensors file, but not of jaxburst's save")
-        if metadata["format"] != FORMAT:
-            raise ValueError(
-                f"it is of the format {metadata['format']!r}, this version reads "
-                f"{FORMAT!r}"
-            )
-        expected = metadata["sha256"]
-        zeroed = content.replace(expected.encode(), _UNKNOWN.encode(), 1)
-        found = _digest(zeroed)
-        if found != expected:
-            raise ValueError(f"its SHA-256 is {found[:12]}…, expected {expected[:12]}…")
-        arrays = {name: _array(row) for name, row in deserialize(content)}
-        return json.loads(metadata["description"]), arrays
-    except (
-        *(ValueError, LookupError, TypeError, AttributeError),
-        *(SafetensorError, RecursionError),
-    ) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); copy or save the network again"
-        ) from error
-
-
-_KINDS = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}
-
-
-def _array(row: dict[str, Any]) -> np.ndarray:
-    """One tensor; safetensors' own reader for NumPy lacks bfloat16."""
-    kind = row["dtype"].rstrip("0123456789")
-    name = "bool" if kind == "BOOL" else _KINDS[kind] + row["dtype"][len(kind) :]
-    return np.frombuffer(row["data"], jnp.dtype(name)).reshape(row["shape"])
 
 
 # Neurons as plain data.
@@ -357,6 +300,8 @@ def _row(node: Node) -> dict[str, Any]:
         if _is_data(value):
             details[name] = str(_as_tuple(value))
     match role:
+        case Input():
+            details["dtype"] = role.dtype
         case Rectifier():
             details["cap"] = str(role.cap)
         case Synapse():
