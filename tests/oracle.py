@@ -161,8 +161,11 @@ def convolve(x, kernel, stride, padding):
     return np.einsum("...cij,ijcf->...f", taps, kernel)
 
 
-def _evaluate(layers, variables, sequence, relu, pool):
-    """Values travel as `n` times `unit`: spikes and what one of them is worth."""
+def _evaluate(layers, variables, sequence, relu, pool, presented=1.0):
+    """Values travel as `n` times `unit`: spikes and what one of them is worth.
+
+    `presented`, 1 or one for each step, is what constants are multiplied by.
+    """
     populations, pools = [], []
 
     def leaves(collection, path):
@@ -172,6 +175,11 @@ def _evaluate(layers, variables, sequence, relu, pool):
         return found
 
     def affine(path, y):
+        none = shifted(path, np.zeros_like(y))
+        there = np.reshape(presented, (-1,) + (1,) * (y.ndim - 1))
+        return shifted(path, y) - (1 - there) * none
+
+    def shifted(path, y):
         y = y + leaves("params", path).get("bias", 0)
         own, seen = (leaves(c, f"{path}_norm") for c in ("params", "batch_stats"))
         if own:

@@ -1,0 +1,342 @@
+"""Every code, spike by spike, against NumPy, and by what its spikes add up to."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import oracle
+import pytest
+from nets import LAYERS, case
+
+from jaxburst import neurons
+from jaxburst.neurons import (
+    Burst,
+    Differential,
+    FirstSpike,
+    Parallel,
+    Phase,
+    Radix,
+    Refining,
+    SigmaDelta,
+    Threshold,
+)
+from jaxburst.neurons.sigma_delta import nearest
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.fixture(scope="module")
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def numbers(digits: int | None, most: int | None) -> np.ndarray:
+    """All whole numbers with so many signed digits, of a sum of up to `most`."""
+    if digits is None:
+        return np.arange(-300, 301)
+    powers = [0, *(sign * 2**k for k in range(9) for sign in (1, -1))]
+    return np.unique([sum(some) for some in itertools.product(powers, repeat=digits)])
+
+
+def rounded(x, neuron, least):
+    """The nearest of these numbers; those below `least` are 0."""
+    every = numbers(neuron.digits, neuron.gamma)
+    found = every[np.abs(x[..., None] - every).argmin(-1)]
+    found = np.where(np.abs(x) < 1, np.where(np.abs(x) < least, 0, np.sign(x)), found)
+    most = neuron.gamma or np.inf
+    return np.clip(found, -most, most)
+
+
+# Each simulates one layer, a step or slot at a time: from its current `[T, ...]` to
+# what it sends, and what that is worth over its threshold.
+
+
+def sigma_delta(neuron, theta, initial, current):
+    drive, sent, found = np.zeros_like(current[0]), 0.0, []
+    for t, arriving in enumerate(current, 1):
+        drive = drive + arriving
+        wanted = np.maximum(drive, 0) / theta - sent
+        if neuron.digits is None:
+            n = np.floor(wanted + (initial if t == 1 else 0.5))
+            n = np.clip(n, -(neuron.gamma or np.inf), neuron.gamma or np.inf)
+        else:
+            n = rounded(wanted, neuron, 1 - initial if t == 1 else 0.5)
+        sent = sent + n
+        found.append(n)
+    return np.stack(found), np.ones(len(found))
+
+
+def differential(neuron, theta, initial, current):
+    """In the domain of rates: `x_t = m_{t-1} + s_t` goes in, and so it goes out."""
+    potential, heard, said, found = 0.0, np.zeros_like(current[0]), 0.0, []
+    for t, arriving in enumerate(current, 1):
+        before, heard = np.maximum(heard, 0), heard + arriving
+        potential = potential + (t * np.maximum(heard, 0) - (t - 1) * before) / theta
+        error = (potential - said) * (1 + 1e-6)  # ties go away from zero
+        n = rounded(error, neuron, 1 - initial if t == 1 else 0.5)
+        n = np.where(n < -t * said - 1e-6, np.trunc(n / 2), n)
+        potential = potential - (n + said)
+        said = said + n / t
+        found.append(n)
+    return np.stack(found), 1 / np.arange(1, len(found) + 1)
+
+
+def refining(neuron, theta, initial, current):
+    drive, sent, found = np.zeros_like(current[0]), 0.0, []
+    for t, arriving in enumerate(current, 1):
+        drive, unit = drive + arriving, neuron.ratio ** (1.0 - t)
+        missing = np.maximum(drive, 0) / theta - sent
+        n = np.floor(missing / unit + (initial if t == 1 else 0.5))
+        if t > 1:
+            n = np.where(np.abs(missing / unit) <= neuron.silence, 0, n)
+        n = np.clip(n, -neuron.gamma, neuron.gamma)
+        sent = sent + n * unit
+        found.append(n)
+    return np.stack(found), neuron.ratio ** (1.0 - np.arange(1, len(found) + 1))
+
+
+def phase(neuron, theta, initial, current):
+    clock = [2.0 ** (neuron.period - 1 - t % neuron.period) for t in range(20)]
+    potential, found = initial * theta, []
+    for weight, arriving in zip(clock, current, strict=False):
+        potential = potential + arriving
+        n = np.where(potential >= weight * theta, 1.0, 0.0)
+        potential = potential - n * weight * theta
+        found.append(n)
+    return np.stack(found), np.array(clock[: len(found)])
+
+
+def parallel(neuron, theta, initial, current):
+    """All slots are compared with the whole input."""
+    whole = current.sum(0) + initial * theta
+    return np.stack([whole >= k * theta for k in range(1, neuron.slots + 1)]) * 1.0, 1.0
+
+
+def radix(neuron, theta, initial, current):
+    """The potential of a window is spent on powers of two, the largest first."""
+    potential, found = current.sum(0) + initial * theta, []
+    weights = 2.0 ** np.arange(neuron.slots)[::-1]
+    for weight in weights:
+        fires = (potential >= weight * theta) * 1.0
+        potential = potential - weight * theta * fires
+        found.append(fires)
+    return np.stack(found), weights
+
+
+def first_spike(neuron, theta, initial, current):
+    """Slopes were integrated; now the potential rises by one quantum a slot, and what
+    is sent is the slope that a spike begins at the synapses."""
+    potential, found = current.sum(0) + initial * theta, []
+    fired = np.zeros(potential.shape, bool)
+    for _ in range(neuron.slots):
+        potential = potential + theta
+        fired |= potential >= (neuron.slots + 1) * theta
+        found.append(fired * 1.0)
+    return np.stack(found), 1.0
+
+
+CODES = {
+    "once": (SigmaDelta(), sigma_delta, 1),
+    "once, 15 levels": (SigmaDelta(15), sigma_delta, 1),
+    "once, two digits": (SigmaDelta(digits=2), sigma_delta, 1),
+    "sigma-delta": (SigmaDelta(3), sigma_delta, 4),
+    "sigma-delta, one digit": (SigmaDelta(digits=1), sigma_delta, 3),
+    "refining": (Refining(6, silence=0.6), refining, 4),
+    "differential": (Differential(8), differential, 8),
+    "phase": (Phase(4), phase, 11),
+    "parallel": (Parallel(9), parallel, 1),
+    "radix": (Radix(5), radix, 1),
+    "first spike": (FirstSpike(20), first_spike, 1),
+}
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "windows"])
+@pytest.mark.parametrize("code", CODES)
+def test_every_spike_is_that_of_numpy(code, name):
+    neuron, simulated, steps = CODES[code]
+    it, (layers, _) = case(name), LAYERS[name]
+    share = 0.7 / (neuron.levels or 12)
+    thresholds = it.thresholds(Burst(1), "channel", share)
+    flat = [np.ravel(value) for value in thresholds.values()]
+    length = neuron.slots if neuron.slots > 1 else steps
+    times = np.arange(1, length + 1)
+    shown = np.asarray(neuron.presented(times))
+    shown = np.broadcast_to(shown, (length,)).reshape(-1, *[1] * it.inputs.ndim)
+    for initial in (0.5, 0.37):
+        layer = functools.partial(simulated, neuron)
+        logits, trains = in_numpy(it, layers, layer, flat, initial, shown)
+        spiking = it.spiking(Burst(1), "channel", initial, share)
+        found = it.run(it.model(neuron), spiking, steps)
+        for path, expected in zip(it.network.neurons, trains, strict=True):
+            sent = found.spikes[path]
+            assert sent.any(), "it fires"
+            if neuron.slots > 1:
+                sent = np.asarray(neuron.train(sent[0]))
+                if isinstance(neuron, FirstSpike):  # the slope stays
+                    sent = sent.cumsum(0)
+            np.testing.assert_array_equal(sent, expected)
+        if isinstance(neuron, Phase):
+            logits /= 1 + (times.reshape(-1, 1, 1) - 1) // neuron.period
+        if neuron.slots > 1:
+            logits = logits[-1:]
+        np.testing.assert_allclose(found.logits, logits, rtol=0, atol=1e-12)
+
+
+def in_numpy(it, layers, layer, thresholds, initial, shown):
+    """The sum of the currents of the outputs, and what each population sends."""
+    trains = []
+
+    def relu(i, current):
+        theta = np.broadcast_to(thresholds[i], current.shape[1:])
+        train, worth = layer(theta, initial, current)
+        trains.append(train)
+        worth = np.reshape(worth, (-1, *[1] * (train.ndim - 1)))
+        return train * worth, theta[0]
+
+    currents, *_ = oracle._evaluate(
+        layers, it.variables, it.inputs * shown, relu, "lateral", shown.ravel()
+    )
+    return currents.cumsum(0), trains
+
+
+def drives():
+    return np.random.default_rng(0).normal(3, 8, (6, 50))
+
+
+@functools.partial(nets.quick, static=(0, 2))
+def said(neuron, drive, steps):
+    """What each step says, and the sum of its spikes, for drives presented."""
+    threshold = Threshold(*(jnp.asarray(x, jnp.float64) for x in (0.7, 0.5, 0.0)))
+    state = neuron.rest(threshold, drive.shape, jnp.float64)
+    total, found = 0.0, []
+    for t in range(1, steps + 1):
+        now = jnp.asarray(t, jnp.int32)
+        current = drive * jnp.asarray(neuron.presented(now), jnp.float64)
+        state, spikes = neuron.step(threshold, state, current, now)
+        total = total + 0.7 * jnp.asarray(neuron.worth(now), jnp.float64) * spikes
+        found.append((neuron.heard(threshold, state, spikes, now), total, spikes))
+    return [jnp.stack(values) for values in zip(*found, strict=True)]
+
+
+def heard_and_sent(neuron, drive, steps):
+    return [np.asarray(values) for values in said(neuron, drive, steps)]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_what_a_code_sends_adds_up_to_what_it_says(code):
+    """And what it says approaches the activation, within what its quantum leaves."""
+    neuron, _, steps = CODES[code]
+    steps = {"phase": 12}.get(code, steps)
+    drive = np.concatenate([drives(), drives() / 8])
+    heard, total, spikes = heard_and_sent(neuron, drive, steps)
+    assert np.abs(spikes).max() >= 1
+    if isinstance(neuron, Phase):
+        np.testing.assert_allclose(heard.cumsum(0) / neuron.period, total, atol=1e-12)
+        wanted = np.clip(drive, 0, 0.7 * neuron.levels)
+        assert np.abs(total[11] / 3 - wanted).max() <= 0.7 / 2 / 3 + 1e-9
+        return
+    np.testing.assert_allclose(heard, total, rtol=0, atol=1e-12)
+    within = (neuron.gamma or np.inf) * 0.7
+    wanted = np.maximum(drive, 0)
+    inside = wanted < within
+    error = np.abs(total - wanted)[:, inside]
+    assert inside.any()
+    if isinstance(neuron, SigmaDelta) and neuron.digits is None:
+        assert error[-1].max() <= 0.7 / 2 + 1e-9
+    else:
+        assert error[-1].mean() < 0.35
+    if neuron.slots > 1:
+        train = neuron.train(spikes[0])
+        assert set(np.unique(train)) == {0, 1} and len(train) == neuron.slots
+        np.testing.assert_array_equal(neuron.said(train), spikes[0])
+
+
+def test_hierarchical_thresholds_are_a_burst():
+    """H-MT: thresholds θ, θ/2, ... of which each may fire, the largest first, and what
+    is left stays; from half the least. The binary digits of a burst up to 2^n - 1."""
+    currents = np.random.default_rng(1).normal(2, 3, (50, 64))
+    least, count = 0.3, 4
+    potential, expected = np.full(64, least / 2), []
+    for current in currents:
+        potential, burst = potential + current, np.zeros(64)
+        for level in range(count)[::-1]:
+            fires = potential >= least * 2**level
+            potential = potential - least * 2**level * fires
+            burst = burst + 2**level * fires
+        expected.append(burst)
+    threshold = Threshold(*map(jnp.asarray, (least, 0.5, 0.0)))
+    neuron, found = Burst(2**count - 1), []
+    state = neuron.rest(threshold, (64,), jnp.float64)
+    step = nets.quick(neuron.step)
+    for t, current in enumerate(currents, 1):
+        state, n = step(threshold, state, jnp.asarray(current), jnp.array(t))
+        found.append(n)
+    assert np.max(expected) == 15 and (np.array(expected) == 5).any()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_no_other_number_of_so_few_digits_is_nearer(digits):
+    x = np.random.default_rng(2).normal(0, 60, 400)
+    every = numbers(digits, None)
+    found = np.asarray(nearest(jnp.asarray(x), digits))
+    assert set(found) <= set(every) and len(set(found)) > 10
+    best = np.abs(x[:, None] - every).min(1)
+    np.testing.assert_allclose(np.abs(found - x), best, rtol=0, atol=1e-12)
+
+
+def test_a_cap_holds_for_every_code():
+    """A capped population says no more than its cap."""
+    from jaxburst.graph import Function
+
+    cap = Function(cap=2.0)
+    threshold = Threshold(*map(jnp.asarray, (0.3, 0.5, 0.0)))
+    for neuron in (SigmaDelta(), Differential(), Radix(6), FirstSpike(40), Phase(5)):
+        state = neuron.rest(threshold, (200,), jnp.float64, cap)
+        drive, total = jnp.linspace(-1.0, 9.0, 200), 0.0
+        steps = 1 if neuron.slots > 1 else 10
+        for t in map(jnp.array, range(1, steps + 1)):
+            current = drive * jnp.asarray(neuron.presented(t), jnp.float64)
+            state, n = neuron.step(threshold, state, current, t, cap)
+            total = total + 0.3 * n * jnp.asarray(neuron.worth(t), jnp.float64)
+        if isinstance(neuron, Phase):
+            total = total / 2  # two periods of five steps
+        assert 1.6 < total.max() <= 2.0 + 0.3
+        assert (np.diff(total) >= -0.3).all() and total.min() >= 0
+
+
+@pytest.mark.parametrize(
+    "kind, settings, word",
+    [
+        (SigmaDelta, {"gamma": 0}, "gamma"),
+        (SigmaDelta, {"digits": 0}, "digits"),
+        (Radix, {"slots": 0}, "slots"),
+        (Parallel, {"slots": 2.0}, "slots"),
+        (Phase, {"period": 17}, "period"),
+    ],
+)
+def test_impossible_codes_are_refused(kind, settings, word):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: .*{word}"):
+        kind(**settings)
+
+
+def test_a_window_is_one_step():
+    it = case("vgg")
+    with pytest.raises(ValueError, match="one window of 5 slots"):
+        it.run(it.model(Radix(5)), it.spiking(Burst(1)), 2)
+    assert Radix(5) != FirstSpike(5) and Radix(5).gamma == 31
+
+
+def test_no_code_is_forgotten():
+    """Every kind of neuron is checked above or, bursts, by the laws."""
+    kinds = {
+        kind
+        for kind in vars(neurons).values()
+        if isinstance(kind, type) and issubclass(kind, neurons.Neuron)
+    }
+    tested = {type(neuron) for neuron, *_ in CODES.values()}
+    assert kinds - tested == {neurons.Neuron, Burst}
