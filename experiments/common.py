@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -23,6 +24,7 @@ import tyro
 import jaxburst as jb
 from jaxburst.io import files
 from jaxburst.io.files import folder as prepare_folder
+from jaxburst.training.stopping import Stopped
 
 COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
 
@@ -382,15 +384,28 @@ def run(main: Callable[[], None]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = Path.home() / ".cache/jaxburst"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+    def terminate(*_):
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main()
     except (OSError, ValueError, TypeError, ImportError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(
-            "interrupted; a training with checkpoints continues with --resume, energy "
-            "and ablation with the same command"
+    except Stopped:  # has said how to go on
+        raise
+    except KeyboardInterrupt as error:
+        print(
+            "stopped; a training with checkpoints continues with --resume, energy and "
+            "ablation with the same command",
+            file=sys.stderr,
         )
+        sys.exit(143 if isinstance(error, _Terminated) else 130)
+
+
+class _Terminated(KeyboardInterrupt):
+    """By SIGTERM, outside a training."""
 
 
 def one_device_per_core() -> None:

@@ -160,7 +160,7 @@ _SCALE = ".scale"  # beside a kernel in 8 bits
 
 
 def _eight_bits(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale `[1, ..., C]` and whole numbers of a kernel whose output channels are last."""
+    """Scale `[1, ..., C]` and whole numbers of a kernel, its output channels last."""
     axes = tuple(range(kernel.ndim - 1))
     scale = np.abs(kernel).max(axes, keepdims=True) / np.float32(127)
     scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)

@@ -407,40 +407,74 @@ def test_survives_kill_9(tmp_path):
         before = latest(directory)
         while latest(directory) < before + 2 and process.poll() is None:
             time.sleep(0.005)
+            if before:  # a reader beside the writer finds a whole version
+                assert trainer.record(directory)["recipe"]["epochs"] == 12
         time.sleep(delays.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "finished before it was killed"
         reached.append(latest(directory))
     assert 0 < reached[0] < reached[1]
-    half_written(directory, reached[1] + 1)
     again = long_run(directory)
     assert_same_run(again, long_run(None, resume=False))
-    assert sorted(path.name for path in directory.iterdir()) == ["59", "60"]
+    assert files_of(directory) == ["59.safetensors", "60.safetensors"]
+
+
+def files_of(directory):
+    return sorted(path.name for path in directory.iterdir())
 
 
 def latest(directory):
-    if not directory.exists():
-        return 0
-    names = [path.name for path in directory.iterdir()]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    steps = [path.stem for path in directory.glob("*.safetensors")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
-def half_written(directory, step):
-    """What a run leaves if it is killed while writing, and just before it is done."""
-    source = directory / str(latest(directory))
-    shutil.copytree(source, directory / str(step + 1))
-    (directory / str(step + 1) / "sha256.json").unlink(missing_ok=True)
-    unfinished = directory / f"{step}.orbax-checkpoint-tmp"
-    unfinished.mkdir(exist_ok=True)
-    (unfinished / "half").write_bytes(b"half")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_run_with_a_checkpoint(
+    tmp_path, monkeypatch, capsys, uninterrupted, number
+):
+    def indices(seed, step, batch_size, size):
+        if step == 7:
+            signal.raise_signal(number)
+        return batch_indices(seed, step, batch_size, size)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.setattr(trainer, "batch_indices", indices)
+        train(tmp_path, checkpoint_every=100)
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert caught.value.code == 128 + number
+    step = latest(tmp_path)
+    line = f"{tmp_path}: stopped after step {step} of 15; the same call with resume="
+    assert capsys.readouterr().err.startswith(line)
+    assert files_of(tmp_path) == [f"{step}.safetensors"] and 8 <= step < 15
+    validation = blobs(30, seed=1)
+    variables, _ = train(tmp_path, validation=validation, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_killed_before_the_first_checkpoint(tmp_path, capsys, uninterrupted):
-    half = tmp_path / "5.orbax-checkpoint-tmp"
-    half.mkdir()
+def test_the_second_of_two_runs_in_a_directory_is_told_who_has_it(
+    tmp_path, monkeypatch
+):
+    def indices(seed, step, batch_size, size):
+        with pytest.raises(BlockingIOError, match=f"{tmp_path}: process {os.getpid()}"):
+            train(tmp_path, resume=True)
+        return batch_indices(seed, step, batch_size, size)
+
+    monkeypatch.setattr(trainer, "batch_indices", indices)
+    train(tmp_path, dataclasses.replace(RECIPE, epochs=1))
+    assert files_of(tmp_path) == ["5.safetensors"]
+
+
+def test_a_run_of_an_earlier_version_is_left_alone(tmp_path):
+    (tmp_path / "500").mkdir()
+    with pytest.raises(ValueError, match="holds a run of an earlier version"):
+        train(tmp_path, resume=True)
+    assert files_of(tmp_path) == ["500"]
+
+
+def test_stopped_before_the_first_checkpoint(tmp_path, capsys, uninterrupted):
     variables, _ = fit(MODULE, SPLIT, RECIPE, directory=tmp_path, resume=True)
     assert "no checkpoint, starting at the beginning" in capsys.readouterr().err
-    assert not half.exists()
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
 
 
@@ -453,8 +487,7 @@ def test_a_finished_run_is_returned(run, uninterrupted, monkeypatch):
 
 def test_restore_reads_the_network_back(run, uninterrupted):
     # A newer checkpoint is still being written.
-    shutil.copytree(run / "15", run / "18")
-    (run / "18" / "sha256.json").unlink()
+    (run / ".18.safetensors.elsewhere-1.0.part").write_bytes(b"half")
     variables = restore(MODULE, run)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
 
@@ -463,7 +496,7 @@ def test_compiles_once(tmp_path):
     recipe = dataclasses.replace(RECIPE, seed=11)
     before = trainer._step._cache_size()
     train(tmp_path, recipe, checkpoint_every=4)
-    shutil.rmtree(tmp_path / "15")
+    (tmp_path / "15.safetensors").unlink()
     train(tmp_path, recipe, checkpoint_every=2, resume=True)
     assert trainer._step._cache_size() == before + 1
 
@@ -478,8 +511,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     ) as caught:
         train(tmp_path, recipe, checkpoint_every=1)
     assert "lower Recipe.learning_rate" in str(caught.value)
-    assert f"the last good checkpoint is {tmp_path / '1'}" in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    kept = tmp_path / "1.safetensors"
+    assert f"the last good checkpoint is {kept}" in str(caught.value)
+    assert files_of(tmp_path) == ["1.safetensors"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
@@ -537,21 +571,15 @@ def flip_a_bit(content):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
-@pytest.mark.parametrize("part", ["largest", "_CHECKPOINT_METADATA", "sha256.json"])
-def test_a_damaged_checkpoint_is_refused(run, uninterrupted, damage, part):
-    files = [path for path in (run / "15").rglob("*") if path.is_file()]
-    largest = max((run / "15" / "state").rglob("*"), key=lambda p: p.stat().st_size)
-    path = largest if part == "largest" else run / "15" / part
-    assert path in files
+def test_a_damaged_checkpoint_is_refused(run, uninterrupted, damage):
+    path = run / "15.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     for attempt in (lambda: train(run, resume=True), lambda: restore(MODULE, run)):
-        with pytest.raises(
-            ValueError, match="15: this checkpoint is damaged"
-        ) as caught:
+        with pytest.raises(ValueError, match="15.safetensors: damaged") as caught:
             attempt()
-        assert "delete this folder" in str(caught.value)
+        assert "delete this file" in str(caught.value)
         assert "\n" not in str(caught.value)
-    shutil.rmtree(run / "15")  # as told
+    path.unlink()  # as told
     variables, _ = train(run, resume=True)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
 
@@ -684,7 +712,7 @@ def test_trains_any_module_on_arrays(dtype, tmp_path):
     restored = restore(Everything(), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, restored, variables)
     # The last steps again: what was drawn in them is drawn again.
-    shutil.rmtree(tmp_path / "32")
+    (tmp_path / "32.safetensors").unlink()
     again = train(tmp_path, resume=True, validation=split, **options)
     assert_same_run(again, (variables, history))
 
@@ -706,7 +734,7 @@ def test_labels_of_every_place_and_an_optimiser_of_ones_own(tmp_path):
     variables, history = train(tmp_path, checkpoint_every=70, **options)
     assert history[-1]["accuracy"] == 1 == accuracy(Plain(), variables, split)
     assert "learning_rate" not in history[-1]
-    shutil.rmtree(tmp_path / "80")
+    (tmp_path / "80.safetensors").unlink()
     assert_same_run(train(tmp_path, resume=True, **options), (variables, history))
     options["optimiser"] = optax.sgd(1e30)
     with pytest.raises(FloatingPointError, match="step 1: .* with an optimiser that"):

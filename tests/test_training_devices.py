@@ -120,7 +120,7 @@ def in_processes(address: str, process: int, directory: str):
     except ValueError as error:
         refused = str(error)
     if process == 0:
-        Path(directory, "6", "sha256.json").unlink()
+        Path(directory, "6.safetensors").unlink()
     return trained, refused, train(**options, resume=True)
 
 

@@ -1,150 +1,144 @@
-"""Checkpoints of a run: a folder per step, which counts once it holds the sums of its
-files. Several processes write one run; the first decides what there is."""
+"""Checkpoints of a run: a file `STEP.safetensors` for each of the two latest. Several
+processes write one run; the first decides what there is."""
 
 from __future__ import annotations
 
-import hashlib
+import builtins
+import contextlib
 import json
-import os
-import pickle
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-SUMS = "sha256.json"
+from jaxburst.io import files
+from jaxburst.io.sealed import seal, unseal
+
+FORMAT = "jaxburst run 1"
+_KEPT = 2
 
 
-def open_run(directory: str | Path, resume: bool):
-    """The checkpoints in a directory that will be written to, the latest one intact.
+@contextlib.contextmanager
+def opened(directory: str | Path, resume: bool) -> Iterator[Path]:
+    """Keeps a directory to this run: one that is new, or is to be resumed.
 
     Raises:
-      OSError: nothing can be written there.
-      ValueError: it holds a run already, which is not to be resumed, or whose latest
-        checkpoint is damaged.
+      OSError: nothing can be written there, or another process does.
+      ValueError: it holds a run already, which is not to be resumed.
     """
-    directory = Path(directory).expanduser().resolve()
-    in_first(lambda: _inspect(directory, resume))
-    return checkpointer(directory, clean=True)
+    directory = files.as_path(directory, "directory").expanduser().resolve()
+    with contextlib.ExitStack() as kept:
+
+        def begin():
+            files.folder(directory, "directory")
+            kept.enter_context(files.locked(directory))
+            if _steps(directory) and not resume:
+                raise ValueError(
+                    f"{directory}: holds a run already; pass resume=True (--resume) to "
+                    "continue it, or choose another directory"
+                )
+            if any(path.name.isdecimal() for path in directory.iterdir()):
+                raise ValueError(
+                    f"{directory}: holds a run of an earlier version; continue it with "
+                    "that, or choose another directory"
+                )
+
+        in_first(begin)
+        yield directory
 
 
-def checkpointer(directory: Path, clean: bool = False):
-    """Orbax's view of a directory; `clean` removes what was being written."""
-    from orbax.checkpoint import v1 as ocp  # slow to import
-
-    return ocp.training.Checkpointer(
-        directory,
-        preservation_policy=ocp.training.preservation_policies.LatestN(2),
-        cleanup_tmp_directories=clean,  # what was being written when a run was killed
-    )
-
-
-def latest(directory: str | Path) -> tuple[Path, int]:
-    """The directory, and the step of its latest whole checkpoint, verified.
+def latest(directory: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record and the arrays of the latest checkpoint, verified.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is damaged.
     """
-    directory = Path(directory).expanduser().resolve()
+    directory = files.as_path(directory, "directory").expanduser().resolve()
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: expected a run, found no directory")
-    # One without sums is being written, or was when the run was killed.
-    whole = [folder for folder in _steps(directory) if (folder / SUMS).exists()]
-    if not whole:
-        raise FileNotFoundError(f"{directory}: expected a run, found no checkpoint")
-    _verify(whole[-1])
-    return directory, int(whole[-1].name)
+    while steps := _steps(directory):
+        path = _file(directory, steps[-1])
+        try:
+            return unseal(path, FORMAT, "a checkpoint")
+        except FileNotFoundError:  # there are newer ones, since the folder was read
+            continue
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; or delete this file, to go on from the checkpoint before it"
+            ) from error
+    raise FileNotFoundError(f"{directory}: expected a run, found no checkpoint")
 
 
-def save(store, step: int, tree: dict, record: dict) -> None:
+def any_in(directory: Path) -> bool:
+    """Whether there is a checkpoint, as the first process sees it."""
+    return in_first(lambda: bool(_steps(directory)))
+
+
+def newest(directory: Path) -> Path | None:
+    """The file of the latest checkpoint."""
+    steps = _steps(directory)
+    return _file(directory, steps[-1]) if steps else None
+
+
+def save(directory: Path, step: int, tree: dict, record: dict) -> None:
     """Writes a checkpoint: a pytree of arrays on the host, and a record in JSON."""
-    store.save(step, tree, custom_metadata=record, force=True)
-    in_first(lambda: _seal(Path(store.latest.path)))
+
+    def write():
+        content = seal(FORMAT, record, _named(tree))
+        files.write(_file(directory, step), content)
+        for old in _steps(directory)[:-_KEPT]:
+            _file(directory, old).unlink(missing_ok=True)
+
+    in_first(write)
 
 
-def record_of(store, step: int) -> dict:
-    """The record that a checkpoint was saved with."""
-    return store.checkpointables_metadata(step).custom_metadata
+def load(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """The arrays of a checkpoint, in a pytree `like` what was saved.
+
+    Raises:
+      ValueError: it was saved of something else.
+    """
+    expected = _named(like)
+    for name, leaf in expected.items():
+        found = arrays.get(name)
+        kinds = [x is not None and f"{x.dtype} {x.shape}" for x in (leaf, found)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{name}: expected {kinds[0]}, found {kinds[1] or 'nothing'}; this is "
+                "the checkpoint of something else"
+            )
+    leaves = [arrays[name] for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def load(store, step: int, like: Any = None) -> Any:
-    """The arrays of a checkpoint, in a pytree `like` this, or else in dictionaries."""
-    if like is None:
-        return store.load(step)
-    # As NumPy arrays, which belong to no device.
-    return store.load(step, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like))
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree, by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+    if len(named) != len(leaves):
+        raise ValueError("two variables have the same path, joined by '/'")
+    return named
 
 
-def _inspect(directory: Path, resume: bool) -> None:
-    """Makes the directory, refuses what cannot be used, removes what is unfinished."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"{directory}: cannot be written to ({error.strerror}); choose another "
-            "directory"
-        ) from error
-    if _steps(directory) and not resume:
-        raise ValueError(
-            f"{directory}: holds a run already; pass resume=True (--resume) to "
-            "continue it, or choose another directory"
-        )
-    for checkpoint in _steps(directory):
-        # Stopped between Orbax's last word and the checksums.
-        if (checkpoint / "state").is_dir() and not (checkpoint / SUMS).exists():
-            shutil.rmtree(checkpoint)
-    for newest in _steps(directory)[-1:]:
-        _verify(newest)
+def _steps(directory: Path) -> list[int]:
+    names = [path.stem for path in directory.glob("*.safetensors")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _steps(directory: Path) -> list[Path]:
-    folders = [path for path in directory.iterdir() if path.name.isdigit()]
-    return sorted(folders, key=lambda path: int(path.name))
-
-
-def _seal(folder: Path) -> None:
-    """Makes a written checkpoint count."""
-    sums = folder / f"{SUMS}.part"
-    sums.write_text(json.dumps(_sums(folder), indent=1))
-    os.replace(sums, folder / SUMS)
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(SUMS):
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            sums[path.relative_to(folder).as_posix()] = digest
-    return sums
-
-
-def _verify(folder: Path) -> None:
-    # Orbax itself notices few flipped bits, and is verbose about the rest.
-    try:
-        expected, found = json.loads((folder / SUMS).read_bytes()), _sums(folder)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-    except (OSError, ValueError):
-        wrong = [SUMS]
-    if wrong:
-        raise ValueError(
-            f"{folder}: this checkpoint is damaged ({wrong[0]} is not as it was "
-            "written); delete this folder to go on from the checkpoint before it"
-        )
+def _file(directory: Path, step: int) -> Path:
+    return directory / f"{step}.safetensors"
 
 
 def in_first(function: Callable):
     """Calls a function in process 0, and returns or raises in all what it does there.
 
-    Among several processes, what is returned must be small, and can be pickled.
+    Among several processes, what is returned must be something that JSON can hold.
     """
     if jax.process_count() == 1:
         return function()
@@ -153,13 +147,13 @@ def in_first(function: Callable):
     content = np.zeros(0, np.uint8)
     if jax.process_index() == 0:
         try:
-            outcome = function(), None
+            outcome = [function(), None, ""]
         except Exception as error:
-            outcome = None, error
-        content = np.frombuffer(pickle.dumps(outcome), np.uint8)
+            outcome = [None, type(error).__name__, str(error)]
+        content = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     size = int(broadcast_one_to_all(np.int32(len(content))))
     content = broadcast_one_to_all(np.resize(content, size))
-    result, error = pickle.loads(np.asarray(content).tobytes())
-    if error is not None:
-        raise error
+    result, kind, message = json.loads(np.asarray(content).tobytes())
+    if kind is not None:
+        raise getattr(builtins, kind, RuntimeError)(message)
     return result

@@ -36,6 +36,8 @@ from jaxburst.kernels.training import accelerate
 from jaxburst.training import checkpoints
 from jaxburst.training.augmentation import alternating_flips, augment
 from jaxburst.training.recipe import AUTHORS, Recipe, is_whole, schedule
+from jaxburst.training.stopping import noticed
+from jaxburst.training.stopping import stop as stop_run
 
 FLAGS = {
     "train": True,
@@ -102,7 +104,10 @@ def fit(
     Raises:
       FloatingPointError: the loss or the weights are no longer finite. The checkpoints
         written before stay as they are.
-      OSError: nothing can be written to `directory`.
+      OSError: nothing can be written to `directory`, or another process does.
+      Stopped: by Ctrl-C or SIGTERM, with a checkpoint of the last step where there is a
+        `directory`; a program ends with the exit code 130 or 143. It is a
+        KeyboardInterrupt, too.
       TypeError: the module is not one of Flax Linen, or the inputs are not in memory.
       ValueError: split, network and recipe do not fit together; the module cannot be
         told whether it trains; or `directory` holds a run already, that of something
@@ -151,20 +156,28 @@ def fit(
     )
     opened = contextlib.nullcontext()
     if directory is not None:
-        opened = checkpoints.open_run(directory, resume)
-    with opened as store:
+        opened = checkpoints.opened(directory, resume)
+    with opened as store, _signals(store) as signalled:
         run = None if store is None else _describe(module, recipe, optimiser, data)
-        if store is not None and store.latest is not None:
-            state, record = _load(store, store.latest.step, start, run)
+        if store is not None and checkpoints.any_in(store):
+            record, arrays = checkpoints.latest(store)
+            _require_same(store, record, run)
+            like = _tree(jax.eval_shape(start))
+            state = _State(**checkpoints.load(arrays, like))
         else:
             state, record = start(), {"history": [], "losses": [], "hits": []}
             if resume:
                 console.print(f"{directory}: no checkpoint, starting at the beginning")
         loop = _Loop(module, data, recipe, optimiser, state)
         history = _train(
-            loop, record, validation, console, checkpoint_every, store, run
+            loop, record, validation, console, checkpoint_every, store, run, signalled
         )
         return _variables(loop.state), history
+
+
+def _signals(store):
+    """Signals wait for a checkpoint where there are checkpoints."""
+    return contextlib.nullcontext(lambda: 0) if store is None else noticed()
 
 
 def restore(module: nn.Module, directory: str | Path) -> dict:
@@ -181,15 +194,18 @@ def restore(module: nn.Module, directory: str | Path) -> dict:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run is that of another module, or its checkpoint is damaged.
     """
-    directory, step = checkpoints.latest(directory)
-    with checkpoints.checkpointer(directory) as store:
-        there = checkpoints.record_of(store, step)
-        shape, dtype = there["example"]
-        example = _Example(tuple(shape), dtype)
-        _require_same(directory, there, _describe_module(module, example))
-        state = checkpoints.load(store, step)
-    last = {"params": state["params"], **state.get("others", {})}
-    return jax.tree.map(jnp.asarray, state.get("average") or last)
+    there, arrays = checkpoints.latest(directory)
+    shape, dtype = there["example"]
+    example = _Example(tuple(shape), dtype)
+    _require_same(Path(directory), there, _describe_module(module, example))
+    init = functools.partial(_Static(module).init, jax.random.key(0), example.zeros())
+    like = dict(jax.eval_shape(init))
+    tree = {"average": like}
+    if not there["recipe"]["ema"]:
+        tree = {"params": like.pop("params", {}), "others": like}
+    found = checkpoints.load(arrays, tree)
+    last = found.get("average") or {"params": found["params"], **found["others"]}
+    return jax.tree.map(jnp.asarray, last)
 
 
 def record(directory: str | Path) -> dict:
@@ -202,9 +218,7 @@ def record(directory: str | Path) -> dict:
       FileNotFoundError: there is no checkpoint.
       ValueError: its checkpoint is damaged.
     """
-    directory, step = checkpoints.latest(directory)
-    with checkpoints.checkpointer(directory) as store:
-        return checkpoints.record_of(store, step)
+    return checkpoints.latest(directory)[0]
 
 
 def accuracy(
@@ -561,7 +575,9 @@ class _Loop:
         return [float(loss) for loss in losses], [int(hit) for hit in hits]
 
 
-def _train(loop, record, validation, console, checkpoint_every, store, run) -> list:
+def _train(
+    loop, record, validation, console, checkpoint_every, store, run, signalled
+) -> list:
     """Runs the loop to its end, and returns the history.
 
     The record has the `history`, and the `losses` and `hits` of the epoch under way.
@@ -581,10 +597,11 @@ def _train(loop, record, validation, console, checkpoint_every, store, run) -> l
                     _give_up(f"the loss is {loss}", step, loop, store)
             losses, hits = losses + new_losses, hits + new_hits
             timed, seconds = timed + len(new_losses), seconds + elapsed
-            # About a second at a time keeps the bar moving; all processes agree on it.
-            pace = checkpoints.in_first(
-                functools.partial(max, 1, round((stop - first) / elapsed))
-            )
+            # About a second at a time keeps the bar moving; all processes agree on it,
+            # and on a signal.
+            pace = max(1, round((stop - first) / elapsed))
+            pace, signal = checkpoints.in_first(lambda p=pace: [p, signalled()])
+            keep = stop == checkpoint or signal
             row = {
                 "epoch": epoch_end // loop.steps_per_epoch,
                 "step": stop,
@@ -595,7 +612,7 @@ def _train(loop, record, validation, console, checkpoint_every, store, run) -> l
             }
             if loop.learning_rate is not None:
                 row["learning_rate"] = float(loop.learning_rate(stop - 1))
-            if stop == checkpoint and not _finite(loop.state):
+            if keep and not _finite(loop.state):
                 _give_up("a weight is not finite", stop - 1, loop, store)
             if stop == epoch_end:
                 if validation is not None:
@@ -607,10 +624,16 @@ def _train(loop, record, validation, console, checkpoint_every, store, run) -> l
             if stop == epoch_end or first == begin:
                 timed, seconds = 0, 0.0  # the first call had to compile
             show(row, epoch_over=stop == epoch_end)
-            if stop == checkpoint and store is not None:
+            if keep and store is not None:
                 record = {"history": history, "losses": losses, "hits": hits}
                 state = jax.device_get(loop.state)
                 checkpoints.save(store, stop, _tree(state), run | record)
+            if signal:
+                stop_run(
+                    signal,
+                    f"{store}: stopped after step {stop} of {loop.total}; the same "
+                    "call with resume=True (--resume) goes on",
+                )
     return history
 
 
@@ -625,8 +648,8 @@ def _finite(state: _State) -> bool:
 
 
 def _give_up(what: str, step: int, loop: _Loop, store) -> NoReturn:
-    latest = None if store is None else store.latest
-    kept = f"; the last good checkpoint is {latest.path}" if latest else ""
+    latest = None if store is None else checkpoints.newest(store)
+    kept = f"; the last good checkpoint is {latest}" if latest else ""
     rate, less = "", "an optimiser that takes smaller steps"
     if loop.learning_rate is not None:
         rate = f", learning rate {float(loop.learning_rate(step)):.3g}"
@@ -710,14 +733,6 @@ def _require_same(directory: Path, there: dict, here: dict) -> None:
             f"{directory}: holds another run, with {'; '.join(different)}; pass what "
             "it was started with, or choose another directory"
         )
-
-
-def _load(store, step: int, start: Callable, run: dict) -> tuple[_State, dict]:
-    """Reads a checkpoint, if it is one of `run`."""
-    record = checkpoints.record_of(store, step)
-    _require_same(Path(store.directory), record, run)
-    like = _tree(jax.eval_shape(start))
-    return _State(**checkpoints.load(store, step, like)), record
 
 
 def _tree(state: _State) -> dict:
