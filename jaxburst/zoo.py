@@ -1,8 +1,10 @@
 """Networks people convert, as Flax modules that anybody could have written.
 
 VGG (Simonyan and Zisserman, 2015) and ResNet (He et al., 2016) with the stems and heads
-used on 32x32 images and, `..._imagenet`, on 224x224 ones. All padding is explicit and
-the same on both sides, and normalisation has the epsilon 1e-5, as in PyTorch.
+used on 32x32 images and, `..._imagenet`, on 224x224 ones; a ResNet with
+squeeze-and-excitation (Hu et al., 2018) and hard-swish, and a vision transformer
+(Dosovitskiy et al., 2021). All padding is explicit and the same on both sides, and
+batch normalisation has the epsilon 1e-5, as in PyTorch.
 
     module = vgg16(100)
     variables = module.init(key, images)
@@ -85,6 +87,7 @@ class ResNet(nn.Module):
         `'imagenet'`: a 7x7 convolution with stride 2, and max pooling.
       head: what the last maps are reduced by: `'mean'` over all of it, or `'max'` over
         windows of 4x4.
+      excite: whether blocks have squeeze-and-excitation, and hard-swish for ReLU.
     """
 
     widths: tuple[int, ...]
@@ -93,18 +96,20 @@ class ResNet(nn.Module):
     shortcut: str = "subsample"
     stem: int | str = 1
     head: str = "mean"
+    excite: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
+        activation = nn.hard_swish if self.excite else nn.relu
         if self.stem == "imagenet":
             x = _conv(self.widths[0], 7, 2, "conv0")(x)
-            x = nn.relu(_norm(train, "norm0")(x))
+            x = activation(_norm(train, "norm0")(x))
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         else:
             for i in range(self.stem):
                 x = _conv(self.widths[0], 3, 1, f"conv{i}")(x)
-                x = nn.relu(_norm(train, f"norm{i}")(x))
+                x = activation(_norm(train, f"norm{i}")(x))
         counts = self.blocks
         if isinstance(counts, int):
             counts = (counts,) * len(self.widths)
@@ -112,7 +117,8 @@ class ResNet(nn.Module):
         for stage, (width, count) in enumerate(zip(self.widths, counts, strict=True)):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                block = Block(width, stride, self.shortcut, name=f"block{number}")
+                block = Block(width, stride, self.shortcut, self.excite,
+                              name=f"block{number}")  # fmt: skip
                 x = block(x, train)
                 number += 1
         if self.head == "max":
@@ -125,17 +131,22 @@ class ResNet(nn.Module):
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut around them; the ReLU is after their sum.
 
+    With `excite`, what the second gives is scaled per channel by a gate between 0 and 1
+    that two dense layers make of its mean over the map (Hu et al., CVPR 2018).
+
     Attributes:
       features: number of output channels.
       stride: of the first convolution.
       shortcut: where the shape changes: `'subsample'`, every second row and column and
         channels of zeros, half of them before the old ones and half after ("option A"
         of He et al., section 4.2), or `'conv'`, a 1x1 convolution ("option B").
+      excite: squeeze-and-excitation by a quarter, and hard-swish for ReLU.
     """
 
     features: int
     stride: int = 1
     shortcut: str = "subsample"
+    excite: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -144,9 +155,14 @@ class Block(nn.Module):
             raise ValueError(
                 f"shortcut must be 'subsample' or 'conv', found {self.shortcut!r}"
             )
+        activation = nn.hard_swish if self.excite else nn.relu
         y = _conv(self.features, 3, self.stride, "conv0")(x)
-        y = nn.relu(_norm(train, "norm0")(y))
+        y = activation(_norm(train, "norm0")(y))
         y = _norm(train, "norm1")(_conv(self.features, 3, 1, "conv1")(y))
+        if self.excite:
+            gate = y.mean((1, 2), keepdims=True)
+            gate = nn.relu(nn.Dense(self.features // 4, name="squeeze")(gate))
+            y = y * nn.hard_sigmoid(nn.Dense(self.features, name="excite")(gate))
         new = self.features - x.shape[-1]
         if self.stride > 1 or new:
             if self.shortcut == "conv":
@@ -155,7 +171,64 @@ class Block(nn.Module):
             else:
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
-        return nn.relu(x + y)
+        return activation(x + y)
+
+
+class ViT(nn.Module):
+    """A vision transformer: normalisation first, the mean over tokens at the end.
+
+    Parameters are named `embed`, `position`, `block0/norm0`, `block0/attention/query`,
+    ..., `block0/dense1`, ..., `norm0`, `dense0`.
+
+    Attributes:
+      classes: number of logits.
+      patch: side of the squares of pixels that become tokens.
+      width: features of a token.
+      depth: number of blocks.
+      heads: of the attention.
+      hidden: features of the layer in the middle of each block's second half.
+    """
+
+    classes: int
+    patch: int = 4
+    width: int = 128
+    depth: int = 5
+    heads: int = 4
+    hidden: int = 256
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
+        del train  # nothing in it differs
+        patch = (self.patch, self.patch)
+        x = nn.Conv(self.width, patch, strides=patch, padding=0, name="embed")(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        drawn = nn.initializers.normal(0.02)
+        x = x + self.param("position", drawn, (1, x.shape[1], self.width))
+        for i in range(self.depth):
+            x = Encoder(self.heads, self.hidden, name=f"block{i}")(x)
+        x = nn.LayerNorm(name="norm0")(x).mean(1)
+        return nn.Dense(self.classes, name="dense0")(x)
+
+
+class Encoder(nn.Module):
+    """Attention over tokens, then two dense layers with a GELU, each with a shortcut.
+
+    Attributes:
+      heads: of the attention.
+      hidden: features between the two dense layers.
+    """
+
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, tokens, width]` to the same."""
+        y = nn.LayerNorm(name="norm0")(x)
+        x = x + nn.MultiHeadDotProductAttention(self.heads, name="attention")(y)
+        y = nn.Dense(self.hidden, name="dense0")(nn.LayerNorm(name="norm1")(x))
+        return x + nn.Dense(x.shape[-1], name="dense1")(nn.gelu(y))
 
 
 def _vgg_plan(*repeats: int) -> tuple[int | str, ...]:
@@ -230,6 +303,16 @@ def resnet56(classes: int, *, shortcut: str = "subsample") -> ResNet:
     return ResNet((16, 32, 64), 9, classes, shortcut)
 
 
+def seresnet20(classes: int) -> ResNet:
+    """The CIFAR ResNet-20 with squeeze-and-excitation, and hard-swish for ReLU."""
+    return ResNet((16, 32, 64), 3, classes, excite=True)
+
+
+def vit(classes: int) -> ViT:
+    """A vision transformer for 32x32 images: 64 tokens of 128 features, 5 blocks."""
+    return ViT(classes)
+
+
 def resnet18(classes: int) -> ResNet:
     """ResNet-18 with a 3x3 stem for 32x32 images: 11.2 million parameters."""
     return ResNet((64, 128, 256, 512), 2, classes, "conv")
@@ -254,6 +337,11 @@ def resnet20_wide(classes: int) -> ResNet:
     return ResNet((64, 128, 256, 512), 2, classes, "conv", stem=3, head="max")
 
 
+def vit_tiny(classes: int) -> ViT:
+    """A vision transformer of one block for 8x8 images (digits, tests)."""
+    return ViT(classes, patch=2, width=32, depth=1, heads=2, hidden=64)
+
+
 def resnet_tiny(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """A ResNet of two blocks for 8x8 images (digits, tests)."""
     return ResNet((16, 32), 1, classes, shortcut)
@@ -267,12 +355,15 @@ NETWORKS = {
     "resnet44": resnet44,
     "resnet56": resnet56,
     "resnet_tiny": resnet_tiny,
+    "seresnet20": seresnet20,
     "vgg11": vgg11,
     "vgg13": vgg13,
     "vgg16": vgg16,
     "vgg19": vgg19,
     "vgg9": vgg9,
     "vgg_tiny": vgg_tiny,
+    "vit": vit,
+    "vit_tiny": vit_tiny,
 }
 """For images of 32x32, those called tiny of 8x8."""
 
@@ -297,6 +388,8 @@ def renamed(variables: dict[str, Any]) -> dict[str, Any]:
 
 def _renamed(path: tuple[str, ...]) -> tuple[str, ...]:
     collection, *scopes, leaf = path
+    if not scopes:
+        return path
     norm = scopes[-1] == "norm"
     if norm:
         scopes.pop()
@@ -305,5 +398,6 @@ def _renamed(path: tuple[str, ...]) -> tuple[str, ...]:
         layer = "shortcut_norm" if norm else "shortcut"
     elif norm:
         layer = layer.replace("conv", "norm")
-    block = [name.replace("residual", "block") for name in scopes[:1]]
+    kept = [name for name in scopes if name not in ("body", "shortcut")]
+    block = [name.replace("residual", "block") for name in kept]
     return collection, *block, layer, leaf

@@ -38,6 +38,20 @@ def test_networks_have_the_published_number_of_parameters(name):
     assert count == PUBLISHED[name]
 
 
+def test_a_transformer_has_the_parameters_of_its_formula():
+    width, hidden, depth, tokens = 128, 256, 5, 64
+    attention = 4 * (width * width + width)
+    dense = 2 * width * hidden + hidden + width
+    norms = 2 * 2 * width
+    params = shapes(zoo.vit(10), "vit")["params"]
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert count == (
+        (48 * width + width + tokens * width)
+        + depth * (attention + dense + norms)
+        + (2 * width + width * 10 + 10)
+    )
+
+
 @pytest.mark.parametrize("name", zoo.NETWORKS)
 def test_names_of_old_trees_become_those_of_now(name):
     now = shapes(zoo.NETWORKS[name](10), name)
