@@ -22,6 +22,8 @@ from jaxburst import data, energy, neurons, plot, released, training, zoo
 from jaxburst.convert import convert, verify
 from jaxburst.evaluation import accuracy, compiled, evaluate
 from jaxburst.graph import read
+from jaxburst.io import artefact, events
+from jaxburst.io.artefact import export
 from jaxburst.io.checkpoint import describe, load, save
 from jaxburst.io.state_dict import load_pytorch
 from jaxburst.methods import analysis, anytime, calibration, presets
@@ -50,6 +52,7 @@ __all__ = [
     "accuracy",
     "analysis",
     "anytime",
+    "artefact",
     "balance",
     "calibrate",
     "calibrate_mse",
@@ -62,6 +65,8 @@ __all__ = [
     "direct",
     "energy",
     "evaluate",
+    "events",
+    "export",
     "fit",
     "infer",
     "load",
@@ -84,11 +89,16 @@ __all__ = [
     "zoo",
 ]
 
-_FRONT_ENDS = {"from_torch": "jaxburst.io.torch", "from_onnx": "jaxburst.io.onnx"}
+_FRONT_ENDS = {
+    "from_nir": "jaxburst.io.nir",
+    "from_onnx": "jaxburst.io.onnx",
+    "from_torch": "jaxburst.io.torch",
+    "to_nir": "jaxburst.io.nir",
+}
 
 
 def __getattr__(name: str):
-    """`from_torch` and `from_onnx`, whose packages are extras."""
+    """Front ends and exporters whose packages are extras."""
     if name in _FRONT_ENDS:
         from importlib import import_module
 

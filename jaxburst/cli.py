@@ -1,0 +1,631 @@
+"""The command line: `jaxburst` and `python -m jaxburst` (extra `cli`).
+
+    jaxburst info model.onnx
+    jaxburst convert model.onnx --calibration x.npy --out net
+    jaxburst evaluate net --data test.npz
+    jaxburst tune model.onnx --calibration x.npy --energy 0.2 --out tuned
+    jaxburst export net --to artefact --out net.npz
+    jaxburst plot net --data test.npz --out curve.png
+
+A command prints what it found on standard output, as a table or with `--json` as one
+object, and how far it is on standard error. It returns 0, or 1 after an error, which is
+one line, or 2 where it was not understood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+try:
+    import tyro
+except ImportError:  # main says so, in one line
+    tyro = None
+
+import jax
+import numpy as np
+
+import jaxburst as jb
+from jaxburst.batching import sweep
+from jaxburst.evaluation import Curves
+from jaxburst.graph import Input
+from jaxburst.io import artefact, checkpoint, events, files
+from jaxburst.io.artefact import free
+from jaxburst.io.sealed import is_sealed
+from jaxburst.plot import interval
+from jaxburst.sources import Data, Source, Unread, read_data, zeros
+
+Presets = Literal["refining", "paper"]
+Targets = Literal["artefact", "nir", "events"]
+Pictures = Literal["accuracy", "energy", "raster", "graph"]
+STEPS = {"refining": 4, "paper": 32}
+"""Of the presets, where nothing else is said."""
+
+
+class Found(dict):
+    """What a command found: plain data, and as a string what people read."""
+
+    def __init__(self, text: str, **data):
+        super().__init__(data)
+        self.text = text
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Command:
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Reads(_Command):
+    """A command that reads data."""
+
+    images: int | None = None
+    """Number of images to use, from the front; all of them if left out."""
+    data_dir: str = "data"
+    """Folder of the prepared data sets, as tensorflow-datasets lays them out."""
+    mean: tuple[float, ...] = ()
+    """Of each channel, in units of pixel/255: normalises files of pixels 0..255, and
+    replaces the usual constants of a data set."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel, likewise."""
+
+    def read(self, text: str, rows, part: str) -> Data:
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"--images: expected at least 1, found {self.images}")
+        return read_data(
+            text, rows, part=part, images=self.images, data_dir=self.data_dir,
+            mean=self.mean, std=self.std,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Makes(_Reads):
+    """A command that makes a spiking network."""
+
+    network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")]
+    """The trained network: a file .onnx, a Python function module:name, or the name of
+    a released network."""
+    calibration: str
+    """Inputs that thresholds are chosen by, without labels and never of the test set:
+    a file .npy or .npz, or the name of a data set, whose training images are used."""
+    out: str
+    """The file to write."""
+    weights: str | None = None
+    """Weights of a Python function: .npz, .safetensors, or a PyTorch state dict."""
+    images: int | None = 500
+    """Number of calibration images to use, from the front."""
+
+    def opened(self) -> tuple[Unread, Data, Source, Path]:
+        """What was named, once the result is known to have a place."""
+        out = free(self.out, _is_saved, "a saved network")
+        unread = Unread(self.network, self.weights)
+        data = self.read(self.calibration, unread.shapes(), "train")
+        inputs = jax.tree.map(lambda x: np.asarray(x[: len(data)]), data.inputs)
+        first = jax.tree.map(lambda x: x[:1], inputs)
+        return unread, dataclasses.replace(data, inputs=inputs), unread.open(first), out
+
+    def saved(self, out: Path, source: Source, model, spiking, **notes) -> None:
+        named = {"network": self.network, "calibration": self.calibration}
+        notes = named | {"mean": self.mean, "std": self.std} | notes
+        jb.save(out, model, spiking, notes=notes, source=source.onnx)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Uses(_Reads):
+    """A command that uses a saved network."""
+
+    saved: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAVED")]
+    """What `jaxburst convert` or `jaxburst tune` wrote."""
+    network: str | None = None
+    """The trained network, where the saved one does not hold it: module:name, ..."""
+    weights: str | None = None
+    """Weights of a Python function."""
+    steps: int | None = None
+    """Number of time steps; those that it was converted for if left out."""
+
+    def opened(self) -> tuple[jb.Model, Any, Source]:
+        """`(model, spiking, source)`; sets the number of steps."""
+        described = checkpoint.describe(self.saved)
+        notes = described["notes"]
+        self.steps = self.steps or notes.get("steps", 4)
+        if not (self.mean or self.std):
+            self.mean, self.std = (
+                tuple(notes.get(name, ())) for name in ("mean", "std")
+            )
+        if self.network is None:
+            if described["source"]:
+                network, variables = checkpoint.restored(self.saved)
+                return *jb.load(self.saved, network), Source(network, variables, None)
+            named = notes.get("network")
+            if named not in jb.released.names():
+                raise ValueError(
+                    f"{self.saved}: does not hold its trained network; give --network"
+                    + (f" {named}, if you trust it" if named else "")
+                )
+            self.network = named
+        source = Unread(self.network, self.weights).open(
+            checkpoint.example(described["nodes"])
+        )
+        return *jb.load(self.saved, source.network), source
+
+
+@dataclasses.dataclass(kw_only=True)
+class Info(_Command):
+    """Says what a file or a network is.
+
+    Examples:
+      jaxburst info model.onnx --shape 3 224 224
+      jaxburst info net
+      jaxburst info vgg9-cifar100 --json
+    """
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """A trained network, a saved conversion, an artefact, or a file of events."""
+    shape: tuple[int, ...] = ()
+    """Shape of one image, where a network leaves it open."""
+    weights: str | None = None
+    """Weights of a Python function."""
+
+    def run(self) -> Found:
+        path = Path(self.file)
+        path = path / "network.safetensors" if path.is_dir() else path
+        if path.is_file() and artefact.is_artefact(path):
+            return _listed("artefact", artefact.describe(path))
+        if path.is_file() and events.is_events(path):
+            header, rows = events.read(path)
+            return _listed("events", header | {"rows": len(rows)})
+        if path.is_file() and _is_saved(path):
+            found = checkpoint.describe(path)
+            return _listed("saved conversion", found | found.pop("notes"))
+        unread = Unread(self.file, self.weights)
+        source = unread.open(zeros(unread.shapes(), self.shape or None))
+        network = source.network
+        return Found(
+            str(network),
+            kind="network",
+            inputs=[list(shape) for shape in network.input_shapes],
+            populations=list(network.neurons),
+            parameters=sum(network.program.parameters.values()),
+            macs=sum(jb.energy.macs(network).values()),
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Convert(_Makes):
+    """Converts a trained network into a spiking one, and saves it.
+
+    Examples:
+      jaxburst convert model.onnx --calibration x.npy --out net
+      jaxburst convert model.onnx --calibration x.npy --data test.npz --out net
+      jaxburst convert vgg9-cifar100 --calibration cifar100 --preset paper --out net
+      jaxburst convert my_module:net --weights net.npz --calibration x.npy --out net
+    """
+
+    preset: Presets = "refining"
+    """How: refining bursts for a few steps, or bursts as in the paper for tens."""
+    steps: int | None = None
+    """Number of time steps to report on; 4 of refining, 32 of the paper's."""
+    data: str | None = None
+    """Images to report on, with labels if there are any; otherwise the report compares
+    the two networks on the calibration images."""
+
+    def run(self) -> Found:
+        steps = self.steps or STEPS[self.preset]
+        unread, seen, source, out = self.opened()
+        judged = self._judged(unread, seen)
+        make = getattr(jb.presets, self.preset)
+        model, spiking = make(source.network, source.variables, seen.inputs)
+        error = jb.verify(
+            source.network, source.variables, spiking,
+            jax.tree.map(lambda x: x[:100], seen.inputs),
+        )  # fmt: skip
+        report, _ = measured(model, spiking, judged, steps, source)
+        self.saved(
+            out, source, model, spiking, preset=self.preset, steps=steps, report=report
+        )
+        text = (
+            f"{self.network}: {len(source.network.neurons)} populations, converted "
+            f"with {len(seen)} calibration images\n{table(report)}\n"
+            f"{out}: saved, {out.stat().st_size / 1e6:.2f} MB"
+        )
+        return Found(text, out=str(out), folding_error=max(error.values()), **report)
+
+    def _judged(self, unread: Unread, seen: Data) -> Data:
+        if self.data is None:
+            return dataclasses.replace(seen, labels=None)
+        return dataclasses.replace(self, images=None).read(
+            self.data, unread.shapes(), "test"
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluate(_Uses):
+    """Says how well a saved network does, and what it costs, at every time step.
+
+    With labels its accuracy is measured, without them how often it agrees with the
+    trained network.
+
+    Examples:
+      jaxburst evaluate net --data test.npz
+      jaxburst evaluate net --data cifar10 --images 1000 --steps 8
+      jaxburst evaluate net.npz --data test.npz --json
+    """
+
+    data: str
+    """The images: a file .npy or .npz, or the name of a data set, whose test images are
+    used."""
+
+    def run(self) -> Found:
+        if Path(self.saved).is_file() and artefact.is_artefact(Path(self.saved)):
+            return self._artefact()
+        model, spiking, source = self.opened()
+        data = self.read(self.data, _rows(model.network), "test")
+        report, _ = measured(model, spiking, data, self.steps, source)
+        return Found(table(report), **report)
+
+    def _artefact(self) -> Found:
+        program = artefact.load(self.saved)
+        header = program.header
+        rows = [
+            (row["name"], tuple(row["shape"][1:]), np.dtype(row["dtype"]))
+            for row in header["inputs"]
+        ]
+        if self.steps not in (None, header["steps"]):
+            raise ValueError(
+                f"--steps: {self.saved} takes {header['steps']} steps, found "
+                f"{self.steps}; export it again"
+            )
+        data = self.read(self.data, rows, "test")
+        if data.labels is None:
+            raise ValueError(
+                f"{self.data}: has no labels, and an artefact has no trained network "
+                "to compare with"
+            )
+        right = 0
+        for start in range(0, len(data), 100):
+            batch = jax.tree.map(
+                lambda x, at=start: np.asarray(x[at : at + 100]), data.inputs
+            )
+            logits = np.asarray(program(batch))
+            right += int((logits.argmax(-1) == data.labels[start : start + 100]).sum())
+        share = right / len(data)
+        text = f"{data.what}: accuracy {share:.2%} after {header['steps']} steps"
+        return Found(text, data=data.what, images=len(data), accuracy=share)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Tune(_Makes):
+    """Searches settings for a budget of energy or of agreement, and saves the best.
+
+    Examples:
+      jaxburst tune model.onnx --calibration x.npy --energy 0.2 --out tuned
+      jaxburst tune vgg9-cifar100 --calibration cifar100 --agreement 0.98 --out tuned
+    """
+
+    energy: float | None = None
+    """Largest energy, over the trained network's."""
+    agreement: float | None = None
+    """Least share of images on which both networks decide alike."""
+    steps: int = 4
+    """Largest number of time steps."""
+    trials: int = 40
+    """Number of settings to try."""
+    seed: int = 0
+    """Of the search."""
+    images: int | None = 2000
+    """Number of calibration images to use, from the front."""
+
+    def run(self) -> Found:
+        if (self.energy is None) == (self.agreement is None):
+            raise ValueError("give one budget, --energy or --agreement")
+        _, seen, source, out = self.opened()
+        tuned = jb.tune(
+            source.network, source.variables, seen.inputs, energy=self.energy,
+            agreement=self.agreement, steps=self.steps, trials=self.trials,
+            seed=self.seed,
+        )  # fmt: skip
+        report = tuned.report.as_dict()
+        self.saved(
+            out, source, tuned.model, tuned.spiking, steps=tuned.steps,
+            budget=report["budget"],
+        )  # fmt: skip
+        text = f"{tuned.report}\n{out}: saved, for {tuned.steps} steps"
+        return Found(text, out=str(out), steps=tuned.steps, **report)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Export(_Uses):
+    """Writes a saved network for others to run or to read.
+
+    artefact: a file that runs wherever JAX does, without jaxburst. nir: a graph for
+    neuromorphic tools. events: the spikes of the images of --data.
+
+    Examples:
+      jaxburst export net --to artefact --out net.npz --platforms cpu tpu
+      jaxburst export net --to nir --out net.nir
+      jaxburst export net --to events --data x.npy --images 10 --out spikes.npz
+    """
+
+    to: Targets
+    """What to write."""
+    out: str
+    """The file."""
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
+    """Of an artefact: where it shall run."""
+    data: str | None = None
+    """Of events: the images."""
+
+    def run(self) -> Found:
+        model, spiking, _ = self.opened()
+        if self.to == "artefact":
+            example = zeros(_rows(model.network))
+            path = jb.export(
+                model, spiking, example, self.out, steps=self.steps,
+                platforms=self.platforms,
+            )  # fmt: skip
+        elif self.to == "nir":
+            path = jb.to_nir(model, spiking, self.out)
+        else:
+            if self.data is None:
+                raise ValueError("--data: events need images")
+            data = self.read(self.data, _rows(model.network), "test")
+            path = events.write(self.out, model, spiking, data.inputs, self.steps)
+        size = path.stat().st_size
+        return Found(
+            f"{path}: {self.to}, {size / 1e6:.2f} MB", out=str(path), bytes=size
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Plot(_Uses):
+    """Draws a saved network, or what it does.
+
+    accuracy, energy: the curve over time steps, or over energy. raster: the spikes of a
+    layer for the first image. graph: the network.
+
+    Examples:
+      jaxburst plot net --data test.npz --out curve.png
+      jaxburst plot net --kind raster --layer relu1 --data x.npy --out raster.svg
+      jaxburst plot net --kind graph --out graph.pdf
+    """
+
+    out: str
+    """The picture: .png, .svg or .pdf."""
+    kind: Pictures = "accuracy"
+    """What to draw."""
+    data: str | None = None
+    """The images."""
+    layer: str | None = None
+    """Of a raster: the population; the first if left out."""
+
+    def run(self) -> Found:
+        out = Path(self.out)
+        if out.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--out: expected .png, .svg or .pdf, found {self.out}")
+        free(out, lambda path: True, "a file")
+        if self.kind != "graph" and self.data is None:
+            raise ValueError(f"--data: {self.kind} needs images")
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise ImportError(
+                'plot draws with matplotlib: pip install "jaxburst[plot]"'
+            ) from error
+        matplotlib.use("Agg")
+        axes = self._drawn(*self.opened())
+        content = io.BytesIO()
+        axes.figure.savefig(content, format=out.suffix[1:], bbox_inches="tight")
+        files.write(out, content.getvalue())
+        return Found(f"{out}: {self.kind}", out=str(out))
+
+    def _drawn(self, model, spiking, source: Source):
+        if self.kind == "graph":
+            return jb.plot.graph(model.network)
+        data = self.read(self.data, _rows(model.network), "test")
+        if self.kind == "raster":
+            layer = self.layer or model.network.neurons[0]
+            first = jax.tree.map(lambda x: np.asarray(x[:1]), data.inputs)
+            trace = jb.simulate(model, spiking, first, self.steps, record=layer)
+            return jb.plot.raster(trace, layer)
+        report, curves = measured(model, spiking, data, self.steps, source)
+        spent = {"": [row["energy"] for row in report["steps"]]}
+        axes = jb.plot.accuracy(
+            {self.saved: curves},
+            ann=report["trained"],
+            energy={self.saved: spent[""]} if self.kind == "energy" else None,
+            title=data.what,
+        )
+        axes.set_ylabel(f"{report['measure']} (%)")
+        return axes
+
+
+COMMANDS = {
+    "info": Info,
+    "convert": Convert,
+    "evaluate": Evaluate,
+    "tune": Tune,
+    "export": Export,
+    "plot": Plot,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      arguments: those of the command line; the process's own if left out.
+
+    Returns:
+      0, or 1 after an error, 2 where the command was not understood, 130 after Ctrl-C.
+    """
+    if tyro is None:
+        return _error('the command line needs tyro: pip install "jaxburst[cli]"')
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="jaxburst", args=arguments,
+            description="Trained networks become spiking ones: convert, evaluate, tune "
+            "and export them. See `jaxburst convert --help`.",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )  # fmt: skip
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = _note
+        try:
+            found = command.run()
+            print(json.dumps(found) if command.json else found.text, flush=True)
+        except KeyboardInterrupt:
+            return _error("interrupted", 130)
+        except BrokenPipeError:  # whoever reads, such as `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Exception as error:
+            if command.debug:
+                traceback.print_exc()
+                return 1
+            words = str(error)
+            if not isinstance(error, ValueError | TypeError | OSError | ImportError):
+                words = f"{type(error).__name__}: {error}; --debug shows where"
+            return _error(words)
+    return 0
+
+
+def measured(
+    model: jb.Model, spiking, data: Data, steps: int, source: Source
+) -> tuple[dict[str, Any], Curves]:
+    """Accuracy, agreement with the trained network, or the distance from it.
+
+    Returns:
+      The report, plain data, and the curves it was made of.
+    """
+    network, inputs = model.network, data.inputs
+    outputs = network.graph.outputs
+    classes = len(outputs) == 1 and len(network.graph[outputs[0]].shape) == 2
+    trained, metric = None, None
+    if data.labels is not None:
+        measure, targets = "accuracy", data.labels
+        trained = jb.accuracy(network, source.variables, (inputs, targets))
+    else:
+        targets = _answers(network, source.variables, inputs)
+        measure, metric = "error", _distance
+        if classes:
+            measure, targets, metric = "agreement", targets[0].argmax(-1), None
+    curves = jb.evaluate(model, spiking, (inputs, targets), steps, metric=metric)
+    spent = jb.energy.relative(network, curves.events)
+    sent = sum(curves.events[name] for name in network.neurons).cumsum()
+    rows = [
+        {"step": t, measure: float(value), "energy": float(used), "spikes": float(n)}
+        for t, (value, used, n) in enumerate(
+            zip(curves.accuracy, spent, sent, strict=True), 1
+        )
+    ]
+    report = {"data": data.what, "images": len(data), "measure": measure}
+    return report | {"trained": trained, "steps": rows}, curves
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report as text."""
+    measure, count = report["measure"], report["images"]
+    share = measure != "error"
+    words = {"agreement": "with the trained network's decisions"}
+    lines = [f"{measure} {words.get(measure, '')}".strip() + f", on {report['data']}"]
+    if report["trained"] is not None:
+        lines[0] += f"; of the trained network {report['trained']:.2%}"
+    lines.append(f"{'step':>5}  {measure:>9}  {'energy':>7}  {'spikes':>9}")
+    for row in report["steps"]:
+        value = f"{row[measure]:9.2%}" if share else f"{row[measure]:9.2e}"
+        lines.append(
+            f"{row['step']:5}  {value}  {row['energy']:7.3f}  {row['spikes']:9.0f}"
+        )
+    last = report["steps"][-1][measure]
+    note = "energy: up to the step, over the trained network's; spikes: of an image"
+    if share:
+        low, high = interval(last, count)
+        note += f"; 95 % of such samples: {low:.2%} .. {high:.2%}"
+    return "\n".join([*lines, note])
+
+
+def _distance(found, targets) -> np.ndarray:
+    """How far an image's outputs are from the trained network's, over their size."""
+
+    def flat(tree):
+        rows = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+        return np.concatenate([x.reshape(len(x), -1) for x in rows], 1)
+
+    expected = flat(targets)
+    size = np.maximum(np.linalg.norm(expected, axis=1), 1e-30)
+    return np.linalg.norm(flat(found) - expected, axis=1) / size
+
+
+def _answers(network, variables, inputs) -> list[np.ndarray]:
+    """The trained network's outputs for all images."""
+    parts = [
+        [x[:count] for x in found]
+        for count, found in sweep(_forward(network), variables, inputs, 100)
+    ]
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _forward(network):
+    return lambda variables, batch: jax.tree.leaves(network(variables, batch))
+
+
+def _rows(network) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+    """Names, shapes and types of a network's inputs."""
+    places = jax.tree_util.tree_leaves_with_path(
+        jax.tree.unflatten(network.tree[0], network.graph.of(Input))
+    )
+    return [
+        (
+            jax.tree_util.keystr(place, simple=True, separator="/"),
+            node.image_shape[1:],
+            np.dtype(node.role.dtype),
+        )
+        for place, node in places
+    ]
+
+
+def _is_saved(path: Path) -> bool:
+    return is_sealed(path, checkpoint.FORMAT)
+
+
+def _listed(kind: str, data: dict[str, Any]) -> Found:
+    """Data with a line for each; tables with one for each row."""
+    lines = [kind]
+    for key, value in data.items():
+        if key == "program":
+            value = f"{len(value.splitlines())} lines of Python"
+        elif key == "report":
+            value = "\n" + table(value)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = [[str(x) for x in row.values() if x and not isinstance(x, dict)]
+                    for row in value]  # fmt: skip
+            value = "".join("\n    " + "  ".join(row) for row in rows)
+            value = value.replace("'", "")
+        elif isinstance(value, dict) and len(value) > 8:
+            value = f"{len(value)} arrays"
+        lines.append(f"  {key}: {value}")
+    return Found("\n".join(lines), kind=kind, **data)
+
+
+def _note(message, *_, **__) -> None:
+    """A warning, in one line."""
+    print(f"jaxburst: note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _error(words: str, code: int = 1) -> int:
+    print(f"jaxburst: {' '.join(words.split())}", file=sys.stderr)
+    return code
