@@ -22,7 +22,7 @@ import tyro
 import jaxburst as jb
 
 SHOWN = (1, 2, 3, 4, 8, 32)
-INT8 = jb.energy.PICOJOULES_PER_INT8_MAC / jb.energy.PICOJOULES_PER_MAC
+INT8 = jb.energy.HOROWITZ_INT8.mac / jb.energy.HOROWITZ_FP32.mac
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,21 @@
 """Synaptic operations and joules, spiking and conventional, of any traced network.
 
+    print(report(model, curves, cost=LEMAIRE, unit="events"))
+
 A synaptic operation is one event reaching one synapse: one tap of a kernel that exists
 (padding has none) and is not zero. Events are counted where they enter a synapse: after
-max pooling, and before average pooling, which merges into the synapse it feeds. A burst
-of `k` spikes is `k` events, a negative spike is an event. Wires and biases count
-nothing; a wire that multiplies by a constant kernel, such as bilinear resizing, sends
-an event along each of the kernel's taps that is not zero.
+max pooling, and before average pooling, which merges into the synapse it feeds. A
+negative spike is an event. Wires and biases count nothing; a wire that multiplies by a
+constant kernel, such as bilinear resizing, sends an event along each of the kernel's
+taps that is not zero.
+
+A spike is a whole number, and a code is charged in the unit that its hardware has:
+
+* `'quanta'`: unary spikes; a burst of `k` is `k` of them, each an accumulate and an
+  access to memory. The paper's bursts pay these.
+* `'events'`: graded events, whose number multiplies the weight: memory once for each.
+* `'digits'`: graded events, too, but the datapath shifts and adds: an accumulate for
+  each signed binary digit of the number, memory once for each event.
 
 What is constant over time is weighed once, as multiply-accumulates: the first synapses,
 and the part of a later one that the input reaches through wires. A synapse that follows
@@ -20,40 +30,69 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxburst.graph import (
-    Graph,
-    Input,
-    Neuron,
-    Node,
-    Operand,
-    Pool,
-    Synapse,
-    Wire,
-    apply_wire,
-    read,
-    unknown,
+from jaxburst.costs import (
+    HOROWITZ_FP32,
+    HOROWITZ_INT8,
+    LEMAIRE,
+    NEUROMC,
+    PRESETS,
+    SENECA,
+    Cost,
+    Memory,
 )
+from jaxburst.graph import Graph, Neuron, Node, Pool, Synapse
+from jaxburst.neurons import Threshold
+from jaxburst.reach import Reach, reach
+from jaxburst.run import Model
 from jaxburst.tracing import Network
+from jaxburst.traffic import Traffic
 
-PICOJOULES_PER_AC = 0.9
+__all__ = [
+    "HOROWITZ_FP32",
+    "HOROWITZ_INT8",
+    "LEMAIRE",
+    "NEUROMC",
+    "PRESETS",
+    "SENECA",
+    "Cost",
+    "Memory",
+    "Reach",
+    "Report",
+    "ann_joules",
+    "break_even",
+    "cost_per_event",
+    "depth",
+    "fan_out",
+    "joules",
+    "macs",
+    "operations",
+    "prices",
+    "reach",
+    "relative",
+    "report",
+]
+
+PICOJOULES_PER_AC = HOROWITZ_FP32.accumulate
 """One accumulate, 32-bit floating point, 45 nm (Horowitz, ISSCC 2014)."""
 
-PICOJOULES_PER_MAC = 4.6
+PICOJOULES_PER_MAC = HOROWITZ_FP32.mac
 """One multiply-accumulate, 32-bit floating point, 45 nm (Horowitz, ISSCC 2014)."""
 
-PICOJOULES_PER_INT8_MAC = 0.3
-"""One 8-bit multiply (0.2) and 32-bit integer add (0.1), 45 nm (Horowitz, 2014)."""
+UNITS = ("quanta", "events", "digits")
 
-PICOJOULES_PER_INT_AC = 0.1
-"""One 32-bit integer add, 45 nm (Horowitz, 2014): a spike at an 8-bit weight."""
+COLUMNS = (
+    "operations", "weights", "potentials", "events", "neurons", "sums", "pools"
+)  # fmt: skip
+"""What is paid for: arithmetic of synapses; weights read; potentials read and written;
+events or activations sent, stored, captured; arithmetic of neurons; sums at shortcuts;
+pools."""
 
 Events = dict[str, Any]
 
@@ -155,57 +194,491 @@ def operations(
     return found
 
 
-def joules(
-    network: Network,
-    events: Events,
+# What a count costs.
+
+
+class Prices(NamedTuple):
+    """Picojoules by column (`COLUMNS`), `[7]` each.
+
+    Attributes:
+      event: `{sender: [7]}` of one event: memory, the way, sums.
+      operation: `{sender: [7]}` of one operation at all synapses that it reaches: of a
+        quantum, an event or a digit, by the unit.
+      step: of every step, whatever is sent.
+      once: of what is constant.
+    """
+
+    event: dict[str, np.ndarray]
+    operation: dict[str, np.ndarray]
+    step: np.ndarray
+    once: np.ndarray
+
+
+def prices(
+    network: Network | Model,
     *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
+    spiking: dict | None = None,
+) -> Prices:
+    r"""What events cost, and what the network costs without any.
+
+    With the fan-out `F` of a sender into a synapse, the energy of an event is
+
+    .. math::
+        \mathrm{write}_s + \mathrm{sent} + \sum_l \big( \mathrm{read}_s +
+        \mathrm{captured} + F_l (\mathrm{read}_w + \mathrm{address} + \mathrm{read}_v +
+        \mathrm{write}_v) \big)
+
+    with the memories of signals `s`, weights `w` and potentials `v` of each layer; each
+    operation takes :math:`F_l` accumulates, or products where the unit is `'events'`,
+    whose factor has as many bits as the largest number that the neurons of a `Model`
+    send. A sum at a shortcut is an event without a weight: an addition, a potential
+    read and written. A pool adds an event to its running sum, and compares it with the
+    maximum of each window that the place is in; what it passes on is written. Every
+    step every neuron's state is read, updated and written: as many numbers as the
+    neurons of a `Model` keep, of a `Network` one. What is constant is weighed as graded
+    events of full width are.
+
+    Args:
+      network: the network, or a model, whose neurons are known.
+      cost: the cost model.
+      unit: `'quanta'`, `'events'` or `'digits'`.
+      spiking: leave out weights that are zero in these.
+
+    Returns:
+      The `Prices`.
+
+    Example:
+      >>> prices(network).operation["relu0"][0].item()  # one synapse, 0.9 pJ
+      0.9
+    """
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {list(UNITS)}, found {unit!r}")
+    network, states, bits = _parts(network)
+    graph, found = network.graph, reach(network, spiking)
+    operation = cost.product(bits) if unit == "events" else cost.accumulate
+    senders = [n for n in graph.of(Neuron, Pool) if n.name in graph.dynamic]
+    event = {node.name: np.zeros(len(COLUMNS)) for node in senders}
+    ops = {node.name: np.zeros(len(COLUMNS)) for node in senders}
+    step, once = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
+
+    def potential(words: int) -> float:
+        return sum(cost.potential.of(words))
+
+    def arrives(name: str) -> float:
+        return cost.signal.of(_size(graph[name]))[0] + cost.captured
+
+    for node in senders:
+        _, write = cost.signal.of(_size(node))
+        event[node.name][_EVENTS] += write + cost.sent
+        if isinstance(node.role, Neuron):
+            size = _size(node)
+            step[_NEURONS] += size * cost.neuron
+            step[_POTENTIALS] += size * states * potential(size)
+            continue
+        event[node.name][_POOLS] += cost.potential.of(_size(node))[1]
+        if not any(receiver == node.name for _, receiver in found.sums):  # charges
+            size = _size(graph[node.inputs[0]])
+            step[_POOLS] += size * (cost.addition + potential(size))
+            step[_POOLS] += found.windows[node.name].sum() * _compared(cost, node)
+    for (sender, name), places in found.events.items():
+        fan = places.mean()
+        event[sender][_EVENTS] += arrives(sender)
+        event[sender] += fan * _synapse(cost, graph[name])
+        ops[sender][_OPERATIONS] += fan * operation
+    for (sender, name), places in found.sums.items():
+        pool = name in graph.dynamic and isinstance(graph[name].role, Pool)
+        size = _size(
+            graph[graph[name].inputs[0] if name in graph.dynamic else name[1:]]
+        )
+        ways = places.mean() * (cost.addition + potential(size))
+        event[sender][_EVENTS] += arrives(sender)
+        event[sender][_POOLS if pool else _SUMS] += ways
+        if pool:
+            windows = found.compared[sender, name].mean()
+            event[sender][_POOLS] += windows * _compared(cost, graph[name])
+    for amounts, into in ((found.once, once), (found.charges, step)):
+        for name, taps in amounts.items():
+            node, met = graph[name], found.taps[name]
+            into[_OPERATIONS] += taps * cost.mac
+            into += taps * _synapse(cost, node)
+            share = taps / max(met.sum(), 1)
+            into[_EVENTS] += share * (met > 0).sum() * arrives(node.inputs[0])
+    return Prices(event, ops, step, once)
+
+
+_OPERATIONS, _WEIGHTS, _POTENTIALS, _EVENTS, _NEURONS, _SUMS, _POOLS = range(7)
+
+
+def _size(node: Node) -> int:
+    return math.prod(node.image_shape)
+
+
+def _synapse(cost: Cost, node: Node) -> np.ndarray:
+    """The memory of one event at one synapse."""
+    found = np.zeros(len(COLUMNS))
+    found[_WEIGHTS] = cost.weight.of(math.prod(node.role.kernel))[0] + cost.address
+    found[_POTENTIALS] = sum(cost.potential.of(_size(node)))
+    return found
+
+
+def _compared(cost: Cost, node: Node) -> float:
+    """A comparison with the maximum of a window."""
+    return cost.addition + cost.potential.of(_size(node))[0]
+
+
+def _parts(network: Network | Model) -> tuple[Network, int, int | None]:
+    """The network, how many numbers a neuron keeps, and the bits of what it sends."""
+    if not isinstance(network, Model):
+        return network, 1, None
+    neuron, none = network.neuron, jnp.zeros(())
+    name = network.network.neurons[0]
+    rest = partial(neuron.at(name).rest, Threshold(none, none, none), (1,), none.dtype)
+    state = jax.tree.leaves(jax.eval_shape(rest))
+    states = sum(math.prod(x.shape) for x in state if x.ndim)
+    most = neuron.most
+    return network.network, states, most and math.ceil(math.log2(most + 1))
+
+
+def _spent(network, events, cost, unit, spiking, first_layer) -> np.ndarray:
+    """Picojoules of each step by itself, by column, `[T, ..., 7]`."""
+    if first_layer not in ("once", "every step"):
+        raise ValueError(
+            f"first_layer must be 'once' or 'every step', found {first_layer!r}"
+        )
+    own = prices(network, cost=cost, unit=unit, spiking=spiking)
+    sent, worked = _counts(_parts(network)[0], events, unit)
+    shape = next(iter(sent.values())).shape
+    spent = np.zeros((*shape, len(COLUMNS))) + own.step
+    for name in sent:
+        spent += sent[name][..., None] * own.event[name]
+        spent += worked[name][..., None] * own.operation[name]
+    spent[: shape[0] if first_layer == "every step" else 1] += own.once
+    return spent
+
+
+def _counts(network: Network, events, unit: str) -> tuple[dict, dict]:
+    """How many events, and how many operations, by sender."""
+    traffic = getattr(events, "traffic", events)
+    if not any(isinstance(counts, Traffic) for counts in traffic.values()):
+        if unit == "digits":
+            raise ValueError(
+                "unit 'digits' needs the events and their digits; pass what evaluate "
+                "or simulate returns, not its events alone"
+            )
+        found = check_events(network, traffic)
+        return found, found
+    sent = {n: x.quanta if unit == "quanta" else x.events for n, x in traffic.items()}
+    sent = check_events(network, sent)
+    if unit != "digits":
+        return sent, sent
+    return sent, check_events(network, {n: x.digits for n, x in traffic.items()})
+
+
+def joules(
+    network: Network | Model,
+    events,
+    *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
     spiking: dict | None = None,
     first_layer: str = "once",
 ) -> np.ndarray:
     """Energy of the spiking network up to each time step, in joules per image.
 
     Args:
-      network: the network.
-      events: as in `operations`.
+      network: the network, or a model, as for `prices`.
+      events: `Curves`, a `Trace`, or the counts of one unit as in `operations`.
+      cost: the cost model.
+      unit: what the hardware of the code sends: `'quanta'`, `'events'` or `'digits'`.
       spiking: leave out weights that are zero in these.
-      first_layer: whether the multiply-accumulates of what is constant count `'once'`,
-        or at `'every step'`, as some papers count.
+      first_layer: whether what is constant is weighed `'once'`, or at `'every step'`,
+        as some papers count.
 
     Returns:
       `[T, ...]`, energy spent up to and including step `t`.
 
     Raises:
       ValueError: as `operations`.
+
+    Example:
+      >>> spent = joules(network, {"relu0": np.array([2.0, 1.0])})
+      >>> (spent * 1e12).round(1).tolist()  # 4 MACs of 4.6 pJ; 2, then 3 of 0.9
+      [20.2, 21.1]
     """
-    if first_layer not in ("once", "every step"):
-        raise ValueError(
-            f"first_layer must be 'once' or 'every step', found {first_layer!r}"
-        )
-    checked, analog = check_events(network, events), reach(network, spiking)
-    shape = next(iter(checked.values())).shape
-    total = sum(operations(network, events, spiking).values(), np.zeros(shape))
-    spent = np.cumsum(total, axis=0) * PICOJOULES_PER_AC
-    steps = np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
-    times = steps if first_layer == "every step" else np.ones_like(steps)
-    weighed = times * sum(analog.once.values()) + steps * sum(analog.charges.values())
-    return (spent + weighed * PICOJOULES_PER_MAC) * 1e-12
+    spent = _spent(network, events, cost, unit, spiking, first_layer)
+    return np.cumsum(spent.sum(-1), axis=0) * 1e-12
 
 
-def ann_joules(network: Network) -> float:
-    """Energy of one image through the conventional network, in joules."""
-    return sum(macs(network).values()) * PICOJOULES_PER_MAC * 1e-12
+def ann_joules(
+    network: Network | Model,
+    *,
+    cost: Cost = HOROWITZ_FP32,
+    reuse: str = "no",
+    bits: int | None = None,
+    sent: Events | None = None,
+    spiking: dict | None = None,
+) -> float:
+    """Energy of one image through the conventional network, in joules.
+
+    Its sums stay in registers. Every activation is written once. Without reuse each
+    multiply-accumulate reads a weight and an activation. With full reuse each weight is
+    read once, and each activation once by each layer: no accelerator does better, all
+    are in between. Additions of averages are not counted.
+
+    Args:
+      network: the network.
+      cost: the cost model.
+      reuse: `'no'` or `'full'`.
+      bits: of activations, if they are quantised; weights are those of the model.
+      sent: `{population or pool: [...]}`, how many activations are not zero: zeros are
+        skipped, and a bit for each activation, read and written with it, says where.
+        Take the events of `rounded` networks at their only step.
+      spiking: leave out weights that are zero in these.
+
+    Example:
+      >>> round(ann_joules(network) * 1e12, 1)  # 6 MACs
+      27.6
+    """
+    return float(_ann(network, cost, reuse, bits, sent, spiking).sum()) * 1e-12
+
+
+def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.ndarray:
+    """Picojoules by column."""
+    if reuse not in ("no", "full"):
+        raise ValueError(f"reuse must be 'no' or 'full', found {reuse!r}")
+    network, full = _parts(network)[0], reuse == "full"
+    graph, found, spent = network.graph, reach(network, spiking), np.zeros(len(COLUMNS))
+    share = 1.0 if bits is None else min(bits / cost.signal.bits, 1.0)
+    mask = 0.0 if sent is None else 1 / cost.signal.bits
+    if sent is not None:
+        counts, _ = _counts(network, sent, "events")
+        if len(next(iter(counts.values()))) != 1:
+            raise ValueError("sent: expected the events of one step, found several")
+        sent = {name: float(count.mean()) for name, count in counts.items()}
+
+    def density(name: str) -> float:
+        """The part of a node's numbers that is not zero."""
+        return 1.0 if sent is None else sent[name] / _size(graph[name])
+
+    for node in graph.of(Synapse):
+        name, before = node.name, graph[node.inputs[0]]
+        met = found.taps[name]
+        plain = found.once.get(name, 0.0) + found.charges.get(name, 0.0)
+        taps, read = met.sum() - plain, cost.signal.of(_size(before))[0]
+        active = 1.0
+        if sent is not None:  # averages are dense
+            some = {s: x for (s, to), x in found.events.items() if to == name}
+            active = sum(sent[s] * x.mean() for s, x in some.items()) / max(taps, 1)
+            active = min(active, 1.0)
+        values = (met > 0).sum() * np.array([plain, taps]) / max(met.sum(), 1)
+        done = np.array([plain, taps * active])
+        spent[_OPERATIONS] += done @ [cost.mac, cost.product(bits)]
+        kernel = math.prod(node.role.kernel)
+        if spiking is not None:
+            kernel = int((np.asarray(spiking[name].kernel) != 0).sum())
+        weight = cost.weight.of(math.prod(node.role.kernel))[0] + cost.address
+        spent[_WEIGHTS] += (kernel if full else done.sum()) * weight
+        reads = np.array([values[0], values[1] * active]) if full else done
+        spent[_EVENTS] += read * (reads @ [1.0, share] + mask * values[1])
+    for node in graph.of(Neuron, Pool):
+        size, (_, write) = _size(node), cost.signal.of(_size(node))
+        some = density(node.name) if node.name in graph.dynamic else 1.0
+        spent[_EVENTS] += size * (some * share + mask) * write
+        if isinstance(node.role, Neuron):
+            spent[_NEURONS] += size * cost.neuron
+        elif node.name in graph.dynamic:
+            windows = found.windows[node.name]
+            read, _ = cost.signal.of(windows.size)
+            spent[_POOLS] += windows.sum() * cost.addition
+            spent[_POOLS] += read * share * (windows.size if full else windows.sum())
+    for (sender, name), places in found.sums.items():
+        if name not in graph.dynamic or not isinstance(graph[name].role, Pool):
+            read, _ = cost.signal.of(_size(graph[sender]))
+            ways = places.sum() * density(sender)
+            spent[_SUMS] += ways * (cost.addition + share * read)
+    return spent
 
 
 def relative(
-    network: Network,
-    events: Events,
+    network: Network | Model,
+    events,
     *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
     spiking: dict | None = None,
     first_layer: str = "once",
+    reuse: str = "no",
 ) -> np.ndarray:
-    """Energy up to each step over the conventional network's; arguments as `joules`."""
-    spent = joules(network, events, spiking=spiking, first_layer=first_layer)
-    return spent / ann_joules(network)
+    """Energy up to each step over the conventional network's.
+
+    Args:
+      network, events, cost, unit, spiking, first_layer: as for `joules`.
+      reuse: as for `ann_joules`.
+    """
+    spent = joules(
+        network, events, cost=cost, unit=unit, spiking=spiking, first_layer=first_layer
+    )
+    return spent / ann_joules(network, cost=cost, reuse=reuse)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What each part of a network costs, in joules per image; as a string, a table.
+
+    Attributes:
+      cost: the name of the cost model.
+      unit: what events are charged in.
+      baseline: the row that `relative` is over.
+      rows: one for each number of steps and each conventional network: `name`; `steps`
+        and `latency`, with the depth of the pipeline, of spiking ones; the `COLUMNS`;
+        `total`; `step`, what the last step alone cost; `relative`.
+    """
+
+    cost: str
+    unit: str
+    baseline: str
+    rows: tuple[dict, ...]
+
+    def __getitem__(self, name: str) -> dict:
+        """The row of that name, such as `'T = 3'` or `'full reuse'`."""
+        return next(row for row in self.rows if row["name"] == name)
+
+    def __str__(self) -> str:
+        heads = [*COLUMNS, "total", "step"]
+        lines = [
+            f"{self.cost}, charged in {self.unit}; nanojoules per image; "
+            f"relative to {self.baseline}",
+            "  ".join([f"{'':32}", " T", "latency", *(f"{h:>10}" for h in heads)])
+            + "  relative",
+        ]
+        for row in self.rows:
+            cells = [f"{row['name']:32}", f"{row['steps'] or '':>2}"]
+            cells.append(f"{row['latency'] or '':>7}")
+            cells += [_nano(row[head]) for head in heads]
+            lines.append("  ".join([*cells, f"{row['relative']:8.3f}"]))
+        return "\n".join(lines)
+
+
+def _nano(joules: float | None) -> str:
+    return f"{'':>10}" if joules is None else f"{joules * 1e9:>10,.1f}"
+
+
+def report(
+    network: Network | Model,
+    events,
+    *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
+    baseline: str = "no reuse",
+    bits: int | None = None,
+    rounded=None,
+    spiking: dict | None = None,
+    first_layer: str = "once",
+) -> Report:
+    """A table of what is paid for, beside the conventional network's.
+
+    Args:
+      network, events, cost, unit, spiking, first_layer: as for `joules`. Counts of
+        several images are averaged.
+      baseline: the conventional network that `relative` is over: `'no reuse'` or
+        `'full reuse'`, alone or after `'4 bits, '` or `'4 bits, zeros skipped, '`.
+      bits: of the activations of the quantised network, by default as many as the
+        largest number needs that the neurons of a `Model` send, otherwise 8.
+      rounded: the `Curves` of that network, run for one step (`rounded` makes it): for
+        rows in which zeros are skipped.
+
+    Returns:
+      The `Report`; print it.
+
+    Raises:
+      ValueError: as `joules`, and for a baseline that is no row.
+
+    Example:
+      >>> found = report(network, {"relu0": np.array([2.0, 1.0])})
+      >>> f"{found['T = 2']['total']:.3g}", f"{found['no reuse']['total']:.3g}"
+      ('2.11e-11', '2.76e-11')
+    """
+    spent = _spent(network, events, cost, unit, spiking, first_layer)
+    spent = spent.reshape(len(spent), -1, len(COLUMNS)).mean(1)
+    net, _, needed = _parts(network)
+    bits, late = bits or needed or 8, depth(net)
+    found = {}
+    for t, total in enumerate(np.cumsum(spent, 0), 1):
+        found[f"T = {t}"] = (t, t + late, total, spent[t - 1].sum())
+    kinds = {"": {}, f"{bits} bits, ": {"bits": bits}}
+    if rounded is not None:
+        kinds[f"{bits} bits, zeros skipped, "] = {"bits": bits, "sent": rounded}
+    for kind, options in kinds.items():
+        for reuse in ("no", "full"):
+            total = _ann(net, cost, reuse, spiking=spiking, **options)
+            found[f"{kind}{reuse} reuse"] = (None, None, total, None)
+    if baseline not in found or found[baseline][0]:
+        conventional = [name for name, row in found.items() if row[0] is None]
+        raise ValueError(f"baseline must be one of {conventional}, found {baseline!r}")
+    least = found[baseline][2].sum()
+    rows = []
+    for name, (t, latency, total, last) in found.items():
+        paid = dict(zip(COLUMNS, (total * 1e-12).tolist(), strict=True))
+        row = {"name": name, "steps": t, "latency": latency} | paid
+        row |= {"total": float(total.sum()) * 1e-12}
+        row |= {"step": None if last is None else float(last) * 1e-12}
+        rows.append(row | {"relative": float(total.sum() / least)})
+    return Report(cost.name, unit, baseline, tuple(rows))
+
+
+def depth(network: Network) -> int:
+    """The most populations on a way from an input to an output: what a pipeline in
+    which each passes its spikes on at the next step adds to the latency.
+
+    Example:
+      >>> depth(network)
+      1
+    """
+    found: dict[str, int] = {}
+    for node in network.graph.nodes:
+        before = max((found[name] for name in node.inputs), default=0)
+        found[node.name] = before + isinstance(node.role, Neuron)
+    return max(found[name] for name in network.graph.outputs)
+
+
+def break_even(
+    network: Network | Model,
+    steps: int,
+    *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "events",
+    reuse: str = "no",
+    bits: int | None = None,
+    sent: Events | None = None,
+) -> np.ndarray:
+    """How often neurons may fire before spikes cost more than the conventional network.
+
+    Every neuron is taken to send as often, and every pool to pass on as much.
+
+    Args:
+      network, cost, unit: as for `prices`; a graded event in `'digits'` has one digit.
+      steps: the largest number of time steps.
+      reuse, bits, sent: of the conventional network, as for `ann_joules`.
+
+    Returns:
+      `[T]`, events per neuron and step; times `t`, about the spikes per synapse of a
+      whole run. Negative where the network costs more without any.
+
+    Example:
+      >>> break_even(network, 2).round(2).tolist()  # 9.2 pJ buy two events of 4.6
+      [1.0, 0.5]
+    """
+    own = prices(network, cost=cost, unit=unit)
+    net = _parts(network)[0]
+    dense = ann_joules(net, cost=cost, reuse=reuse, bits=bits, sent=sent) * 1e12
+    times = np.arange(1, steps + 1)
+    each = sum(
+        _size(net.graph[name]) * (own.event[name] + own.operation[name]).sum()
+        for name in own.event
+    )
+    return (dense - own.once.sum() - times * own.step.sum()) / (times * each)
 
 
 def check_events(network: Network, events: Events) -> dict[str, np.ndarray]:
@@ -247,223 +720,3 @@ def check_events(network: Network, events: Events) -> dict[str, np.ndarray]:
                 "not finite"
             )
     return found
-
-
-# What reaches which synapse, place by place.
-
-
-class Reach(NamedTuple):
-    """Synapses that signals reach.
-
-    Attributes:
-      taps: `{synapse: [...]}`, how many weights each place of its input meets there.
-      events: `{(sender, synapse): [...]}`, how many an event of each place of the
-        sender meets, along all ways through wires.
-      once: `{synapse: multiply-accumulates}` of what is constant over time.
-      charges: `{synapse: multiply-accumulates}` at every step, of what comes from
-        another synapse with no neuron between them.
-    """
-
-    taps: dict[str, np.ndarray]
-    events: dict[tuple[str, str], np.ndarray]
-    once: dict[str, float]
-    charges: dict[str, float]
-
-
-def reach(network: Network, weights: dict | None = None) -> Reach:
-    """Counts the synapses that signals reach; all places are like one image's, `[1,
-    ...]`.
-
-    Args:
-      network: the network.
-      weights: leave out weights that are zero in these; without them, all count.
-    """
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"network: expected what trace returns, found {type(network).__name__}"
-        )
-    if weights is None:
-        return _dense(network)
-    present = {}
-    for node in network.graph.of(Synapse, Wire):
-        if node.name in network.program.uses:
-            if node.name not in weights:
-                raise ValueError(
-                    f"{node.name}: there are no weights for it; pass those of the same "
-                    "network"
-                )
-            own = weights[node.name]
-            one = isinstance(node.role, Synapse)
-            present[node.name] = tuple(
-                np.asarray(value) != 0 if one or _multiplies(node) else value
-                for value in (own[:1] if one else own)
-            )
-            if one and present[node.name][0].shape != node.role.kernel:
-                raise ValueError(
-                    f"{node.name}: the kernel must be {node.role.kernel}, found "
-                    f"{present[node.name][0].shape}"
-                )
-    return _reach(network, present)
-
-
-@lru_cache(maxsize=64)
-def _dense(network: Network) -> Reach:
-    """All weights count."""
-    present = {}
-    for node in network.graph.of(Synapse):
-        present[node.name] = (np.ones(node.role.kernel, bool),)
-    for node in network.graph.of(Wire):
-        use = network.program.uses.get(node.name)
-        if use is not None:
-            fill = np.ones if _multiplies(node) else np.zeros
-            own = [getattr(value, "value", value) for value in use.values]
-            present[node.name] = tuple(fill(v.shape, v.dtype) for v in own)
-    return _reach(network, present)
-
-
-def _reach(network: Network, present: dict) -> Reach:
-    # On a CPU counts are exact in single precision; other devices may round products.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        found = jax.device_get(_count(network.graph, present))
-    taps, events, constant, charged = found
-    taps, events = (
-        {name: value.astype(np.float64) for name, value in part.items()}
-        for part in (taps, events)
-    )
-    sums = [
-        {name: float((taps[name] * where).sum()) for name, where in part.items()}
-        for part in (constant, charged)
-    ]
-    return Reach(taps, events, *sums)
-
-
-@partial(jax.jit, static_argnums=0)
-def _count(graph: Graph, present: dict):
-    """The counts of `Reach`, and where constants and charges arrive."""
-    taps, events, constant, charged = {}, {}, {}, {}
-    kind = jnp.float32
-    for node in graph.of(Synapse):
-        kernel = present[node.name][0].astype(kind)
-        above = graph[node.inputs[0]]
-        apply = partial(_weigh, node.role, kernel)
-        out, pull = jax.vjp(apply, jnp.zeros(above.image_shape, kind))
-        (met,) = pull(jnp.ones_like(out))
-        taps[node.name] = met
-        region = _region(node, graph)
-        starts = {name: graph[name] for name in region}
-        senders = [n for n in region if isinstance(starts[n].role, Neuron | Pool)
-                   and n in graph.dynamic]  # fmt: skip
-        lead = partial(_lead, graph, present, node, tuple(region))
-        if senders:
-            zeros = {n: jnp.zeros(graph[n].image_shape, kind) for n in senders}
-            _, pull = jax.vjp(lead, zeros)
-            (back,) = pull(met)
-            events |= {(name, node.name): back[name] for name in senders}
-        still = [n for n in region if n not in graph.dynamic]
-        moving = [n for n in region if n in graph.dynamic and n not in senders]
-        for names, where in ((still, constant), (moving, charged)):
-            if names:
-                ones = {n: jnp.ones(graph[n].image_shape, kind) for n in names}
-                where[node.name] = lead(ones) > 0
-    return taps, events, constant, charged
-
-
-def _weigh(role: Synapse, kernel, x):
-    """A synapse whose transpose can be trusted.
-
-    Of a convolution padded by more than its kernel reaches, the transpose has negative
-    padding, with which XLA on CPU reads memory that is not its own. Here padding is a
-    step of its own.
-    """
-    if not role.is_conv:
-        return role.apply(x, kernel)
-    params = dict(role.params)
-    around = [(0, 0, 0)] * x.ndim
-    sides = params["dimension_numbers"].lhs_spec[2:]
-    padding, apart = params["padding"], params["lhs_dilation"]
-    for axis, (low, high), gap in zip(sides, padding, apart, strict=True):
-        around[axis] = (low, high, gap - 1)
-    params["padding"] = ((0, 0),) * len(sides)
-    params["lhs_dilation"] = (1,) * len(sides)
-    padded = lax.pad(x, jnp.zeros((), x.dtype), around)
-    return role.primitive.bind(padded, kernel, **params)
-
-
-def _region(node: Node, graph: Graph) -> list[str]:
-    """Where the wires before a synapse begin: senders, constants, other synapses."""
-    queue, found = list(node.inputs), []
-    while queue:
-        name = queue.pop(0)
-        if isinstance(graph[name].role, Wire) and name in graph.dynamic:
-            queue += [n for n in graph[name].inputs if n not in queue]
-        elif name not in found:
-            found.append(name)
-    return found
-
-
-def _lead(graph: Graph, present, node: Node, region, values: dict):
-    """What arrives at a synapse along the wires, an indicator for each way."""
-    on_the_way = _between(graph, node, region)
-
-    def visit(one: Node, *arriving):
-        if one.name in region:
-            if one.name in values:
-                return values[one.name]
-            return jnp.zeros(one.image_shape, jnp.float32)
-        if one.name not in on_the_way:
-            return None
-        if isinstance(one.role, Wire):
-            return _indicate(one, present.get(one.name, ()), *arriving)
-        raise unknown(one, "fan-out")
-
-    part = dataclasses.replace(graph, outputs=node.inputs)
-    (found,) = read(part, visit, *[None] * len(graph.of(Input)))
-    return found
-
-
-def _between(graph: Graph, node: Node, region) -> set[str]:
-    queue, found = list(node.inputs), set()
-    while queue:
-        name = queue.pop()
-        if name not in region and name not in found:
-            found.add(name)
-            queue += graph[name].inputs
-    return found
-
-
-_PRODUCTS = ("mul", "div", "dot_general", "conv_general_dilated")
-
-
-def _multiplies(node: Node) -> bool:
-    return isinstance(node.role, Wire) and node.role.primitive.name in _PRODUCTS
-
-
-def _indicate(node: Node, own: tuple, *values):
-    """A wire on indicators: constants that multiply are 1 or 0, signs are lost."""
-    role, kind = node.role, jnp.float32
-    name = role.primitive.name
-    if name == "neg":
-        return values[0]
-    if name == "sub":
-        role = dataclasses.replace(role, primitive=lax.add_p)
-    if name == "select_n" and isinstance(role.operands[0], Operand):
-        return sum(values)  # an unknown choice: both
-    if name in _PRODUCTS:
-        held = [
-            value
-            if value is None
-            else jnp.asarray(
-                (own[value.index] if isinstance(value, Operand) else value.value) != 0,
-                kind,
-            )
-            for value in role.operands
-        ]
-        if name in ("mul", "div"):
-            (factor,) = [value for value in held if value is not None]
-            return jnp.broadcast_to(values[0] * factor, node.image_shape)
-        role = dataclasses.replace(
-            role, operands=tuple(v if v is None else Operand(0) for v in held)
-        )
-        own = tuple(value for value in held if value is not None)
-    node = dataclasses.replace(node, role=role)
-    return apply_wire(node, own, *values, batch=1, linear=True)
