@@ -226,7 +226,7 @@ def compare(dataset, network, variables, settings: Simulation, folder: Path) -> 
             jb.save(path, model, spiking, notes=notes)
         runs[name] = {"neuron": repr(model.neuron)} | row
         runs[name]["joules"] = jb.energy.joules(network, events).tolist()
-        runs[name]["events"] = {path: mean.tolist() for path, mean in events.items()}
+        runs[name]["events"] = sum(events.values()).tolist()  # of each step
     return {
         "dataset": dataset.name,
         "test_images": len(test),
@@ -298,12 +298,30 @@ def write_record(folder: Path, name: str, config, *optional: str, **found) -> No
 
 
 def write_json(path: Path, record: dict) -> None:
-    """Writes a record, all or nothing."""
+    """Writes a record, all or nothing: rows on a line each, six digits of a number."""
+    write_text(path, _json(record))
 
-    def plain(value):
-        return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
-    write_text(path, json.dumps(record, indent=1, default=plain))
+def _json(value, indent: int = 0) -> str:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float):
+        return json.dumps(float(f"{value:.6g}"))
+    if not isinstance(value, dict | list | tuple):
+        plain = value is None or isinstance(value, str | bool | int)
+        return json.dumps(value if plain else str(value), ensure_ascii=False)
+    named = isinstance(value, dict)
+    inner = value.values() if named else value
+    texts = [_json(item, indent + 1) for item in inner]
+    if named:
+        names = (json.dumps(str(name), ensure_ascii=False) for name in value)
+        texts = [f"{n}: {text}" for n, text in zip(names, texts, strict=True)]
+    start, end = "{}" if named else "[]"
+    row = not any(isinstance(item, dict) for item in inner)
+    if row and not any("\n" in text for text in texts):
+        return start + ", ".join(texts) + end
+    space = "\n" + " " * (indent + 1)
+    return start + space + ("," + space).join(texts) + space[:-1] + end
 
 
 def write_text(path: Path, text: str) -> None:
@@ -478,34 +496,23 @@ def _table(result: dict) -> str:
 
 
 def _draw(path: Path, results: dict[str, dict]) -> None:
-    """Accuracy and energy against time steps, one row for each network."""
+    """Accuracy against energy and against time, one row for each network."""
     rows = len(results)
-    with figure(path, rows, 2, figsize=(9, 3.4 * rows), squeeze=False) as (_, axes):
-        for (network, result), (left, right) in zip(results.items(), axes, strict=True):
+    with figure(path, rows, 2, figsize=(11, 3.9 * rows), squeeze=False) as (_, axes):
+        for (network, result), row in zip(results.items(), axes, strict=True):
+            gamma = result["settings"]["gamma"]
             labels = {
                 "refining": "refining bursts",
-                "burst": f"bursts, γ = {result['settings']['gamma']}",
+                "burst": f"bursts, γ = {gamma}",
                 "IF": "integrate-and-fire",
             }
-            for name, run in result["runs"].items():
-                style = {"color": COLOURS[name], "label": labels[name]}
-                times = np.arange(1, len(run["accuracy"]) + 1)
-                left.plot(times, 100 * np.array(run["accuracy"]), lw=1.8, **style)
-                right.plot(times, run["energy_over_ann"], lw=1.8, **style)
-            ann = result["ann_accuracy"]
-            dashed = {"color": "0.35", "linestyle": "--"}
-            left.axhline(100 * ann, label=f"ANN, {ann:.2%}", **dashed)
-            right.axhline(1, label="ANN", **dashed)
-            left.set(
-                title=f"{network}, {result['dataset']}, "
-                f"{result['test_images']:,} images",
-                ylabel="test accuracy (%)",
-            )
-            left.set_ylim(bottom=0)
-            right.set(
-                title="synaptic operations and first layer", ylabel="energy / ANN"
-            )
-            right.set_yscale("log")
-            for axis in (left, right):
-                doubling(axis)
-                axis.legend(frameon=False)
+            runs = {labels[name]: run for name, run in result["runs"].items()}
+            images, about = result["test_images"], f"{network}, {result['dataset']}"
+            curves = {
+                label: jb.evaluation.Curves(np.array(run["accuracy"]), {}, images)
+                for label, run in runs.items()
+            }
+            energy = {label: run["energy_over_ann"] for label, run in runs.items()}
+            ann, title = result["ann_accuracy"], f"{about}, {images:,} images"
+            jb.plot.accuracy(curves, energy=energy, ann=ann, title=title, axes=row[0])
+            jb.plot.accuracy(curves, ann=ann, title=title, axes=row[1])

@@ -170,8 +170,12 @@ def main() -> None:
         *(folder, "errors", config),
         images=len(images),
         times=times,
-        layers={
-            method: [row._asdict() for row in rows] for method, rows in results.items()
+        last_percent={  # of each layer, the total over its mean activation
+            method: {
+                row.name: 100 * row.size["total"][-1] / (row.activation or np.nan)
+                for row in rows
+            }
+            for method, rows in results.items()
         },
         mean_over_layers_percent={
             method: over_layers(rows) for method, rows in results.items()
