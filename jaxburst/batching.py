@@ -38,6 +38,11 @@ def length(inputs) -> int:
     return counts.pop()
 
 
+def first(inputs: Any, count: int = 1) -> Any:
+    """The first so many images of inputs `[N, ...]`, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x[:count]), inputs)
+
+
 def own_rows(count: int) -> np.ndarray:
     """Which of so many images this process reads."""
     return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxburst.batching import check_batch_size, length, own_rows, sweep, together
+from jaxburst.batching import check_batch_size, first, length, own_rows, sweep, together
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.devices import divided, evenly, of_each, share
 from jaxburst.run import (
@@ -102,8 +102,7 @@ def evaluate(
     """
     inputs, targets = pair(data)
     check_batch_size(batch_size)
-    example = jax.tree.map(lambda x: np.asarray(x[:1]), inputs)
-    check(model, spiking, example, steps)
+    check(model, spiking, first(inputs), steps)
     count = length(inputs)
     check_targets(model.network, targets, count, metric)
     size = evenly(min(batch_size, len(own_rows(count)) or 1))
@@ -128,11 +127,9 @@ def evaluate(
             sums = np.stack([one[:rows].sum(0, dtype=np.int64) for one in found])
             traffic[name] = traffic.get(name, 0) + sums
     if not traffic:  # a process without images of its own
-        senders = (*model.network.neurons, *model.network.pools)
-        traffic = {name: np.zeros((3, steps), np.int64) for name in senders}
+        traffic = dict.fromkeys(model.network.senders, np.zeros((3, steps), np.int64))
     total, traffic = together((total, traffic))
-    order_of = [n.name for n in model.network.graph.nodes if n.name in traffic]
-    means = {name: Traffic(*traffic[name] / count) for name in order_of}
+    means = {name: Traffic(*traffic[name] / count) for name in model.network.senders}
     return Curves(total / count, means, count)
 
 
@@ -143,8 +140,7 @@ def _scorer(model: Model, steps: int, schedule: str, top: bool) -> Callable:
     def score(circuit, batch):
         inputs, targets = batch
         leaves = model.network.leaves(inputs)
-        order = plan(leaves[0].shape[0], steps, schedule)
-        trace = trace_of(model, circuit, leaves, steps, order)
+        trace = trace_of(model, circuit, leaves, steps, schedule)
         traffic = jax.tree.map(lambda count: count.swapaxes(0, 1), trace.traffic)
         outputs = [value.swapaxes(0, 1) for value in trace.logits]
         if top:

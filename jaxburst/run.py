@@ -710,6 +710,7 @@ def unroll(
     order: Plan | None = None,
     record: tuple[str, ...] = (),
     respond: Respond | None = None,
+    follow: tuple[Callable, Callable] | None = None,
     platform: str | None = None,
 ):
     """Presents inputs for a number of time steps: the only loop over time.
@@ -725,6 +726,8 @@ def unroll(
       order: the order of the work.
       record: the populations whose potentials `info` shows.
       respond: as in `block`.
+      follow: what an observer carries along is `state["seen"]`: at rest it is
+        `follow[0](state)`, after a block `follow[1](seen, state, info)`.
       platform: where it will run, if not here.
 
     Returns:
@@ -740,7 +743,7 @@ def unroll(
             whole = order._replace(images=order.images)
             return unroll(
                 model, circuit, part, steps, observe, order=whole, record=record,
-                respond=respond, platform=platform,
+                respond=respond, follow=follow, platform=platform,
             )  # fmt: skip
 
         state, seen = jax.lax.map(one, parts)
@@ -755,10 +758,14 @@ def unroll(
             model, circuit, held, state, taken, record=record, respond=respond,
             platform=platform,
         )  # fmt: skip
+        if follow is not None:
+            state["seen"] = follow[1](state["seen"], state, info)
         return state, observe(state, info)
 
     blocks, left = divmod(steps, order.steps)
     state = rest(model, circuit, count)
+    if follow is not None:
+        state["seen"] = follow[0](state)
     if blocks == 1:  # in a loop XLA on CPU is slow with the gradient of a kernel
         state, seen = advance(state, None)
     else:
@@ -840,12 +847,22 @@ def simulate(
 )
 def _simulate(model, spiking, leaves, steps, record, schedule, platform) -> Trace:
     circuit = prepare(model, spiking, platform)
-    order = plan(leaves[0].shape[0], steps, schedule, platform)
-    return trace_of(model, circuit, leaves, steps, order, record, platform)
+    return trace_of(model, circuit, leaves, steps, schedule, record, platform)
 
 
-def trace_of(model, circuit, leaves, steps, order, record=(), platform=None) -> Trace:
+def trace_of(
+    model: Model,
+    circuit: Circuit,
+    leaves: list,
+    steps: int,
+    schedule: str | Plan = "auto",
+    record: tuple[str, ...] = (),
+    platform: str | None = None,
+) -> Trace:
     """The `Trace` of a circuit; the outputs as a list."""
+    order = schedule
+    if not isinstance(order, Plan):
+        order = plan(leaves[0].shape[0], steps, order, platform)
 
     def front(name: str, value) -> jax.Array:
         """The images in front of all else that is one image's."""

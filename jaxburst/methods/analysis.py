@@ -6,9 +6,9 @@ why.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,9 @@ import numpy as np
 
 from jaxburst.batching import at_once
 from jaxburst.convert import Spiking
-from jaxburst.graph import RELU, apply_pool, over
+from jaxburst.graph import apply_pool, over
 from jaxburst.methods.channels import by_channel
-from jaxburst.neurons import Neuron
-from jaxburst.run import Model, check, prepare, rest, unroll
+from jaxburst.run import Circuit, Model, check, prepare, unroll
 from jaxburst.tracing import forward
 
 
@@ -72,87 +71,59 @@ def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerRepo
     return rows
 
 
-class _Sums(NamedTuple):
-    """What a watched population carries.
+class _Seen(NamedTuple):
+    """What is kept of a population along the way.
 
     Attributes:
-      state: the neurons' own.
+      start: the potential before the first step.
       heard: of neurons that repeat the sum of what the spikes of each step say, of
         others what they say together.
       sent: `Σ|n|`.
     """
 
-    state: Any
+    start: jax.Array
     heard: jax.Array
     sent: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class _Watched(Neuron):
-    """Neurons that do what others do, and keep count of it."""
+def _watching(model: Model, circuit: Circuit) -> tuple[Callable, Callable]:
+    """What `run.unroll` follows: `{name: _Seen}`, step by step."""
+    kinds = {name: model.neuron.at(name) for name in model.network.neurons}
 
-    kind: Neuron
+    def begin(state):
+        found = {}
+        for name, own in kinds.items():
+            start = own.potential(circuit.own[name], state[name])
+            found[name] = _Seen(start, jnp.zeros_like(start), jnp.zeros_like(start))
+        return found
 
-    @property
-    def repeats(self) -> bool:
-        return self.kind.repeats
+    def after(seen, state, info):
+        found = {}
+        for name, own in kinds.items():
+            start, before, sent = seen[name]
+            spikes, threshold = info.spikes[name][0], circuit.own[name]
+            heard = own.heard(threshold, state[name], spikes, state["time"])
+            if own.repeats:
+                heard = before + heard
+            found[name] = _Seen(start, heard, sent + jnp.abs(spikes))
+        return found
 
-    def growth(self, t):
-        return self.kind.growth(t)
-
-    def presented(self, t):
-        return self.kind.presented(t)
-
-    def readout(self, total, t):
-        return self.kind.readout(total, t)
-
-    @property
-    def most(self) -> int | None:
-        return self.kind.most
-
-    def at(self, name: str) -> Neuron:
-        return _Watched(self.kind.at(name))
-
-    def worth(self, t):
-        return self.kind.worth(t)
-
-    def correction(self, bias, t):
-        return self.kind.correction(bias, t)
-
-    def rest(self, threshold, shape, dtype, f=RELU) -> _Sums:
-        none = jnp.zeros(shape, dtype)
-        return _Sums(self.kind.rest(threshold, shape, dtype, f), none, none)
-
-    def step(self, threshold, state, current, t, f=RELU):
-        after, spikes = self.kind.step(threshold, state.state, current, t, f)
-        heard = self.kind.heard(threshold, after, spikes, t)
-        if self.repeats:
-            heard = state.heard + heard
-        return _Sums(after, heard, state.sent + jnp.abs(spikes)), spikes
-
-    def potential(self, threshold, state):
-        return self.kind.potential(threshold, state.state)
-
-    def heard(self, threshold, state, spikes, t):
-        return self.kind.heard(threshold, state.state, spikes, t)
-
-
-def _watched(model: Model) -> Model:
-    return dataclasses.replace(model, neuron=_Watched(model.neuron))
+    return begin, after
 
 
 @lru_cache(maxsize=8)
 def _report(model: Model, steps: int):
     """The fields of `LayerReport`, a number for each image."""
-    network, watched = model.network, _watched(model)
+    network = model.network
 
     def function(spiking, inputs):
-        circuit, leaves = prepare(watched, spiking), network.leaves(inputs)
-        state, _ = unroll(watched, circuit, leaves, steps, lambda *_: ())
-        found = {}
+        circuit, leaves = prepare(model, spiking), network.leaves(inputs)
+        follow = _watching(model, circuit)
+        state, _ = unroll(model, circuit, leaves, steps, lambda *_: (), follow=follow)
+        found, seen = {}, state["seen"]
         for name, activation in forward(network, spiking, inputs)[1].items():
-            rate = state[name].heard / (steps if model.neuron.repeats else 1)
-            sent, levels = state[name].sent, model.neuron.at(name).levels
+            rate = seen[name].heard / (steps if model.neuron.repeats else 1)
+            sent, levels = seen[name].sent, model.neuron.at(name).levels
             reach = over(spiking[name].theta, activation) * (levels or np.inf)
 
             def mean(x, name=name):
@@ -331,14 +302,13 @@ def parts(
 def _errors(model: Model, steps: int):
     """`{name: ({cause: mean [T]}, {cause: size [T]})}`, and `{name: activation}`, one
     row on each device."""
-    network, watched = model.network, _watched(model)
+    network = model.network
     graph = network.graph
 
     def function(spiking, inputs):
-        circuit, leaves = prepare(watched, spiking), network.leaves(inputs)
+        circuit, leaves = prepare(model, spiking), network.leaves(inputs)
         images = len(leaves[0])
         activations = forward(network, spiking, inputs)[1]
-        begin = rest(watched, circuit, images)
 
         def pooled(name, state, time):
             """What a pool passes on, and the pool of what enters it, as rates."""
@@ -347,14 +317,15 @@ def _errors(model: Model, steps: int):
             return unit * sent, unit * apply_pool(graph[name], total, images)
 
         def observe(state, _):
-            shown = {}
+            shown, seen = {}, state["seen"]
             for name, activation in activations.items():
                 time = state["time"].astype(activation.dtype)
-                own, threshold = watched.neuron.at(name), spiking[name]
-                start, end = (
-                    own.potential(threshold, when[name]) for when in (begin, state)
+                own, threshold = model.neuron.at(name), spiking[name]
+                end, (start, heard, _) = (
+                    own.potential(threshold, state[name]),
+                    seen[name],
                 )
-                rate = state[name].heard / time
+                rate = heard / time
                 mean = rate + (end - start) / time  # what came in: charge is conserved
                 theta = over(threshold.theta, rate)
                 found = parts(theta, start, end, mean, rate, activation, time)
@@ -366,7 +337,8 @@ def _errors(model: Model, steps: int):
                 )
             return jax.tree.map(lambda x: x[None], shown)
 
-        state, shown = unroll(watched, circuit, leaves, steps, observe)
+        follow = _watching(model, circuit)
+        state, shown = unroll(model, circuit, leaves, steps, observe, follow=follow)
         time = state["time"].astype(jnp.result_type(*activations.values()))
         expected = {name: pooled(name, state, time)[1] for name in network.pools}
         means = {name: it.mean() for name, it in (activations | expected).items()}

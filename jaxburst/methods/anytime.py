@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.batching import batches, in_order, length, sweep, together
+from jaxburst.batching import batches, first, in_order, length, sweep, together
 from jaxburst.convert import Spiking
 from jaxburst.evaluation import check_targets, pair
 from jaxburst.graph import Node, Pool
@@ -32,7 +32,6 @@ from jaxburst.run import (
     check,
     compiler_options,
     constants,
-    plan,
     prepared,
     rest,
     trace_of,
@@ -129,7 +128,7 @@ def settle(
         raise ValueError(f"settle: agreement must lie in 0 .. 1, found {agreement}")
     _check_classes(model)
     count = length(inputs)
-    check(model, spiking, _first(inputs), steps)
+    check(model, spiking, first(inputs), steps)
     classes, margins = _course(model, spiking, inputs, steps, batch_size)
     agrees = classes == classes[-1]
     threshold = np.full(steps, np.inf)
@@ -156,8 +155,7 @@ def _course(model, spiking, inputs, steps, batch_size) -> tuple:
 def _courses(model: Model, steps: int):
     def function(circuit, batch):
         leaves = model.network.leaves(batch)
-        order = plan(leaves[0].shape[0], steps)
-        trace = trace_of(model, circuit, leaves, steps, order)
+        trace = trace_of(model, circuit, leaves, steps)
         return tuple(x.T for x in _leading(trace.logits[0]))
 
     return function
@@ -257,10 +255,10 @@ def evaluate_anytime(
     inputs, labels = pair(data)
     count = length(inputs)
     check_targets(model.network, labels, count, None)
-    check(model, spiking, _first(inputs), len(threshold))
+    check(model, spiking, first(inputs), len(threshold))
     circuit = prepared(model, spiking)
     right, stopped = 0, np.zeros(len(threshold), np.int64)
-    names = [node.name for node in _senders(model)]
+    names = model.network.senders
     events = {name: np.zeros(len(threshold), np.int64) for name in names}
     words = f"Simulating up to {len(threshold)} steps" if progress else ""
     for rows, _, (batch, wanted) in batches((inputs, labels), batch_size, words):
@@ -278,16 +276,6 @@ def evaluate_anytime(
         events={name: events[name] / count for name in names},
         images=count,
     )
-
-
-def _first(inputs):
-    return jax.tree.map(lambda x: np.asarray(x[:1]), inputs)
-
-
-def _senders(model: Model) -> list[Node]:
-    """Populations and pools, in order."""
-    names = {*model.network.neurons, *model.network.pools}
-    return [node for node in model.network.graph.nodes if node.name in names]
 
 
 @partial(jax.jit, static_argnames="model")
@@ -310,7 +298,7 @@ def _take(model: Model, held: dict, state: State, rows: jax.Array):
 
     held = {name: of(graph[name], value) for name, value in held.items()}
     found = dict(state)
-    for node in _senders(model):
+    for node in map(graph.__getitem__, model.network.senders):
         if isinstance(node.role, Pool):
             total, sent = state[node.name]
             found[node.name] = Pooled(of(graph[node.inputs[0]], total), of(node, sent))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.batching import sweep, together
+from jaxburst.batching import add_up, length, sweep, together
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.energy import cost_per_event
 from jaxburst.graph import (
@@ -28,7 +28,7 @@ from jaxburst.graph import (
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.channels import by_channel, centred
 from jaxburst.neurons import Neuron
-from jaxburst.run import Model, plan, prepared, trace_of
+from jaxburst.run import Model, prepared, trace_of
 from jaxburst.tracing import Network
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
@@ -74,7 +74,7 @@ def balance(
       ValueError: as `convert` and `simulate`.
     """
     spiking = convert(network, variables, thresholds)
-    spent = _operations(network, spiking, inputs, neuron, steps)
+    _, spent = operations(Model(network, neuron), spiking, inputs, steps)
     words = "Balancing" if progress else ""
     harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
     factors = _factors(np.array([spent[name] for name in network.neurons]), harm)
@@ -101,31 +101,29 @@ def _factors(spent: np.ndarray, harm: np.ndarray) -> np.ndarray:
     return np.clip(factors, 1 / _LARGEST, _LARGEST)
 
 
-def _operations(network, spiking, inputs, neuron, steps) -> dict[str, float]:
-    """Synaptic operations per image that the spikes of each population cause."""
-    model = Model(network, neuron)
-    circuit = prepared(model, spiking)
-    events: dict[str, float] = {}
-    images = 0
-    for rows, found in sweep(events_of(model, steps), circuit, inputs, 100):
-        images += rows
-        for name, counts in found.items():
-            events[name] = events.get(name, 0.0) + float(counts[:rows].sum())
-    names = (*network.neurons, *network.pools)
-    sums = together({name: np.float64(events.get(name, 0.0)) for name in names})
-    images = together(np.int64(images))
-    return charged(network, {name: n / images for name, n in sums.items()})
+def operations(
+    model: Model, spiking: Spiking, inputs, steps: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of a whole run, per image: `{name: events}` of populations and pools, and
+    `{population: synaptic operations}` that its spikes cause."""
+    circuit, count = prepared(model, spiking), length(inputs)
+    sums = add_up(_events(model, steps), circuit, inputs, 100)
+    events = {name: float(total) / count for name, total in sums.items()}
+    return events, charged(model.network, events)
 
 
 @lru_cache(maxsize=8)
-def events_of(model: Model, steps: int):
-    """Events of a whole run, `{name: [B]}`, as a function of `(circuit, inputs)`."""
+def _events(model: Model, steps: int):
+    """Events of a whole run, summed over the images that count."""
 
-    def function(circuit, batch):
-        leaves = model.network.leaves(batch)
-        order = plan(leaves[0].shape[0], steps)
-        trace = trace_of(model, circuit, leaves, steps, order)
-        return {name: counts.sum(0) for name, counts in trace.events.items()}
+    def function(circuit, batch, counts):
+        trace = trace_of(model, circuit, model.network.leaves(batch), steps)
+        # Whole numbers could grow too large for their type.
+        once = counts.astype(jnp.float32)
+        return {
+            name: (own.sum(0).astype(jnp.float32) * once).sum()
+            for name, own in trace.events.items()
+        }
 
     return function
 

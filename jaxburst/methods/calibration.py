@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.batching import add_up, each, in_order, length, sweep, together
+from jaxburst.batching import add_up, each, first, in_order, length, sweep, together
 from jaxburst.convert import Spiking, Thresholds, check_finite, convert
 from jaxburst.graph import at_batch
 from jaxburst.methods.channels import (
@@ -118,7 +118,7 @@ def _check(what: str, network, variables, inputs, neuron, per: str) -> int:
                 "should have"
             )
     count = length(inputs)
-    network.leaves(jax.tree.map(lambda x: np.asarray(x[:1]), inputs))
+    network.leaves(first(inputs))
     check_finite(variables)
     return count
 
@@ -362,8 +362,7 @@ def _whole(function, weights, inputs, batch_size: int, options=None) -> list:
         for rows, found in sweep(function, weights, inputs, batch_size, options=options)
     ]
     if not parts:  # a process without images of its own
-        one = jax.tree.map(lambda x: x[:1], inputs)
-        shapes = jax.eval_shape(function, weights, one)
+        shapes = jax.eval_shape(function, weights, first(inputs))
         parts = [[np.zeros((0, *x.shape[1:]), x.dtype) for x in shapes]]
     return [in_order(np.concatenate(x), count) for x in zip(*parts, strict=True)]
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 
-from jaxburst.batching import at_once, length
+from jaxburst.batching import at_once, first, length
 from jaxburst.convert import Spiking
 from jaxburst.devices import mean_over
 from jaxburst.methods.channels import channel_mean, shape_of
@@ -49,7 +49,7 @@ def correct(
       Li et al., "A Free Lunch From ANN", ICML 2021 (light calibration); for each step,
       Wu et al., "FTBC: Forward Temporal Bias Correction", ECCV 2024.
     """
-    check(model, spiking, jax.tree.map(lambda x: x[:1], inputs), steps)
+    check(model, spiking, first(inputs), steps)
     batch = length(inputs)
     if each_step or not model.neuron.repeats:
         found = at_once(_each_step(model, steps, batch), spiking, inputs)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.convert import Spiking
-from jaxburst.run import Model, check
+from jaxburst.run import Model, check, check_steps
 from jaxburst.tracing import forward
 
 
@@ -48,8 +48,11 @@ def direct(model: Model, spiking: Spiking, inputs, times: tuple[int, ...]):
             "direct: gating passes what arrives at the moment, not sums; use "
             f"pool='lateral'; found pool={model.pool!r}, for which there is simulate"
         )
-    for t in times:
-        leaves = check(model, spiking, inputs, t)
+    if not times:
+        raise ValueError("direct: times must hold a number of steps, found none")
+    leaves = check(model, spiking, inputs, times[0])
+    for t in times[1:]:
+        check_steps(model, t)
     found = _direct(model, spiking, leaves, tuple(times))
     return model.network.outputs(found)
 

@@ -6,6 +6,7 @@ spiking = polish(model, spiking, inputs, steps=2, energy=0.2)
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
 
 import jax
@@ -14,15 +15,15 @@ import numpy as np
 import optax
 
 from jaxburst import energy as joules
-from jaxburst.batching import at_once, check_batch_size, length
+from jaxburst.batching import check_batch_size, first, length
 from jaxburst.convert import Spiking
 from jaxburst.devices import divided, mean_over, share
 from jaxburst.graph import over
-from jaxburst.methods.balancing import charged, events_of
+from jaxburst.methods.balancing import operations
 from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.neurons import Threshold
 from jaxburst.progress import track
-from jaxburst.run import Model, Plan, check, prepare, prepared, unroll
+from jaxburst.run import Model, Plan, check, prepare, unroll
 from jaxburst.tracing import forward
 
 _AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
@@ -85,53 +86,56 @@ def polish(
     soft = dataclasses.replace(model, neuron=model.neuron.soft)
     count = length(inputs)
     check_batch_size(batch_size)
-    check(model, spiking, jax.tree.map(lambda x: np.asarray(x[:1]), inputs), steps)
+    check(model, spiking, first(inputs), steps)
     spiking = _with_rows(model, spiking, steps)
     size = min(batch_size, count)
-    first = jax.tree.map(lambda x: np.asarray(x[:size]), inputs)
-    prices = _prices(model, spiking, first, steps)
+    cut, copy = share(size)
+    prices = _prices(model, spiking, first(inputs, size), steps)
+    budget = energy * sum(joules.macs(model.network).values())
+    there = copy((spiking, prices, np.float32(budget)))
     start = {name: (spiking[name].theta, spiking[name].bias) for name in prices}
     change = jax.tree.map(jnp.zeros_like, start)
-    optimiser = optax.adam(optax.cosine_decay_schedule(rate, iterations), b2=0.99)
-    memory = optimiser.init(change)
-    cut, copy = share(size)
-    gradient = jax.jit(
-        divided(_gradient(soft, steps, size, energy, tuple(prices.items())), size)
-    )
-    spiking_there = copy(spiking)
-
-    @jax.jit
-    def update(change, memory, found):
-        step, memory = optimiser.update(jax.tree.map(lambda x: x[0], found), memory)
-        return optax.apply_updates(change, step), memory
+    memory = _OPTIMISER.init(change)
+    gradient = _gradient(soft, steps, size)
+    rates = optax.cosine_decay_schedule(rate, iterations)
 
     rng = np.random.default_rng(seed)
     numbers = range(iterations)
-    for _ in track(numbers, "Polishing") if progress else numbers:
+    for i in track(numbers, "Polishing") if progress else numbers:
         chosen = rng.choice(count, size, replace=False)
         batch = jax.tree.map(lambda x, rows=chosen: np.asarray(x[rows]), inputs)
-        found = gradient((spiking_there, copy(change)), cut(batch))
-        change, memory = update(change, memory, jax.device_get(found))
+        found = gradient((*there, copy(change)), cut(batch))
+        change, memory = _update(change, memory, jax.device_get(found), rates(i))
     return _changed(spiking, change)
 
 
+_OPTIMISER = optax.scale_by_adam(b2=0.99)
+
+
+@jax.jit
+def _update(change: dict, memory, found: dict, rate: jax.Array):
+    """A step of Adam against the gradient, of which each device has a row."""
+    step, memory = _OPTIMISER.update(jax.tree.map(lambda x: x[0], found), memory)
+    change = jax.tree.map(lambda x, d: x - rate.astype(x.dtype) * d, change, step)
+    return change, memory
+
+
 @lru_cache(maxsize=4)
-def _gradient(soft: Model, steps: int, size: int, energy: float, prices: tuple):
+def _gradient(soft: Model, steps: int, size: int) -> Callable:
     """The gradient of the loss, the same row on each device."""
     network = soft.network
     reach = joules.reach(network)
     analog = sum(reach.once.values()) + steps * sum(reach.charges.values())
-    budget = energy * sum(joules.macs(network).values())
 
     def function(given, inputs):
-        spiking, change = given
+        spiking, prices, budget, change = given
         target, _ = forward(network, spiking, inputs)
         target = _outputs(network, target)
         squares = [mean_over(jnp.square(z).mean(), size) for z in target]
 
         def parts(change):
             changed = _changed(spiking, change)
-            found, operations = _run(soft, changed, inputs, steps, dict(prices))
+            found, operations = _run(soft, changed, inputs, steps, prices)
             error = sum(
                 jnp.square(z - goal).mean() / jnp.where(square > 0, square, 1.0)
                 for z, goal, square in zip(found, target, squares, strict=True)
@@ -145,7 +149,7 @@ def _gradient(soft: Model, steps: int, size: int, energy: float, prices: tuple):
         (found,) = pull((1 / error, 2 * _STRICTNESS * (spent - 1)))
         return jax.tree.map(lambda x: mean_over(x, size)[None], found)
 
-    return function
+    return jax.jit(divided(function, size))
 
 
 def _outputs(network, found: list) -> list[jax.Array]:
@@ -172,12 +176,9 @@ def _with_rows(model: Model, spiking: Spiking, steps: int) -> Spiking:
 def _prices(model: Model, spiking: Spiking, inputs, steps: int) -> dict[str, float]:
     """Synaptic operations that one spike of each population causes, on average, behind
     pools, too."""
-    circuit = prepared(model, spiking)
-    found = at_once(events_of(model, steps), circuit, inputs)
-    events = {name: float(counts.sum()) for name, counts in found.items()}
-    spent = charged(model.network, events)
+    events, spent = operations(model, spiking, inputs, steps)
     return {
-        name: spent.get(name, 0.0) / max(1.0, events[name])
+        name: np.float32(spent.get(name, 0.0) / (events[name] or 1.0))
         for name in model.network.neurons
     }
 
@@ -191,7 +192,7 @@ def _changed(spiking: Spiking, change: dict) -> Spiking:
     return found
 
 
-def _run(soft: Model, spiking: Spiking, inputs, steps: int, prices: dict[str, float]):
+def _run(soft: Model, spiking: Spiking, inputs, steps: int, prices: dict):
     """Outputs `[B, n, C]`, logits relative to their mean, and operations per image,
     after some steps, with gradients."""
     network = soft.network

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 
-import jax
-
+from jaxburst.batching import first
 from jaxburst.convert import Spiking, convert
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
@@ -75,13 +74,10 @@ def refining(
             progress=progress,
         )  # fmt: skip
 
-    def first(count: int):
-        return jax.tree.map(lambda x: x[:count], inputs)
-
-    some = first(batch_size)
+    some = first(inputs, batch_size)
     thresholds = balance(
         network, variables, thresholds, some, neuron, progress=progress
     )
     model = Model(network, neuron)
     spiking = convert(network, variables, thresholds, initial=0.4)
-    return model, correct(model, spiking, first(2 * batch_size), steps=4)
+    return model, correct(model, spiking, first(inputs, 2 * batch_size), steps=4)

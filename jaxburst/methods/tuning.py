@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxburst import energy as joules
-from jaxburst.batching import in_order, length, sweep, together
+from jaxburst.batching import first, in_order, length, sweep, together
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate_mse, halves, outputs
@@ -28,7 +28,7 @@ from jaxburst.methods.corrections import correct
 from jaxburst.methods.polishing import polish
 from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
-from jaxburst.run import Model, compiler_options, plan, prepared, trace_of
+from jaxburst.run import Model, compiler_options, prepared, trace_of
 from jaxburst.tracing import Network
 
 Settings = dict[str, Any]
@@ -336,9 +336,6 @@ class _Bench:
         weights = network.weights(variables)
         self.outputs = outputs(network, weights, scoring, _BATCH)
 
-    def _first(self, count: int):
-        return jax.tree.map(lambda x: x[:count], self.calibration)
-
     def convert(self, settings: Settings) -> tuple[Model, Spiking]:
         thresholds = self._scaled(settings)
         refining = settings["coding"] == "refining"
@@ -351,10 +348,10 @@ class _Bench:
         model = Model(self.network, neuron)
         spiking = convert(self.network, self.variables, thresholds, initial=rounding)
         if settings["corrections"] and refining:
-            spiking = correct(model, spiking, self._first(200), self.steps)
+            spiking = correct(model, spiking, first(self.calibration, 200), self.steps)
         elif settings["corrections"]:  # slower: one simulation per layer
             steps = min(self.steps, 2)
-            spiking = correct(model, spiking, self._first(100), steps)
+            spiking = correct(model, spiking, first(self.calibration, 100), steps)
         return model, spiking
 
     def _scaled(self, settings: Settings) -> Thresholds:
@@ -362,7 +359,11 @@ class _Bench:
         if self.factors is None:  # nearly the same for all levels and neurons
             start, neuron = self._least_squares(4), Refining(15, 2, 0.6)
             balanced = balance(
-                self.network, self.variables, start, self._first(100), neuron
+                self.network,
+                self.variables,
+                start,
+                first(self.calibration, 100),
+                neuron,
             )
             self.factors = {
                 name: float((theta / start[name]).mean())
@@ -388,7 +389,7 @@ class _Bench:
         circuit = prepared(model, spiking)
         count, names = (
             length(self.scoring),
-            (*model.network.neurons, *model.network.pools),
+            model.network.senders,
         )
         events = {name: np.zeros(self.steps, np.int64) for name in names}
         kind = self.outputs[0].dtype
@@ -424,8 +425,7 @@ def _scores(model: Model, steps: int):
 
     def function(circuit, batch):
         leaves = model.network.leaves(batch)
-        order = plan(leaves[0].shape[0], steps)
-        trace = trace_of(model, circuit, leaves, steps, order)
+        trace = trace_of(model, circuit, leaves, steps)
         values = jax.vmap(lambda x: outputs_by_channel(model.network, x))(trace.logits)
         events = {name: counts.T for name, counts in trace.events.items()}
         return [value.swapaxes(0, 1) for value in values], events
@@ -491,7 +491,7 @@ def _check(network, inputs, steps: int, trials: int) -> None:
             "tune: there must be at least 2 inputs, one half to calibrate and one to "
             f"score; found {length(inputs)}"
         )
-    network.leaves(jax.tree.map(lambda x: x[:1], inputs))
+    network.leaves(first(inputs))
     for name, value in (("steps", steps), ("trials", trials)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(

@@ -97,7 +97,7 @@ def test_harm_is_the_error_of_one_rounded_population(name):
 def test_operations_are_charged_to_whoever_sent_the_spikes(name):
     it, neuron = case(name), Burst(3)
     spiking = it.spiking(neuron, "layer")
-    spent = balancing._operations(it.network, spiking, it.inputs, neuron, 4)
+    _, spent = balancing.operations(it.model(neuron), spiking, it.inputs, 4)
     trace = it.run(it.model(neuron), spiking, 4)
     counted = energy.operations(it.network, trace.events)
     total = sum(float(count.sum()) for count in counted.values()) / len(it.inputs)
