@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxburst.checks import door
 from jaxburst.costs import (
     HOROWITZ_FP32,
     HOROWITZ_INT8,
@@ -67,6 +68,7 @@ __all__ = [
     "Report",
     "ann_joules",
     "break_even",
+    "by_sender",
     "cost_per_event",
     "depth",
     "fan_out",
@@ -97,6 +99,7 @@ pools."""
 Events = dict[str, Any]
 
 
+@door
 def macs(network: Network, weights: dict | None = None) -> dict[str, int]:
     """Multiply-accumulates of one image, taps on zero padding left out.
 
@@ -139,6 +142,7 @@ def _macs(node: Node, graph: Graph) -> int:
     return found
 
 
+@door
 def fan_out(
     network: Network, spiking: dict | None = None
 ) -> dict[tuple[str, str], float]:
@@ -156,6 +160,7 @@ def fan_out(
     return {pair: float(places.mean()) for pair, places in found.items()}
 
 
+@door
 def cost_per_event(network: Network, spiking: dict | None = None) -> dict[str, float]:
     """Operations that one event causes, on average, in all synapses that it reaches.
 
@@ -168,6 +173,7 @@ def cost_per_event(network: Network, spiking: dict | None = None) -> dict[str, f
     return found
 
 
+@door
 def operations(
     network: Network, events: Events, spiking: dict | None = None
 ) -> dict[str, np.ndarray]:
@@ -214,6 +220,7 @@ class Prices(NamedTuple):
     once: np.ndarray
 
 
+@door(network="subject")
 def prices(
     network: Network | Model,
     *,
@@ -358,6 +365,40 @@ def _spent(network, events, cost, unit, spiking, first_layer) -> np.ndarray:
     return spent
 
 
+@door(network="subject")
+def by_sender(
+    network: Network | Model,
+    events,
+    *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
+    spiking: dict | None = None,
+) -> dict[str, np.ndarray]:
+    """Energy that the events of each population and pool cause, in joules.
+
+    Args:
+      network, events, cost, unit, spiking: as for `joules`.
+
+    Returns:
+      `{sender: [T, ...]}`, of each step by itself.
+
+    Example:
+      >>> spent = by_sender(network, {"relu0": np.array([2.0, 1.0])})
+      >>> (spent["relu0"] * 1e12).tolist()
+      [1.8, 0.9]
+    """
+    own = prices(network, cost=cost, unit=unit, spiking=spiking)
+    sent, worked = _counts(_parts(network)[0], events, unit)
+    return {
+        name: 1e-12
+        * (
+            sent[name] * own.event[name].sum()
+            + worked[name] * own.operation[name].sum()
+        )
+        for name in sent
+    }
+
+
 def _counts(network: Network, events, unit: str) -> tuple[dict, dict]:
     """How many events, and how many operations, by sender."""
     traffic = getattr(events, "traffic", events)
@@ -376,6 +417,7 @@ def _counts(network: Network, events, unit: str) -> tuple[dict, dict]:
     return sent, check_events(network, {n: x.digits for n, x in traffic.items()})
 
 
+@door(network="subject")
 def joules(
     network: Network | Model,
     events,
@@ -411,6 +453,7 @@ def joules(
     return np.cumsum(spent.sum(-1), axis=0) * 1e-12
 
 
+@door(network="subject")
 def ann_joules(
     network: Network | Model,
     *,
@@ -501,6 +544,7 @@ def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.nd
     return spent
 
 
+@door(network="subject")
 def relative(
     network: Network | Model,
     events,
@@ -565,6 +609,7 @@ def _nano(joules: float | None) -> str:
     return f"{'':>10}" if joules is None else f"{joules * 1e9:>10,.1f}"
 
 
+@door(network="subject")
 def report(
     network: Network | Model,
     events,
@@ -628,6 +673,7 @@ def report(
     return Report(cost.name, unit, baseline, tuple(rows))
 
 
+@door
 def depth(network: Network) -> int:
     """The most populations on a way from an input to an output: what a pipeline in
     which each passes its spikes on at the next step adds to the latency.
@@ -643,6 +689,7 @@ def depth(network: Network) -> int:
     return max(found[name] for name in network.graph.outputs)
 
 
+@door(network="subject")
 def break_even(
     network: Network | Model,
     steps: int,
