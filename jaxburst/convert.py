@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxburst.checks import door
 from jaxburst.graph import Node
+from jaxburst.network import Affine, Network, forward
 from jaxburst.neurons import Threshold
-from jaxburst.tracing import Affine, Network, forward
 
 Spiking = dict[str, Any]
 Thresholds = dict[str, jax.Array]
 
 
+@door
 def convert(
     network: Network,
     variables,
@@ -63,7 +65,7 @@ def convert(
             f"between 0 and 1, found {initial}"
         )
     check_finite(variables)
-    _check_thresholds(network, thresholds)
+    check_thresholds(network, thresholds)
     spiking: Spiking = dict(network.weights(variables))
     for name in network.neurons:
         theta = jnp.asarray(thresholds[name])
@@ -106,7 +108,7 @@ def threshold_shapes(network: Network, name: str) -> list[tuple[int, ...]]:
     return [(), (node.image_shape[axis], *[1] * (rank - 1 - axis)), shape]
 
 
-def _check_thresholds(network: Network, thresholds: Thresholds) -> None:
+def check_thresholds(network: Network, thresholds: Thresholds) -> None:
     expected = set(network.neurons)
     if not isinstance(thresholds, dict) or expected != set(thresholds):
         found = set(thresholds) if isinstance(thresholds, dict) else set()
@@ -141,7 +143,7 @@ def check_spiking(network: Network, spiking: Spiking) -> None:
         raise TypeError(
             f"spiking: expected what convert returns, found {type(spiking).__name__}"
         )
-    for node in network.graph.nodes:
+    for node in network.graph.weighing:
         parameters = network.program.parameters
         if node.name not in spiking:
             if node.name in parameters or node.name in network.neurons:
@@ -176,6 +178,7 @@ def _check_node(network: Network, node: Node, own) -> None:
         )
 
 
+@door
 def verify(
     network: Network,
     variables,

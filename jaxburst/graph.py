@@ -1,11 +1,12 @@
 """A network as a flat graph: nodes in an order in which inputs come first.
 
-A node has one of four roles, or is an input:
+A node has one of five roles, or is an input:
 
 * `Synapse`: a kernel that receives spikes or the input; operations are counted there.
 * `Wire`: moves and adds numbers. Affine; executed as the primitive it is.
-* `Neuron`: a rectifier, which becomes a population of spiking neurons.
+* `Neuron`: a ReLU or any other function, which becomes a population of neurons.
 * `Pool`: a maximum, over windows or axes.
+* `Product`: of two signals, linear in each.
 
 `read` is the only traversal in the library. A reading (the conventional network, a
 spiking time step, fan-outs, ...) is one function that is called for every node:
@@ -32,6 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
+
+from jaxburst.checks import door
 
 Shape = tuple[Any, ...]
 
@@ -140,8 +143,8 @@ class Wire:
       params: its parameters.
       operands: one for each argument: None for a signal (they come in the order of the
         node's inputs), a `Constant`, or an `Operand` of the node's weights.
-      front: whether it computes with whole numbers that the network is given (indices,
-        comparisons); these are not affine, but constant over time.
+      affine: if not, it is part of the function of a population, or computed from the
+        inputs alone (indices, comparisons, masks) and so constant over time.
       shapes: of operands that are the same for every image but must be there for each;
         None of the others.
     """
@@ -149,13 +152,13 @@ class Wire:
     primitive: Primitive
     params: dict
     operands: tuple[Any, ...]
-    front: bool = False
+    affine: bool = True
     shapes: tuple[Shape | None, ...] = ()
 
     @property
-    def signals(self) -> tuple[int, ...]:
-        """The positions of the signals among the arguments."""
-        return tuple(i for i, held in enumerate(self.operands) if held is None)
+    def front(self) -> bool:
+        """Whether it is computed from the inputs alone, and not affine."""
+        return not self.affine
 
 
 class Function(NamedTuple):
@@ -178,7 +181,7 @@ class Function(NamedTuple):
 
     def shape(self, shape: tuple[int, ...], dtype) -> tuple[int, ...]:
         """The shape of the activation of a drive."""
-        return jax.eval_shape(self, jax.ShapeDtypeStruct(shape, dtype)).shape
+        return jax.eval_shape(self.__call__, jax.ShapeDtypeStruct(shape, dtype)).shape
 
 
 RELU = Function()
@@ -186,9 +189,16 @@ RELU = Function()
 
 @dataclasses.dataclass(frozen=True)
 class Neuron:
-    """`min(max(x, 0), cap)`; without a cap a ReLU."""
+    """A population: of a ReLU, `min(max(x, 0), cap)`, or of any function of its drive.
+
+    Attributes:
+      cap: of a ReLU; None if there is no cap.
+      function: another function than a ReLU: a graph whose one input is the drive, and
+        whose nodes find their arrays under their names, as those of the network do.
+    """
 
     cap: float | None = None
+    function: Graph | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +209,15 @@ class Pool:
     params: dict
 
 
-Role = Input | Synapse | Wire | Neuron | Pool
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Two signals multiplied: `mul`, `dot_general` or a convolution; linear in each."""
+
+    primitive: Primitive
+    params: dict
+
+
+Role = Input | Synapse | Wire | Neuron | Pool | Product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +262,9 @@ class Graph:
         text = repr([(n.name, n.role, n.inputs, n.shape) for n in self.nodes])
         return hashlib.sha256(f"{text}{self.outputs}".encode()).hexdigest()
 
+    def __repr__(self) -> str:
+        return f"Graph({len(self.nodes)} nodes, {self.fingerprint[:16]})"
+
     def __eq__(self, other) -> bool:
         return isinstance(other, Graph) and self.fingerprint == other.fingerprint
 
@@ -260,6 +281,12 @@ class Graph:
     def of(self, *roles: type) -> tuple[Node, ...]:
         """The nodes of some roles, in order."""
         return tuple(node for node in self.nodes if isinstance(node.role, roles))
+
+    @cached_property
+    def weighing(self) -> tuple[Node, ...]:
+        """All nodes that may have weights, those of functions included."""
+        inner = [n.role.function for n in self.of(Neuron) if n.role.function]
+        return (*self.nodes, *(node for graph in inner for node in graph.weighing))
 
     @cached_property
     def dynamic(self) -> frozenset[str]:
@@ -295,6 +322,7 @@ class Graph:
         return found
 
 
+@door(inputs="anything")
 def read(graph: Graph, visit: Callable[..., Any], *inputs) -> list:
     """Visits every node, with what the nodes it reads gave; returns the outputs'.
 
@@ -389,7 +417,7 @@ def apply_wire(
 
 
 def apply(node: Node, weights: dict, *values: jax.Array, batch: int) -> jax.Array:
-    """What a synapse, wire or pool makes of charges: the conventional network there.
+    """What any node but an input makes of charges: the conventional network there.
 
     Args:
       node: the node.
@@ -412,7 +440,16 @@ def apply(node: Node, weights: dict, *values: jax.Array, batch: int) -> jax.Arra
             return apply_wire(node, weights.get(node.name, ()), *values, batch=batch)
         case Pool():
             return apply_pool(node, values[0], batch)
+        case Product():
+            return multiply(node, *values, batch=batch)
+        case Neuron():
+            return stands_for(node, weights, batch)(values[0])
     raise unknown(node, "the conventional network")
+
+
+def multiply(node: Node, a: jax.Array, b: jax.Array, *, batch: int) -> jax.Array:
+    """The product of two signals."""
+    return node.role.primitive.bind(a, b, **at_batch(node.role.params, batch))
 
 
 def stands_for(node: Node, weights: dict, batch: int) -> Function:
@@ -423,8 +460,16 @@ def stands_for(node: Node, weights: dict, batch: int) -> Function:
       weights: of the whole network, `{name: arrays}`.
       batch: number of images.
     """
-    del weights, batch
-    return Function(node.role.cap)
+    graph = node.role.function
+    if graph is None:
+        return Function(node.role.cap)
+
+    def visit(inner: Node, *values):
+        if isinstance(inner.role, Input):
+            return values[0]
+        return apply(inner, weights, *values, batch=batch)
+
+    return Function(None, lambda drive: read(graph, visit, drive)[0])
 
 
 def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
@@ -438,8 +483,10 @@ def over(value, x) -> jax.Array:
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 
 
-_SAME_SHAPE = ("add", "sub", "mul", "div", "neg", "add_any", "pad", "rev", "copy")
-_SAME_RANK = ("reduce_window_sum", "slice", "concatenate", "dynamic_slice", "select_n")
+_SAME_RANK = (
+    *("add", "sub", "mul", "div", "neg", "add_any", "pad", "rev", "copy", "slice"),
+    *("reduce_window_sum", "concatenate", "dynamic_slice", "select_n"),
+)
 
 
 def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
@@ -448,14 +495,24 @@ def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
     match node.role:
         case Synapse() as role:
             return role.feature_axis
-        case Neuron():
+        case Neuron(function=None):
+            return axes[0]
+        case Neuron(function=inner):
+            return _through(inner, axes[0])
+        case Product() as role:
+            if role.primitive.name == "dot_general":  # heads, before what is summed
+                return len(role.params["dimension_numbers"][1][0]) - 1
+            if role.primitive.name == "conv_general_dilated":
+                return role.params["dimension_numbers"].out_spec[1]
             return axes[0]
         case Pool() | Wire() if axes:
             name, params = node.role.primitive.name, node.role.params
             before = graph[node.inputs[0]].shape
             axis = axes[0]
-            if name in (*_SAME_SHAPE, *_SAME_RANK, "reduce_window_max"):
+            if name in (*_SAME_RANK, "reduce_window_max"):
                 return axis
+            if isinstance(node.role, Wire) and node.role.front and node.shape == before:
+                return axis  # a function of every number by itself
             if name == "transpose":
                 return list(params["permutation"]).index(axis)
             if name in ("squeeze", "reduce_sum", "reduce_max"):
@@ -472,6 +529,18 @@ def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
                     if size == before[axis] and rest == after:
                         return i
     return None
+
+
+def _through(graph: Graph, start: int) -> int | None:
+    """The axis of channels of what a function makes of its drive."""
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        axis: int | None = start
+        if not isinstance(node.role, Input):
+            axis = channel_axis(node, [found[name] for name in node.inputs], graph)
+        last = len(node.shape) - 1
+        found[node.name] = last if axis is None else axis % (last + 1)
+    return found[graph.outputs[0]]
 
 
 # Units: which threshold what travels is worth, known without any weights.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, check_spiking, known
 from jaxburst.graph import (
     Graph,
@@ -22,13 +23,14 @@ from jaxburst.graph import (
     channel_axis,
     routes,
 )
+from jaxburst.network import Affine, Network
 from jaxburst.neurons import Threshold
 from jaxburst.run import shifts, unit_of_places, unit_of_rows
-from jaxburst.tracing import Affine, Network
 
 _LOGITS = " logits"  # no node has this name
 
 
+@door
 def normalise(
     network: Network, spiking: Spiking, *, logits: float = 1.0
 ) -> tuple[Network, Spiking]:
@@ -138,7 +140,7 @@ class _Units:
     def chooses(self, neuron: Node, members: list[str], readers: list[Node]) -> bool:
         """Whether the threshold of a population can be the unit of what it reads."""
         theta, _, bias = self.spiking[neuron.name]
-        if neuron.role.cap is not None:
+        if neuron.role.cap is not None or neuron.role.function is not None:
             return False
         if not jnp.ndim(theta):
             return True

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.devices import one_core_each
 from jaxburst.graph import (
@@ -34,12 +35,14 @@ from jaxburst.graph import (
     Neuron,
     Node,
     Pool,
+    Product,
     Route,
     Synapse,
     Wire,
-    apply_pool,
+    apply,
     apply_wire,
     at_batch,
+    multiply,
     over,
     read,
     routes,
@@ -47,9 +50,9 @@ from jaxburst.graph import (
     unknown,
 )
 from jaxburst.kernels import convolution
+from jaxburst.network import Affine, Network
 from jaxburst.neurons import POOLS, Burst, Pooled
 from jaxburst.neurons import Neuron as Kind
-from jaxburst.tracing import Affine, Network
 from jaxburst.traffic import Traffic
 from jaxburst.traffic import count as traffic_of
 
@@ -91,6 +94,8 @@ class Model:
         if not isinstance(self.exact, bool):
             raise TypeError(f"Model: exact must be True or False, found {self.exact!r}")
         self.neuron.check(self.network.neurons)
+        if not self.neuron.universal:
+            _check_rectifies(self.network, self.neuron)
         if self.pool not in POOLS:
             raise ValueError(
                 f"Model: pool must be one of {list(POOLS)}, found {self.pool!r}"
@@ -154,7 +159,36 @@ def _summed(graph: Graph, name: str) -> int:
     return before
 
 
+def _check_rectifies(network: Network, neuron: Kind) -> None:
+    """Refuses functions and products that a kind of neuron cannot do."""
+    for node in network.graph.of(Neuron, Product):
+        what = "is a product of two signals"
+        if isinstance(node.role, Neuron):
+            if node.role.function is None:
+                continue
+            what = "stands for another function than a ReLU"
+        raise ValueError(
+            f"Model: {node.name} {what} ({node.source}), which {neuron!r} cannot do; "
+            "use Refining(), whose spikes add up to any function of what they receive"
+        )
+
+
 State = dict[str, Any]
+
+
+class Multiplied(NamedTuple):
+    """What a product of two signals carries from step to step.
+
+    Attributes:
+      a, b: what has arrived so far: whole numbers, or charges.
+      sent: their product.
+    """
+
+    a: jax.Array
+    b: jax.Array
+    sent: jax.Array
+
+
 Respond = Callable[..., tuple[Any, jax.Array]]
 
 
@@ -219,7 +253,7 @@ def prepare(model: Model, spiking: Spiking, platform: str | None = None) -> Circ
     shape on the platform.
     """
     graph, own, units = model.network.graph, {}, {}
-    for node in graph.nodes:
+    for node in graph.weighing:
         if node.name in spiking:
             own[node.name] = spiking[node.name]
         route = model.routes.get(node.name)
@@ -364,14 +398,18 @@ def rest(model: Model, circuit: Circuit, batch: int) -> State:
     for node in graph.nodes:
         if node.name not in graph.dynamic:
             continue
-        shape = at_batch(node.shape, batch)
-        if isinstance(node.role, Neuron):
-            neuron = model.neuron.at(node.name)
-            threshold, f = circuit.own[node.name], stands_for(node, circuit.own, batch)
-            state[node.name] = neuron.rest(threshold, shape, dtype, f)
-        elif isinstance(node.role, Pool):
-            before = at_batch(graph[node.inputs[0]].shape, batch)
-            state[node.name] = Pooled(jnp.zeros(before, dtype), jnp.zeros(shape, dtype))
+        before = [at_batch(graph[name].shape, batch) for name in node.inputs]
+        sent = jnp.zeros(at_batch(node.shape, batch), dtype)
+        match node.role:
+            case Neuron():
+                own, f = circuit.own[node.name], stands_for(node, circuit.own, batch)
+                neuron = model.neuron.at(node.name)
+                state[node.name] = neuron.rest(own, *before, dtype, f)
+            case Pool():
+                state[node.name] = Pooled(jnp.zeros(*before, dtype), sent)
+            case Product():
+                arrays = [jnp.zeros(size, dtype) for size in before]
+                state[node.name] = Multiplied(*arrays, sent)
     totals = tuple(
         jnp.zeros(at_batch(graph[name].shape, batch), dtype) for name in graph.outputs
     )
@@ -407,11 +445,8 @@ def constants(model: Model, circuit: Circuit, inputs: list, platform=None) -> di
                 kernel, bias = circuit.own[node.name]
                 value = _weigh(node, forms, kernel, values[0], None)
                 value = value + over(bias, value)
-            case Wire():
-                own = circuit.own.get(node.name, ())
-                value = apply_wire(node, own, *values, batch=batch)
-            case Pool():
-                value = apply_pool(node, values[0], batch)
+            case Wire() | Pool() | Product():
+                value = apply(node, circuit.own, *values, batch=batch)
             case _:
                 raise unknown(node, "the constant part of a network")
         found[node.name] = value
@@ -473,18 +508,23 @@ def block(
         if isinstance(factor, float):
             return value if factor == 1 else value * value.dtype.type(factor)
         if steps == 1:
-            return value * factor.reshape(())
-        axis = node.batch_axis
-        shape = [1] * value.ndim
-        shape[axis] = value.shape[axis]
-        factors = jnp.repeat(factor, value.shape[axis] // steps)
-        return value * factors.reshape(shape)
+            factors = factor.reshape(())
+        else:
+            shape = [1] * value.ndim
+            shape[node.batch_axis] = -1
+            each = value.shape[node.batch_axis] // steps
+            factors = jnp.repeat(factor, each).reshape(shape)
+        if factor is presented:  # a mask may be infinite
+            return jnp.where(factors != 0, value, jnp.zeros_like(value))
+        return value * factors
 
     def charge(signal: _Signal) -> jax.Array:
         value, node = signal.value, signal.node
         if signal.constant:
-            if steps > 1:
+            if steps > 1 and node.batch_axis is not None:
                 value = jnp.concatenate([value] * steps, node.batch_axis)
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                return value  # a mask or a place
             return along(presented, value, node)
         if signal.whole:
             unit = circuit.units[node.name]
@@ -539,11 +579,11 @@ def block(
                     return _Signal(value, node, whole=True)
                 values = [charge(signal) for signal in signals]
                 own = circuit.own.get(node.name, ())
-                apply = partial(apply_wire, node, own, batch=steps * batch)
+                wire = partial(apply_wire, node, own, batch=steps * batch)
                 if neuron.repeats or not shifts(node):
-                    return _Signal(apply(*values), node)
-                none = apply(*map(jnp.zeros_like, values))
-                value = apply(*values, linear=True)
+                    return _Signal(wire(*values), node)
+                none = wire(*map(_nothing, values))
+                value = wire(*values, linear=True)
                 return _Signal(value + along(presented, none, node), node)
             case Neuron():
                 spikes = answer(node, split(charge(signals[0]), signals[0].node))
@@ -558,6 +598,8 @@ def block(
                 spikes_of[node.name] = out
                 traffic[node.name] = count(node, out, whole)
                 return _Signal(merge(out, node), node, whole=whole)
+            case Product():
+                return _Signal(product(node, signals), node)
         raise unknown(node, "a spiking step")
 
     def answer(node: Node, current):
@@ -578,6 +620,31 @@ def block(
         if name in record:
             potentials[name] = shown
         return spikes
+
+    def product(node: Node, signals):
+        """What the product of two signals changes by, of the sums of what arrived."""
+        wholes = [signal.whole for signal in signals]
+        arriving = [s.value if s.whole else charge(s) for s in signals]
+        arriving = [split(x, s.node) for x, s in zip(arriving, signals, strict=True)]
+
+        def worthy(total, t, signal: _Signal):
+            if not signal.whole:
+                return total
+            unit = over(circuit.units[signal.node.name], total)
+            return total * unit * jnp.asarray(neuron.worth(t), dtype)
+
+        def advance(before: Multiplied, arriving):
+            *changes, t = arriving
+            sums = [
+                total * (jnp.asarray(neuron.growth(t), dtype) if whole else 1) + change
+                for total, change, whole in zip(before, changes, wholes, strict=False)
+            ]
+            values = [worthy(x, t, s) for x, s in zip(sums, signals, strict=True)]
+            out = multiply(node, *values, batch=batch)
+            return Multiplied(*sums, out), out - before.sent
+
+        state[node.name], out = _over_steps(advance, state[node.name], (*arriving, t))
+        return merge(out, node)
 
     def pooled(node: Node, value, whole: bool):
         def advance(before: Pooled, arriving):
@@ -604,6 +671,11 @@ def block(
     (totals, time), outputs = _over_steps(integrate, carried, (arriving, t))
     state |= {"outputs": totals, "time": time}
     return state, Info(outputs, spikes_of, traffic, potentials)
+
+
+def _nothing(value: jax.Array) -> jax.Array:
+    """No charge; a mask or a place stays what it is."""
+    return jnp.zeros_like(value) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def _output_axis(graph: Graph) -> int:
@@ -799,6 +871,7 @@ class Trace(NamedTuple):
         return {name: counts.quanta for name, counts in self.traffic.items()}
 
 
+@door
 def simulate(
     model: Model,
     spiking: Spiking,
@@ -890,6 +963,7 @@ def trace_of(
     )[1]  # fmt: skip
 
 
+@door
 def infer(
     model: Model,
     spiking: Spiking,

@@ -408,9 +408,8 @@ def test_a_wire_and_a_synapse_from_outside():
     x = rng.normal(size=(3, 4))
     with pytest.raises(tracing.Refused, match="weave"):
         tracing.trace(own, w, x[:1])
-    tracing.register("weave", Synapse)
-    tracing.register("reverse_channels", Wire)
-    found = tracing.trace(own, w, x[:1])
+    roles = {"weave": Synapse, "reverse_channels": Wire}
+    found = tracing.trace(own, w, x[:1], roles=roles)
     known = tracing.trace(net(lambda x, w: x @ (w * w), lambda x: x[:, ::-1]), w, x[:1])
     assert found.synapses == known.synapses == ("in", "out")
     for neuron in (Burst(5), Refining()):
@@ -420,8 +419,8 @@ def test_a_wire_and_a_synapse_from_outside():
         ]
         assert run[0].events["relu0"].any()
         chex.assert_trees_all_close(*run, rtol=1e-12)
-    with pytest.raises(ValueError, match="Wire or Synapse"):
-        tracing.register("weave", Neuron)
+    with pytest.raises(ValueError, match=r"roles\['weave'\] must be graph.Wire"):
+        tracing.trace(own, w, x[:1], roles={"weave": Neuron})
 
 
 @dataclasses.dataclass(frozen=True)

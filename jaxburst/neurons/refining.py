@@ -40,11 +40,12 @@ class Refining(Neuron):
         n_t = \lfloor f(v_t) / \theta_t + \tfrac12 \rfloor - r N_{t-1}, \qquad
         N_t = r N_{t-1} + n_t
 
-    with :math:`f(v) = \max(v, 0)`, up to the cap of the population. It is silent,
+    with :math:`f(v) = \max(v, 0)`, up to the cap of the population, or any other
+    function that it stands for, taken of the exact sums `v` and rounded. It is silent,
     `n = 0`, at `t > 1` where :math:`|f(v_t) / \theta_t - r N_{t-1}| \le h`, its
     `silence`. At `t = 1` it rounds by the `initial` of its threshold instead of ½.
 
-    Without silence and without a limit, :math:`\theta_t N_t` is the rectified drive
+    Without silence and without a limit, :math:`\theta_t N_t` is the activation
     rounded to :math:`\theta_t`, so that the network at step `t` is the conventional one
     with its activations quantised at :math:`\theta_t`.
 
@@ -70,6 +71,7 @@ class Refining(Neuron):
     silence: float = 0.75
 
     repeats = False
+    universal = True
 
     def __post_init__(self):
         check_gamma("Refining", self.gamma)
@@ -113,14 +115,15 @@ class Refining(Neuron):
 
     def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Drive:
         """Nothing received, nothing sent."""
-        return Drive(jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32))
+        sent = jnp.zeros(f.shape(shape, dtype), jnp.int32)
+        return Drive(jnp.zeros(shape, dtype), sent)
 
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
         first = t == 1
         potential = state.potential + current
         wanted = self._wanted(threshold, potential, t, f)
-        start = over(threshold.initial, current).astype(current.dtype)
+        start = over(threshold.initial, wanted).astype(wanted.dtype)
         rounding = jnp.where(first, start, jnp.full_like(start, 0.5))
         sent = state.sent * self.ratio
         known = sent.astype(current.dtype)
@@ -133,12 +136,16 @@ class Refining(Neuron):
         return Drive(potential, sent + spikes.astype(sent.dtype)), spikes
 
     def _wanted(self, threshold, potential, t, f):
-        """The drive in quanta of this step.
+        """What the population stands for, in quanta of this step.
 
-        Rectified last: XLA computes spikes once for every reader, here with a fused
+        A ReLU comes last: XLA computes spikes once for every reader, here with a fused
         multiply-add of the rounding and there without, and where a drive is at the very
         threshold they would differ for good. Nothing is fused across a maximum.
         """
+        if f.other is not None:
+            activation = f(potential)
+            activation = activation + over(threshold.bias, activation)
+            return activation / self._quantum(threshold, activation, t)
         quantum = self._quantum(threshold, potential, t)
         drive = potential + over(threshold.bias, potential)
         wanted = jnp.maximum(drive / quantum, 0.0)
@@ -160,10 +167,10 @@ class Refining(Neuron):
         if self.gamma is not None or self.silence != 0:
             return super().direct(threshold, drive, t, f)
         threshold = threshold._replace(bias=self.correction(threshold.bias, t))
-        start = over(threshold.initial, drive).astype(drive.dtype)
+        wanted = self._wanted(threshold, drive, t, f)
+        start = over(threshold.initial, wanted).astype(wanted.dtype)
         rounding = jnp.where(t == 1, start, jnp.full_like(start, 0.5))
-        sent = jnp.floor(self._wanted(threshold, drive, t, f) + rounding)
-        return self._quantum(threshold, drive, t) * sent
+        return self._quantum(threshold, wanted, t) * jnp.floor(wanted + rounding)
 
     @property
     def soft(self) -> Refining:
@@ -185,7 +192,8 @@ class _Soft(Refining):
     """Refining neurons whose spikes have a gradient; `sent` is floating-point."""
 
     def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Drive:
-        return Drive(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        whole = super().rest(threshold, shape, dtype, f)
+        return whole._replace(sent=whole.sent.astype(dtype))
 
     def step(self, threshold, state, current, t, f=RELU):
         whole = state._replace(sent=jnp.round(state.sent).astype(jnp.int32))

@@ -1,0 +1,411 @@
+"""Which functions of signals become one population, and which a product.
+
+Every equation that is not affine has been followed as a wire of its own. One population
+stands for all that lies between such an equation and the nearest single signal that it
+is a function of: a LayerNorm, a softmax, a GELU, the two halves of a gated linear unit.
+Nothing is looked for behind synapses and products. What has no such signal is a product
+of two, which spikes reach: populations that stand for the signal itself lead to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxburst.following import AT_END, Follower
+from jaxburst.graph import (
+    Constant,
+    Graph,
+    Input,
+    Neuron,
+    Node,
+    Operand,
+    Pool,
+    Product,
+    Synapse,
+    Wire,
+    routes,
+)
+from jaxburst.network import Refused
+from jaxburst.program import Signal
+
+_DRIVE = "drive"
+_HEADS = (
+    frozenset(
+        ("exp", "exp2", "log", "log1p", "logistic", "tanh", "is_finite", "erf_inv")
+    )
+    | AT_END
+)
+_AFTER_HEAD = frozenset(
+    ("max", "min", "sub", "add", "div", "mul", "neg", "reduce_sum", "reduce_max", "not")
+    + ("broadcast_in_dim", "reshape", "convert_element_type", "select_n", "squeeze")
+    + ("eq", "ne", "gt", "ge", "lt", "le", "transpose", "slice", "copy", "concatenate")
+    + ("and", "or")
+)
+_SCALES = ("mul", "div", "add", "sub", "neg", "add_any")
+_MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice")
+_KINDS = (  # of functions that JAX does not call by a name
+    ("gelu", {"erf"}),
+    ("gelu", {"erfc"}),
+    ("gelu", {"tanh", "integer_pow"}),
+    ("softmax", {"exp", "reduce_sum", "div"}),
+    ("norm", {"rsqrt"}),
+    ("norm", {"sqrt"}),
+    ("sigmoid", {"logistic"}),
+    ("tanh", {"tanh"}),
+    ("exp", {"exp"}),
+)
+
+
+def grouped(follower: Follower, found: list) -> tuple[Graph, dict[int, str]]:
+    """The graph of what was followed, and what is set aside behind its outputs.
+
+    Args:
+      follower: has followed the function.
+      found: its results.
+
+    Raises:
+      Refused: for what is a function of several signals and no product, and for
+        outputs that depend on no input.
+    """
+    groups = _Groups(follower)
+    outputs, aside = [], {}
+    for i, value in enumerate(found):
+        if not isinstance(value, Signal):
+            raise Refused(
+                f"output {i} does not depend on the inputs; leave it out of what the "
+                "function returns"
+            )
+        name, what = groups.peeled(value.name)
+        outputs.append(name)
+        if what:
+            aside[i] = what
+    return _with_identities(groups.graph(outputs), follower), aside
+
+
+class _Groups:
+    """Nodes, and of each the nearest signal that it is a function of.
+
+    Attributes:
+      nodes: in order; products have been made.
+      above: the nearest node through which all ways to a node lead; None if there is
+        none, as of inputs, synapses and products.
+      other: whether a node is computed by something that is not affine, with no
+        population between.
+    """
+
+    def __init__(self, follower: Follower):
+        self.follower = follower
+        self.nodes: dict[str, Node] = {}
+        self.above: dict[str, str | None] = {}
+        self.depth: dict[str, int] = {}
+        self.order: dict[str, int] = {}
+        self.other: dict[str, bool] = {}
+        self.users: dict[str, set[str]] = {}
+        for node in follower.nodes.values():
+            self.add(node)
+
+    def add(self, node: Node) -> None:
+        role, name = node.role, node.name
+        above = None
+        if not isinstance(role, Input | Synapse):
+            above = self.common(node.inputs)
+        own = isinstance(role, Wire) and role.front and name not in self.follower.fronts
+        if own and (above is None or _contracts(node, self.nodes)):
+            node, above, own = self.product(node), None, False
+        soft = isinstance(node.role, Wire | Pool | Neuron)
+        other = own or (soft and any(self.other[one] for one in node.inputs))
+        self.order[name] = len(self.order)
+        self.nodes[name], self.above[name], self.other[name] = node, above, other
+        self.depth[name] = 1 + (self.depth[above] if above is not None else 0)
+        for one in node.inputs:
+            self.users.setdefault(one, set()).add(name)
+
+    def common(self, names) -> str | None:
+        """The nearest node through which all ways to some nodes lead."""
+        first, *others = dict.fromkeys(names)
+        for other in others:
+            while first != other:
+                if first is None or other is None:
+                    return None
+                if self.depth[first] >= self.depth[other]:
+                    first = self.above[first]
+                else:
+                    other = self.above[other]
+        return first
+
+    def product(self, node: Node) -> Node:
+        name, inputs = node.role.primitive.name, node.inputs
+        if name == "div":
+            new = f"{node.name}/reciprocal"
+            role = Wire(lax.integer_pow_p, {"y": -1}, (None,), affine=False)
+            before = self.nodes[inputs[1]]
+            self.follower.places[new] = self.follower.places[node.name]
+            self.add(Node(new, role, (inputs[1],), before.shape, node.source))
+            role = Product(lax.mul_p, {})
+            return dataclasses.replace(node, role=role, inputs=(inputs[0], new))
+        if name not in ("mul", "dot_general", "conv_general_dilated"):
+            self.refuse(
+                node,
+                "is a function of several signals that is no product; only sums, "
+                "maxima and products of signals have a spiking meaning",
+            )
+        role = Product(node.role.primitive, node.role.params)
+        return dataclasses.replace(node, role=role)
+
+    def refuse(self, node: Node, why: str):
+        signals = [Signal(one) for one in node.inputs]
+        self.follower.refuse(why, signals, self.follower.places[node.name])
+
+    def is_function(self, name: str) -> bool:
+        """Whether a node is not affine in what it reads, and no product."""
+        role = self.nodes[name].role
+        if isinstance(role, Neuron):
+            return self.other[name]
+        own = isinstance(role, Wire) and role.front
+        return own and name not in self.follower.fronts
+
+    def drive(self, name: str) -> str | None:
+        """The nearest affine signal above a node, or the nearest one at all."""
+        one = self.above[name]
+        while one is not None and self.other[one]:
+            one = self.above[one]
+        return self.above[name] if one is None else one
+
+    def between(self, drive: str, name: str) -> dict[str, Node]:
+        """The nodes on the ways from one to another, in order, the last included."""
+        found, queue = set(), [name]
+        while queue:
+            one = queue.pop()
+            if one != drive and one not in found:
+                found.add(one)
+                queue += self.nodes[one].inputs
+        return {one: self.nodes[one] for one in sorted(found, key=self.order.get)}
+
+    def further(self, drive: str, inside) -> str:
+        """A signal further up, if ReLUs and maxima on the way lead nowhere else."""
+        best, passed, one = drive, set(), self.above[drive]
+        while one is not None and not self.other[drive]:
+            ways = self.between(one, drive)
+            if not all(self.users[way] <= {*ways, *inside} for way in ways):
+                break
+            if any(
+                isinstance(node.role, Neuron | Pool)
+                for way, node in ways.items()
+                if way not in passed
+            ):
+                best, passed = one, set(ways)
+            one = self.above[one]
+        return best
+
+    # What is set aside.
+
+    def peeled(self, name: str) -> tuple[str, str]:
+        """The signal that an output is a function of, if it ends in a softmax or the
+        like, and what that is.
+
+        A softmax subtracts the maximum of its logits first: they are what is meant.
+        """
+        if not self.other[name]:
+            return name, ""
+        drive = self.drive(name)
+        if drive is None:
+            return name, ""
+        inside = self.between(drive, name)
+        names = [
+            node.role.primitive.name if isinstance(node.role, Wire) else ""
+            for node in inside.values()
+        ]
+        fits = all(one in _HEADS | _AFTER_HEAD or not one for one in names)
+        held = [o for n in inside.values() for o in getattr(n.role, "operands", ())]
+        weighs = any(isinstance(one, Operand) for one in held)
+        if not fits or weighs or not _HEADS.intersection(names):
+            return name, ""
+        first = next(n for n, kind in zip(inside, names, strict=True) if kind in _HEADS)
+        falling = self.falling(drive, inside)[name]
+        kind = self.nodes[first].role.primitive.name
+        kind = {"exp": "sigmoid" if falling else "softmax"}.get(kind, kind)
+        kind = {"logistic": "sigmoid"}.get(kind, kind)
+        what = self.follower.places[first].call or kind
+        role = self.nodes[drive].role
+        if isinstance(role, Wire) and role.primitive.name == "sub":
+            logits = self.further(drive, inside)
+            if self.nodes[logits].shape == self.nodes[drive].shape:
+                drive = logits
+        if not falling:
+            return drive, what
+        role = self.nodes[drive].role
+        if isinstance(role, Wire) and role.primitive.name == "neg":
+            return self.nodes[drive].inputs[0], what
+        new = f"{drive}/neg"
+        node = self.nodes[drive]
+        role = Wire(lax.neg_p, {}, (None,))
+        self.add(Node(new, role, (drive,), node.shape, node.source))
+        return new, what
+
+    def falling(self, drive: str, inside: dict[str, Node]) -> dict[str, bool]:
+        """Whether nodes fall where the drive rises."""
+        found = {drive: False}
+        for name, node in inside.items():
+            before = [found[one] for one in node.inputs]
+            kind = node.role.primitive.name if isinstance(node.role, Wire) else ""
+            turns = kind == "neg"
+            if kind in ("sub", "div"):
+                turns = node.role.operands[0] is not None
+            found[name] = before[0] != turns
+        return found
+
+    # The graph.
+
+    def graph(self, outputs: list[str]) -> Graph:
+        ends, tails = set(outputs), {}
+        for name, node in self.nodes.items():  # scales and shifts behind a function
+            role = node.role
+            if not isinstance(role, Wire) or len(node.inputs) != 1:
+                continue
+            (before,) = node.inputs
+            scales = role.affine and role.primitive.name in _SCALES
+            scales = scales and node.shape == self.nodes[before].shape
+            if scales and (before in tails or self.is_function(before)):
+                if self.users[before] == {name} and before not in ends:
+                    tails[name] = tails.get(before, before)
+        wanted, found = set(outputs), []
+        for name in reversed(self.nodes):
+            node = self.nodes[name]
+            if name in wanted and (name in tails or self.is_function(name)):
+                node = self.population(name, tails.get(name, name))
+                found.append(node)
+            elif name in wanted or isinstance(node.role, Input):
+                found.append(node)
+            else:
+                continue
+            wanted.update(node.inputs)
+        return _renamed(Graph(tuple(found[::-1]), tuple(outputs)), self)
+
+    def population(self, name: str, function: str) -> Node:
+        """The population of all between a node and the signal it is a function of."""
+        drive = self.drive(function)
+        inside = self.between(drive, name)
+        drive = self.further(drive, inside)
+        inside = self.between(drive, name)
+        node = self.nodes[name]
+        for one in inside.values():
+            if isinstance(one.role, Wire) and one.role.primitive.name in AT_END:
+                self.refuse(one, "has a spiking meaning at the end of a network only")
+        if list(inside) == [name] and isinstance(node.role, Neuron):
+            return node
+        dtype = str(jnp.dtype(self.follower.dtype))
+        start = Node(_DRIVE, Input(dtype), (), self.nodes[drive].shape)
+        nodes = [
+            dataclasses.replace(
+                one, inputs=tuple(_DRIVE if n == drive else n for n in one.inputs)
+            )
+            for one in inside.values()
+        ]
+        role = Neuron(None, Graph((start, *nodes), (name,)))
+        return dataclasses.replace(node, role=role, inputs=(drive,))
+
+    def label(self, node: Node) -> str:
+        """The name of a population: where it stands, and which function it is."""
+        inside = node.role.function.nodes[1:]
+        kinds = [n.role.primitive.name for n in inside if isinstance(n.role, Wire)]
+        places = [self.follower.places[n.name] for n in inside]
+        calls = [p.call for p in places[::-1] if p.call and hasattr(jax.nn, p.call)]
+        calls = [call for call in calls if not call.startswith("relu")]
+        known = [name for name, holds in _KINDS if holds <= set(kinds)]
+        return places[-1].named([*calls, *known, *kinds[::-1], "function"][0])
+
+
+def _contracts(node: Node, nodes: dict[str, Node]) -> bool:
+    """Whether a product of two signals sums over what both have, and each has more."""
+    if len(node.inputs) < 2:
+        return False
+    if node.role.primitive.name == "conv_general_dilated":
+        return True
+    if node.role.primitive.name != "dot_general":
+        return False
+    contracted, batched = node.role.params["dimension_numbers"]
+    ranks = [len(nodes[name].shape) for name in node.inputs]
+    sides = zip(ranks, contracted, batched, strict=True)
+    return all(rank > len(c) + len(b) for rank, c, b in sides)
+
+
+def _renamed(graph: Graph, groups: _Groups) -> Graph:
+    """Populations of functions under names of their own."""
+    names: dict[str, str] = {}
+    for node in graph.of(Neuron):
+        if node.role.function is not None:
+            taken = {*groups.nodes, *names.values()}
+            names[node.name] = _fresh(groups.label(node), taken)
+
+    def of(name: str) -> str:
+        return names.get(name, name)
+
+    nodes = [
+        dataclasses.replace(n, name=of(n.name), inputs=tuple(map(of, n.inputs)))
+        for n in graph.nodes
+    ]
+    return Graph(tuple(nodes), tuple(map(of, graph.outputs)))
+
+
+def _fresh(base: str, taken: set[str]) -> str:
+    """A name with the first number that is free."""
+    names = (f"{base}{i}" for i in itertools.count())
+    return next(name for name in names if name not in taken)
+
+
+def _with_identities(graph: Graph, follower: Follower) -> Graph:
+    """Populations that stand for a signal itself, where a charge would be multiplied.
+
+    They are put before products whose operands are no spikes, and behind products that
+    reach a synapse.
+    """
+    products = graph.of(Product)
+    if not products:
+        return graph
+    spikes, behind = routes(graph), set()
+    for node in products:
+        for name in node.inputs:
+            if name in graph.dynamic and name not in spikes:
+                behind.add(_start(graph, name))
+    for node in graph.of(Synapse):
+        queue = list(node.inputs)
+        while queue:
+            before = graph[queue.pop()]
+            if isinstance(before.role, Product) and before.name in graph.dynamic:
+                behind.add(before.name)
+            elif isinstance(before.role, Wire):
+                queue += before.inputs
+    nodes: list[Node] = []
+    taken, new = {node.name for node in graph.weighing}, {}
+    for name in sorted(behind):
+        base = follower.places[name].named("identity")
+        new[name] = _fresh(base, {*taken, *new.values()})
+    for node in graph.nodes:
+        inputs = tuple(new.get(name, name) for name in node.inputs)
+        nodes.append(dataclasses.replace(node, inputs=inputs))
+        if node.name in behind:
+            drive = Node(_DRIVE, Input(str(follower.dtype)), (), node.shape)
+            role = Neuron(None, Graph((drive,), (_DRIVE,)))
+            nodes.append(
+                Node(new[node.name], role, (node.name,), node.shape, node.source)
+            )
+    return Graph(tuple(nodes), graph.outputs)
+
+
+def _start(graph: Graph, name: str) -> str:
+    """Where a signal comes from that is only moved or scaled on the way."""
+    node = graph[name]
+    while isinstance(node.role, Wire) and len(node.inputs) == 1:
+        role = node.role
+        kind, held = role.primitive.name, [o for o in role.operands if o is not None]
+        scales = kind in ("mul", "div") and role.operands[0] is None
+        scales = scales and isinstance(held[0], Constant) and held[0].value.size == 1
+        if not (kind in _MOVES or (scales and held[0].value.item() > 0)):
+            break
+        node = graph[node.inputs[0]]
+    return node.name
