@@ -254,7 +254,7 @@ def test_what_is_wrong_is_said(tmp_path, content, saved):
         path.write_bytes(seal(checkpoint.FORMAT, description, {}))
         with pytest.raises(ValueError, match="net: "):
             load(path, network)
-    with pytest.raises(TypeError, match="must be what trace returns, found tuple"):
+    with pytest.raises(TypeError, match="network: expected what trace returns"):
         load(path, ())
 
 
