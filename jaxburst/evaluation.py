@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxburst.batching import check_batch_size, first, length, own_rows, sweep, together
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.devices import divided, evenly, of_each, share
 from jaxburst.run import (
@@ -62,6 +63,7 @@ def top1(outputs, targets) -> np.ndarray:
     return np.asarray(outputs).argmax(-1) == np.asarray(targets)
 
 
+@door
 def evaluate(
     model: Model,
     spiking: Spiking,
@@ -170,6 +172,7 @@ def _scored(model, metric: Metric, outputs, targets, steps: int, rows: int):
     return np.stack(columns, 1)
 
 
+@door
 def accuracy(
     network: Network,
     variables,
@@ -210,6 +213,7 @@ def _answers(network: Network) -> Callable:
     return run
 
 
+@door
 def compiled(
     model: Model, spiking: Spiking, steps: int, *, schedule: str = "auto"
 ) -> Callable:

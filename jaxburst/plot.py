@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.evaluation import Curves
 from jaxburst.graph import Input, Neuron, Node, Pool, Synapse, Wire
@@ -33,6 +34,7 @@ _GREY = "0.35"
 _BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
 
 
+@door
 def raster(
     trace: Trace, name: str, *, image: int = 0, neurons: int = 60, axes=None
 ) -> Axes:
@@ -98,6 +100,7 @@ def raster(
     return axes
 
 
+@door
 def membrane(
     model: Model,
     spiking: Spiking,
@@ -203,6 +206,7 @@ def _staircase(axes, times, v, told) -> np.ndarray:
     return np.maximum(v, told)
 
 
+@door
 def rates(
     model: Model,
     spiking: Spiking,
@@ -268,6 +272,7 @@ def rates(
     return list(rows)
 
 
+@door
 def layers(
     reports: Mapping[str, Sequence[LayerReport]] | Sequence[LayerReport], *, axes=None
 ) -> list[Axes]:
@@ -315,6 +320,7 @@ def layers(
     return [above, below]
 
 
+@door(energy="mapping", unit="text")
 def accuracy(
     curves: Mapping[str, Curves],
     *,
@@ -373,6 +379,7 @@ def accuracy(
     return axes
 
 
+@door
 def interval(share, count: int, z: float = 1.96) -> tuple[Any, Any]:
     """Wilson's interval of a share of so many, 95 % if `z` is not given.
 
@@ -396,6 +403,7 @@ def interval(share, count: int, z: float = 1.96) -> tuple[Any, Any]:
     return middle - half, middle + half
 
 
+@door
 def doubling(axes: Axes, label: str) -> None:
     """Makes the horizontal axis double from mark to mark.
 
@@ -420,6 +428,7 @@ _ROLES = {
 }
 
 
+@door
 def graph(network: Network, *, wires: bool = False, axes=None) -> Axes:
     r"""The network as a graph: names, roles and shapes, from the inputs downwards.
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxburst.checks import door
 from jaxburst.io.files import write
 from jaxburst.io.sealed import seal, unseal
 from jaxburst.zoo import NETWORKS
@@ -45,6 +46,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({path.stem for path in found}))
 
 
+@door
 def pretrained(name: str) -> tuple[nn.Module, dict]:
     """A network that the project has trained.
 
@@ -66,11 +68,13 @@ def pretrained(name: str) -> tuple[nn.Module, dict]:
     return module, variables
 
 
+@door
 def notes(name: str) -> dict[str, Any]:
     """What is known of a released network: data, recipe, seed, accuracy."""
     return load(_path(name))[2]
 
 
+@door(network="text")
 def save(
     path: str | os.PathLike,
     network: str,
@@ -124,6 +128,7 @@ def save(
     return write(path, seal(FORMAT, about, arrays))
 
 
+@door
 def load(path: str | os.PathLike) -> tuple[nn.Module, dict, dict[str, Any]]:
     """Loads a trained network and verifies its SHA-256.
 

@@ -36,6 +36,7 @@ import numpy as np
 from jax import export as lowering
 
 from jaxburst import run
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.graph import Input
 from jaxburst.io.files import as_path, folder, write
@@ -63,6 +64,7 @@ WRONG += (BadZipFile, zlib.error)
 """What reading a damaged archive may raise."""
 
 
+@door
 def export(
     model: Model,
     spiking: Spiking,
@@ -318,6 +320,7 @@ class Artefact:
         return jax.tree.unflatten(jax.tree.structure(inputs), leaves)
 
 
+@door
 def load(path: str | os.PathLike) -> Artefact:
     """Loads an artefact, and verifies every byte of it.
 
@@ -348,6 +351,7 @@ def load(path: str | os.PathLike) -> Artefact:
     return artefact
 
 
+@door
 def describe(path: str | os.PathLike) -> dict[str, Any]:
     """The header of an artefact, whatever platforms it is for.
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst import neurons
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
@@ -38,6 +39,7 @@ _PARTS = {part.__name__: part for part in (Affine, Threshold)}
 _SOURCE = "/onnx"  # no node is called so
 
 
+@door
 def save(
     path: str | os.PathLike,
     model: Model,
@@ -98,6 +100,7 @@ def save(
     return write(path, seal(FORMAT, description, arrays))
 
 
+@door
 def load(
     path: str | os.PathLike,
     network: Network | None = None,
@@ -164,6 +167,7 @@ def _assembled(parts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Spiking:
     return spiking
 
 
+@door
 def describe(path: str | os.PathLike) -> dict[str, Any]:
     """What a saved network says of itself, without the network.
 

@@ -33,6 +33,7 @@ import numpy as np
 
 from jaxburst import run
 from jaxburst.batching import length, sweep
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.io.artefact import WRONG, free
 from jaxburst.run import Model
@@ -45,6 +46,7 @@ ROW = np.dtype(
 """What a row of `events` holds."""
 
 
+@door
 def write(
     path: str | os.PathLike,
     model: Model,
@@ -174,6 +176,7 @@ def _archive(path: Path, header: dict[str, Any], rows, total: int) -> None:
                 file.write(block)
 
 
+@door
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], np.ndarray]:
     """Reads what `write` wrote.
 

@@ -35,6 +35,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
+from jaxburst.checks import door
 from jaxburst.convert import check_finite
 from jaxburst.graph import Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
@@ -56,6 +57,7 @@ class Loaded(NamedTuple):
         return self.table
 
 
+@door(names="mapping", example="anything")
 def load_pytorch(
     module: nn.Module,
     source: str | os.PathLike | Mapping[str, Any],

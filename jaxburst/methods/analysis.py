@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.batching import at_once
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.graph import apply_pool, over
 from jaxburst.methods.channels import by_channel
@@ -48,6 +49,7 @@ class LayerReport(NamedTuple):
     events: float
 
 
+@door
 def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerReport]:
     """Simulates one batch and compares every population with its activations.
 
@@ -142,6 +144,7 @@ def _report(model: Model, steps: int):
     return function
 
 
+@door
 def table(rows: list[LayerReport]) -> str:
     """The report as text, one line per layer."""
     width = max(len(row.name) for row in rows)
@@ -189,6 +192,7 @@ class LayerErrors(NamedTuple):
     size: dict[str, np.ndarray]
 
 
+@door
 def errors(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerErrors]:
     r"""Tells the causes of the conversion error apart, in every layer, at every step.
 
@@ -358,6 +362,7 @@ def _means(found: dict[str, jax.Array]) -> tuple[dict, dict]:
     return {cause: mean(value) for cause, value in found.items()}, sizes
 
 
+@door(step="count")
 def error_table(rows: list[LayerErrors], step: int) -> str:
     """The mean absolute errors after a step as text, a line per layer.
 

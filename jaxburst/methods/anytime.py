@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.batching import batches, first, in_order, length, sweep, together
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.evaluation import check_targets, pair
 from jaxburst.graph import Node, Pool
@@ -84,6 +85,7 @@ class Anytime(NamedTuple):
     images: int
 
 
+@door
 def settle(
     model: Model,
     spiking: Spiking,
@@ -172,6 +174,7 @@ def _least(margins: np.ndarray, agrees: np.ndarray, agreement: float) -> float:
     return float(margins[fits[-1]] + below[fits[-1]]) / 2 if len(fits) else np.inf
 
 
+@door
 def decide(model: Model, spiking: Spiking, inputs, margins: Margins) -> Decisions:
     """Presents one batch of images, each until its decision is settled.
 
@@ -221,6 +224,7 @@ def _decide(model, circuit, leaves, threshold, count) -> Decisions:
     return found
 
 
+@door
 def evaluate_anytime(
     model: Model,
     spiking: Spiking,

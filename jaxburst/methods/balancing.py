@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.batching import add_up, length, sweep, together
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.energy import cost_per_event
 from jaxburst.graph import (
@@ -34,6 +35,7 @@ from jaxburst.tracing import Network
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
 
 
+@door
 def balance(
     network: Network,
     variables,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.batching import at_once, first, length
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.devices import mean_over
 from jaxburst.methods.channels import channel_mean, shape_of
@@ -15,6 +16,7 @@ from jaxburst.run import Model, check, prepare, unroll
 from jaxburst.tracing import forward
 
 
+@door
 def correct(
     model: Model,
     spiking: Spiking,

@@ -17,11 +17,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.run import Model, check, check_steps
 from jaxburst.tracing import forward
 
 
+@door
 def direct(model: Model, spiking: Spiking, inputs, times: tuple[int, ...]):
     """The outputs that a simulation would give after some numbers of steps.
 

@@ -16,6 +16,7 @@ import optax
 
 from jaxburst import energy as joules
 from jaxburst.batching import check_batch_size, first, length
+from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.devices import divided, mean_over, share
 from jaxburst.graph import over
@@ -30,6 +31,7 @@ _AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 
 
+@door(energy="positive")
 def polish(
     model: Model,
     spiking: Spiking,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 
 from jaxburst.batching import first
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, convert
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
@@ -18,6 +19,7 @@ from jaxburst.run import Model
 from jaxburst.tracing import Network
 
 
+@door
 def paper(network: Network, variables, inputs) -> tuple[Model, Spiking]:
     """Bursts as in Li and Zeng (IJCAI 2022), for tens of time steps.
 
@@ -37,6 +39,7 @@ def paper(network: Network, variables, inputs) -> tuple[Model, Spiking]:
     return Model(network, neuron), convert(network, variables, thresholds, initial=0.0)
 
 
+@door
 def refining(
     network: Network,
     variables,

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxburst import energy as joules
 from jaxburst.batching import first, in_order, length, sweep, together
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate_mse, halves, outputs
@@ -139,6 +140,7 @@ class Tuned(NamedTuple):
     report: Report
 
 
+@door(energy="positive")
 def tune(
     network: Network,
     variables,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from jaxburst.checks import door
 from jaxburst.training.augmentation import KINDS
 
 PRECISIONS = ("float32", "bfloat16")
@@ -134,6 +135,7 @@ AUTHORS = Recipe()
 """The recipe of Li and Zeng (IJCAI 2022)."""
 
 
+@door
 def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable:
     """The learning rate as a function of the step, counted from 0.
 

@@ -30,6 +30,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxburst.checks import door
 from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.devices import evenly, share
 from jaxburst.kernels.training import accelerate
@@ -49,6 +50,7 @@ FLAGS = {
 """Arguments of `__call__` that tell a module whether it trains, and what says so."""
 
 
+@door(validation="split")
 def fit(
     module: nn.Module,
     split: Split | tuple[Any, Any],
@@ -180,6 +182,7 @@ def _signals(store):
     return contextlib.nullcontext(lambda: 0) if store is None else noticed()
 
 
+@door
 def restore(module: nn.Module, directory: str | Path) -> dict:
     """Reads the trained network of a run back, from its latest checkpoint.
 
@@ -208,6 +211,7 @@ def restore(module: nn.Module, directory: str | Path) -> dict:
     return jax.tree.map(jnp.asarray, last)
 
 
+@door
 def record(directory: str | Path) -> dict:
     """What a run wrote down: its `recipe`, `split`, `parameters` and `history`.
 
@@ -221,6 +225,7 @@ def record(directory: str | Path) -> dict:
     return checkpoints.latest(directory)[0]
 
 
+@door
 def accuracy(
     module: nn.Module,
     variables: dict,
