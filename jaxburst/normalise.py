@@ -230,7 +230,8 @@ class _Units:
 
     def rewrite(self) -> tuple[Network, Spiking]:
         nodes: list[Node] = []
-        scaled: Spiking = {}
+        names = {node.name for node in self.graph.nodes}
+        scaled = {n: own for n, own in self.spiking.items() if n not in names}
         renamed = dict(zip(self.graph.outputs, self.graph.outputs, strict=True))
         for node in self.graph.nodes:
             inputs = []

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.batching import add_up, each, first, in_order, length, sweep, together
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, Thresholds, check_finite, convert
 from jaxburst.graph import at_batch
 from jaxburst.methods.channels import (
@@ -28,6 +29,7 @@ class ZeroThreshold(ValueError):
     """The threshold of a population would be 0: most of its activations are."""
 
 
+@door
 def calibrate(
     network: Network,
     variables,
@@ -42,7 +44,8 @@ def calibrate(
 
     .. math:: \theta = P / \gamma
 
-    where `P` is the percentile of all activations of the population, zeros included. A
+    where `P` is the percentile of all activations of the population, zeros included, of
+    their size where they may be negative. A
     neuron then covers `[0, P]` with `γ` spikes per step, and an integrate-and-fire
     neuron, `γ = 1`, has the threshold `P`. The percentile is exact and does not depend
     on how the images are cut into batches, or divided among processes.
@@ -140,13 +143,16 @@ def _values(network: Network, per: str, largest: bool):
     def function(weights, batch):
         finite = {}
 
-        def activate(node, x, f):  # before the ReLU, which XLA may let turn NaN into 0
-            known = jnp.isfinite(by_channel(network, node.name, x))
+        def activate(node, x, f):
+            y = f(x)
+            # Before a ReLU, which XLA may let turn NaN into 0; drives may be masked.
+            checked = x if f.other is None else y
+            known = jnp.isfinite(by_channel(network, node.name, checked))
             finite[node.name] = known.all((1, 2))
-            return f(x)
+            return y
 
         _, record = forward(network, weights, batch, activate)
-        found = {name: by_channel(network, name, x) for name, x in record.items()}
+        found = {name: abs(by_channel(network, name, x)) for name, x in record.items()}
         if per == "layer":
             found = {name: x.reshape(len(x), -1, 1) for name, x in found.items()}
         if largest:  # all that the maximum needs
@@ -246,6 +252,7 @@ def _kind(network: Network, variables):
     return jnp.result_type(*floats) if floats else jnp.result_type(float)
 
 
+@door
 def choose_percentile(
     network: Network,
     variables,
@@ -367,6 +374,7 @@ def _whole(function, weights, inputs, batch_size: int, options=None) -> list:
     return [in_order(np.concatenate(x), count) for x in zip(*parts, strict=True)]
 
 
+@door
 def calibrate_mse(
     network: Network,
     variables,
@@ -383,7 +391,7 @@ def calibrate_mse(
         \theta = \arg\min_\theta \sum_a \big(\theta\, \mathrm{clip}(\lfloor a / \theta +
         \tfrac12 \rfloor, 0, \gamma) - a\big)^2
 
-    over the activations `a` of all images, among 100 thresholds evenly spaced up to the
+    over the sizes `a` of all activations of all images, among 100 thresholds evenly spaced up to the
     maximum over γ. Few levels cut off the largest activations and resolve the rest.
 
     Args, returns and errors: as `calibrate`. `progress` shows a bar.
@@ -439,7 +447,7 @@ def _histograms(network: Network, per: str, levels: tuple[tuple[str, int], ...])
         _, record = forward(network, weights, batch)
         found = {}
         for name, x in record.items():
-            x = by_channel(network, name, x)
+            x = abs(by_channel(network, name, x))
             x = x if per == "channel" else x.reshape(len(x), -1, 1)
             parts, columns = 200 * levels[name], x.shape[-1]
             place = x * (parts / over_last(tops[name], x)).astype(x.dtype)
