@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 Function = TypeVar("Function", bound=Callable)
 Kind = Callable[[str, Any, dict[str, Any]], Any]
@@ -37,7 +38,7 @@ NAMES = {
         "size steps_per_epoch trials",
         "natural": "image step validation",
         "fraction": "agreement ann initial",
-        "positive": "ann_energy logits rate z",
+        "positive": "ann_energy error logits rate z",
         "flag": "download each_step exact progress resume wires",
         "path": "data_dir directory path",
         "function": "function metric visit",
@@ -198,11 +199,6 @@ def positive(name, value, given):
 
 
 @kind
-def nonnegative(name, value, given):
-    return number(name, value, "a number of at least 0", lambda x: x >= 0)
-
-
-@kind
 def percentile(name, value, given):
     return number(
         name, value, "a number greater than 0, up to 100", lambda x: 0 < x <= 100
@@ -299,6 +295,13 @@ def first_layer(name, value, given):
 
 
 @kind
+def zoo(name, value, given):
+    from jaxburst.zoo import NETWORKS
+
+    return one_of(name, value, NETWORKS)
+
+
+@kind
 def shortcut(name, value, given):
     return one_of(name, value, ("subsample", "conv"))
 
@@ -383,10 +386,18 @@ def neuron(name, value, given):
 def variables(name, value, given):
     """Those of the network, and finite."""
     one = network_of(given)
-    if not traced(value):
-        if one is not None:
-            one.program.pick(value)
-        finite(name, value, "train again with a lower learning rate")
+    if traced(value):
+        return value
+    if one is None:
+        instance(name, value, Mapping, "the variables of a module")
+        flat = flatten_dict(value)
+        for where, leaf in flat.items() or [(("it",), None)]:
+            if not hasattr(leaf, "dtype"):
+                refuse(f"{name}: {'/'.join(map(str, where))}", "an array", leaf)
+    else:
+        one.program.pick(value)
+    numeric(name, value)
+    finite(name, value, "train again with a lower learning rate")
     return value
 
 
@@ -405,6 +416,7 @@ def spiking(name, value, given):
             refuse(name, "what convert made of this network", other, "of another one")
         for population in one.neurons if not traced(value) else ():
             _threshold(f"{name}: {population}", value[population], one, population)
+    numeric(name, value)
     finite(name, value, "calibrate and convert again")
     return value
 
@@ -429,23 +441,43 @@ def _threshold(name: str, own, one, population: str) -> None:
 
 @kind
 def thresholds(name, value, given):
-    from jaxburst.convert import check_thresholds
+    """`{population: θ > 0}`, for every population of the network."""
+    from jaxburst.convert import threshold_shapes
 
     one = network_of(given)
-    instance(name, value, dict, "{population: threshold}, as calibrate returns")
-    for population in set(one.neurons) & value.keys():
-        found = np.asarray(value[population]) if not traced(value[population]) else 0.0
-        if np.asarray(found).dtype.kind not in "iufV":
-            refuse(f"{name}: {population}", "numbers", value[population])
-    check_thresholds(one, value)
+    instance(name, value, Mapping, "{population: threshold}, as calibrate returns")
+    expected, found = set(one.neurons), set(value)
+    if expected != found:
+        raise ValueError(
+            f"{name}: expected one for every population of the network; missing: "
+            f"{sorted(expected - found) or 'none'}, unknown: "
+            f"{sorted(found - expected) or 'none'}"
+        )
+    for population, theta in value.items():
+        place, shapes = f"{name}: {population}", threshold_shapes(one, population)[:2]
+        if np.shape(theta) not in shapes:
+            shape = np.shape(theta)
+            raise ValueError(
+                f"{place}: expected one of the shapes {shapes}, found {shape}"
+            )
+        if traced(theta):
+            continue
+        theta = np.asarray(theta)
+        if theta.dtype.kind not in "iufV":
+            refuse(place, "a number", theta.dtype.name)
+        if not (np.isfinite(theta.astype(float)) & (theta > 0)).all():
+            refuse(
+                place,
+                "finite thresholds greater than 0",
+                theta.min(),
+                "calibrate on images that make it fire",
+            )
     return value
 
 
 @kind
 def inputs(name, value, given):
     """Images `[N, ...]` as the network takes them, at least one."""
-    from jaxburst.batching import length
-
     if traced(value):
         return value
     leaves = jax.tree.leaves(value)
@@ -453,10 +485,15 @@ def inputs(name, value, given):
         array(name, leaf)
     if not leaves:
         refuse(name, "arrays [N, ...]", value)
-    length(value)
+    counts = {len(leaf) for leaf in leaves}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{name}: expected the same number of images in each, at least one, found "
+            f"{sorted(counts)}"
+        )
     one = network_of(given)
     if one is not None:
-        one.leaves(jax.tree.map(lambda x: np.asarray(x[:1]), value))
+        one.leaves(jax.tree.map(lambda x: np.asarray(x[:1]), value), name)
     finite(name, value, "normalise the data again")
     return value
 
@@ -566,7 +603,8 @@ def rows(name, value, given):
 def constants(name, value, given):
     """One finite number for each channel."""
     found = np.asarray(value)
-    if found.ndim != 1 or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+    fine = found.ndim == 1 and found.size and found.dtype.kind in "iuf"
+    if not fine or not np.isfinite(found).all():
         refuse(name, "a finite number for each channel", value)
     return value
 
@@ -584,6 +622,15 @@ def array(name: str, value) -> None:
         refuse(name, "arrays [N, ...]", value)
     if np.dtype(value.dtype).kind not in "biufV":
         refuse(name, "numbers", str(value.dtype))
+
+
+def numeric(name: str, tree) -> None:
+    """Refuses arrays that do not hold real numbers."""
+    for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        kind = getattr(getattr(leaf, "dtype", None), "kind", "O")
+        if kind not in "iufV" and not isinstance(leaf, int | float | jax.core.Tracer):
+            place = jax.tree_util.keystr(where, simple=True, separator="/")
+            refuse(f"{name}: {place}", "numbers", str(getattr(leaf, "dtype", leaf)))
 
 
 _SEEN: dict[int, weakref.ref] = {}  # arrays of JAX, which never change, by their id

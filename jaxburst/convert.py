@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.checks import door
-from jaxburst.graph import Node
+from jaxburst.graph import Node, Synapse
 from jaxburst.network import Affine, Network, forward
 from jaxburst.neurons import Threshold
 
@@ -59,13 +59,6 @@ def convert(
       >>> sorted(spiking)
       ['0', '1', 'relu0']
     """
-    if known(initial) and not 0 <= initial <= 1:
-        raise ValueError(
-            "convert: initial, the initial potential over the threshold, must lie "
-            f"between 0 and 1, found {initial}"
-        )
-    check_finite(variables)
-    check_thresholds(network, thresholds)
     spiking: Spiking = dict(network.weights(variables))
     for name in network.neurons:
         theta = jnp.asarray(thresholds[name])
@@ -108,31 +101,6 @@ def threshold_shapes(network: Network, name: str) -> list[tuple[int, ...]]:
     return [(), (node.image_shape[axis], *[1] * (rank - 1 - axis)), shape]
 
 
-def check_thresholds(network: Network, thresholds: Thresholds) -> None:
-    expected = set(network.neurons)
-    if not isinstance(thresholds, dict) or expected != set(thresholds):
-        found = set(thresholds) if isinstance(thresholds, dict) else set()
-        raise ValueError(
-            "convert: thresholds must name every population of the network; missing: "
-            f"{sorted(expected - found) or 'none'}, unknown: "
-            f"{sorted(found - expected) or 'none'}"
-        )
-    for name, theta in thresholds.items():
-        shapes = threshold_shapes(network, name)[:2]
-        if np.shape(theta) not in shapes:
-            raise ValueError(
-                f"{name}: its threshold must have one of the shapes {shapes}, found "
-                f"{np.shape(theta)}"
-            )
-        if not known(theta):
-            continue
-        if not (np.isfinite(theta).all() and (np.asarray(theta) > 0).all()):
-            raise ValueError(
-                f"{name}: a threshold must be finite and greater than 0, found a least "
-                f"value of {np.min(theta)}; calibrate on images that make it fire"
-            )
-
-
 def check_spiking(network: Network, spiking: Spiking) -> None:
     """Refuses converted weights that are not those of a network.
 
@@ -171,11 +139,17 @@ def _check_node(network: Network, node: Node, own) -> None:
                     f"{', with a row for each step' if field == 'bias' else ''}; found "
                     f"{jnp.shape(value)}"
                 )
-    elif isinstance(own, Affine) and own.kernel.shape != node.role.kernel:
-        raise ValueError(
-            f"{node.name}: the kernel must be {node.role.kernel}, found "
-            f"{own.kernel.shape}"
-        )
+    elif isinstance(node.role, Synapse):
+        if not isinstance(own, Affine):
+            raise ValueError(f"{node.name}: expected an Affine, found {own!r:.80}")
+        if own.kernel.shape != node.role.kernel:
+            raise ValueError(
+                f"{node.name}: the kernel must be {node.role.kernel}, found "
+                f"{own.kernel.shape}"
+            )
+        shape, bias = node.image_shape, np.shape(own.bias)
+        if any(a not in (1, b) for a, b in zip(bias[::-1], shape[::-1], strict=False)):
+            raise ValueError(f"{node.name}: its bias must fit {shape}, found {bias}")
 
 
 @door

@@ -121,13 +121,13 @@ class Network:
         """
         return self.program(variables)
 
-    def leaves(self, inputs) -> list:
+    def leaves(self, inputs, name: str = "inputs") -> list:
         """The inputs' arrays, of a floating-point type where the network has one.
 
         Raises:
           TypeError, ValueError: for a structure, shape or type that was not traced.
         """
-        return _checked(self, inputs)
+        return _checked(self, inputs, name)
 
     def outputs(self, found: list):
         """Arrays, one for each output, in the structure that the function returns."""
@@ -143,11 +143,11 @@ class Network:
     __repr__ = __str__
 
 
-def _checked(network: Network, inputs) -> list:
+def _checked(network: Network, inputs, name: str) -> list:
     found, tree = jax.tree.flatten(inputs)
     if tree != network.tree[0]:
         raise ValueError(
-            f"inputs: expected the structure {network.tree[0]}, found {tree}"
+            f"{name}: expected the structure {network.tree[0]}, found {tree}"
         )
     first = next((n.name for n in network.graph.of(Synapse)), "the network")
     leaves, batch = [], None
@@ -163,26 +163,26 @@ def _checked(network: Network, inputs) -> list:
                     else "; the axes look transposed"
                 )
             raise ValueError(
-                f"{first}: inputs must have the shape [B, "
+                f"{first}: {name} must have the shape [B, "
                 f"{', '.join(map(str, expected))}], found {list(shape)}{hint}"
             )
         batch = shape[0] if batch is None else batch
         if shape[0] != batch or batch == 0:
             raise ValueError(
-                "inputs: expected the same number of images in each, at least one, "
+                f"{name}: expected the same number of images in each, at least one, "
                 f"found {[np.shape(leaf)[0] for leaf in found]}"
             )
         kind, wanted = jnp.result_type(value), jnp.dtype(node.role.dtype)
         floating = jnp.issubdtype(wanted, jnp.floating)
         if floating and not jnp.issubdtype(kind, jnp.floating):
             raise TypeError(
-                f"inputs must be floating-point numbers as {wanted}, found {kind}; "
+                f"{name} must be floating-point numbers as {wanted}, found {kind}; "
                 "normalise pixels as for training (`split.inputs`)"
             )
         if not floating and jnp.issubdtype(kind, jnp.floating):
-            raise TypeError(f"inputs must be whole numbers ({wanted}), found {kind}")
+            raise TypeError(f"{name} must be whole numbers ({wanted}), found {kind}")
         if floating and isinstance(value, np.ndarray) and not np.isfinite(value).all():
-            raise ValueError("inputs: a number is not finite")
+            raise ValueError(f"{name}: a number is not finite")
         leaves.append(jnp.asarray(value, wanted) if kind != wanted else value)
     return leaves
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxburst.checks import door
 from jaxburst.graph import (
     Graph,
     Input,
@@ -60,6 +61,7 @@ class Reach(NamedTuple):
     compared: dict[tuple[str, str], np.ndarray]
 
 
+@door
 def reach(network: Network, weights: dict | None = None) -> Reach:
     """Counts what signals reach.
 
@@ -69,7 +71,7 @@ def reach(network: Network, weights: dict | None = None) -> Reach:
 
     Example:
       >>> {pair: places.tolist() for pair, places in reach(network).events.items()}
-      {('relu0', '1'): [[1.0, 1.0]]}
+      {('relu0', 'out'): [[1.0, 1.0]]}
     """
     if not isinstance(network, Network):
         raise TypeError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -74,7 +75,7 @@ def notes(name: str) -> dict[str, Any]:
     return load(_path(name))[2]
 
 
-@door(network="text")
+@door(network="zoo")
 def save(
     path: str | os.PathLike,
     network: str,
@@ -107,13 +108,17 @@ def save(
       ValueError: if the network is unknown, the variables are not its own, or one is
         not finite in so many bits.
     """
-    if network not in NETWORKS:
-        known = ", ".join(NETWORKS)
-        raise ValueError(f"network: expected one of {known}; found {network!r}")
     if bits not in (8, 16):
         raise ValueError(f"bits: expected 8 or 16, found {bits!r}")
+    flat = flatten_dict(variables, sep="/")
+    image = jnp.zeros((1, 32, 32, 3))  # names do not depend on its size
+    init = NETWORKS[network](classes).init
+    own = flatten_dict(jax.eval_shape(init, jax.random.key(0), image), sep="/")
+    if flat.keys() != own.keys():
+        odd = min(flat.keys() ^ own.keys())
+        raise ValueError(f"variables: {odd} is in only one of {network} and these")
     arrays = {}
-    for name, value in flatten_dict(variables, sep="/").items():
+    for name, value in flat.items():
         value = np.asarray(value, np.float32)
         if name.endswith("/kernel"):
             with np.errstate(over="ignore"):

@@ -237,6 +237,8 @@ def accuracy(
     All local devices share every batch.
     """
     data = _read("split", split)
+    _check(module, "split", data)
+    _require_own(module, variables, _example(data))
     correct, size = 0, len(data.labels)
     batch_size = evenly(min(batch_size, size))
     cut, copy = share(batch_size)
@@ -356,6 +358,21 @@ def _example(data: _Data) -> _Example:
     return _Example((1, *data.inputs.shape[1:]), str(dtype))
 
 
+def _require_own(module: nn.Module, variables: dict, example: _Example) -> None:
+    """Refuses variables that are not those of the module."""
+    init = functools.partial(_Static(module).init, jax.random.key(0), example.zeros())
+    own, found = (
+        {name: np.shape(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
+        for tree in (jax.eval_shape(init), variables)
+    )
+    for name in sorted(own.keys() | found.keys()):
+        if own.get(name) != found.get(name):
+            raise ValueError(
+                f"variables: {name}: expected {own.get(name, 'nothing')}, found "
+                f"{found.get(name, 'nothing')}; these are not those of the module"
+            )
+
+
 def _check(module: nn.Module, name: str, data: _Data) -> None:
     """Refuses what cannot be trained, before anything is compiled."""
     static, kind = _Static(module), type(module).__name__
@@ -366,6 +383,10 @@ def _check(module: nn.Module, name: str, data: _Data) -> None:
         empty = any(0 in leaf.shape for leaf in jax.tree.leaves(variables))
     except ZeroDivisionError:  # that of an initialiser, for a kernel without inputs
         empty = True
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {kind} takes no inputs of {x.dtype} {list(x.shape)} ({error})"
+        ) from error
     if empty:
         raise ValueError(
             f"{name}: expected inputs that {kind} leaves something of, found "
