@@ -1,0 +1,25 @@
+"""The documentation is true: every page runs, and prints what it says."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+sys.path.insert(0, str(DOCS))
+
+import pages  # noqa: E402
+
+PAGES = [path for path in sorted(DOCS.glob("*.md")) if any(pages.blocks(path))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_page_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
+    for package in pages.NEEDS.get(path.name, ()):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    wrong = pages.execute(path)
+    assert not wrong, "\n".join(wrong)
+    drawn = {file.name for file in tmp_path.iterdir()}
+    assert drawn.issuperset(pages.images(path))
