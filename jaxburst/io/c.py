@@ -1,0 +1,954 @@
+"""An event-driven C program of a network of whole numbers.
+
+    to_c(to_integers(model, spiking, images), "digits.c")   # and digits.h
+    cc -std=c11 -O2 digits.c main.c
+
+One C11 file and its header, without dependencies and without allocation: all memory is
+static. Work is done where an event arrives. A population sends the places at which it
+fired, a queue, and whole numbers for the channels there; a synapse adds the rows of its
+kernel for these channels to the sums that they reach, and marks their places for the
+next population.
+
+    infer(image, steps)    an image, from rest
+    step(frame)            the next frame of a stream, the state carried on
+
+with the file's name in front, `digits_infer`. It fires the spikes of
+`Integers.simulate` and of `Integers.stream`, every one. It counts what it does:
+synaptic operations as `jaxburst.energy` does, multiply-accumulates of what is constant,
+weights read, and sums read and written. (An event that wires lead to one place along
+several ways, as by two average pools that overlap, is one event there.)
+
+Each function below writes the C of one kind of part.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+
+import numpy as np
+
+from jaxburst.io.files import as_path, write
+from jaxburst.io.integers import RANGE, Axis, Integers, Link, Part
+
+SHORT = 258
+"""So many spikes times 127 fit a sum of 16 bits."""
+
+
+def to_c(integers: Integers, path: str | os.PathLike) -> None:
+    """Writes the C program of a network of whole numbers, and its header beside it.
+
+    Images are given to it as `Integers.quantised` gives them; outputs are whole
+    numbers, with their unit in the header.
+
+    Args:
+      integers: from `to_integers`.
+      path: of the C file; functions and arrays have its name in front.
+
+    Raises:
+      ValueError: if the file's name is none of C.
+      OSError: if it cannot be written.
+    """
+    if not isinstance(integers, Integers):
+        raise TypeError(
+            f"to_c: expected what to_integers returns, found {type(integers).__name__}"
+        )
+    path = as_path(path)
+    if path.suffix != ".c" or not re.fullmatch(r"[A-Za-z]\w*", path.stem):
+        raise ValueError(
+            f"{path}: expected a name of letters, digits and _ that ends in .c, as its "
+            "functions are called after it"
+        )
+    program = _Program(integers, path.stem)
+    write(path, program.source())
+    write(path.with_suffix(".h"), program.header())
+
+
+def _type(bound: int) -> str:
+    """The shortest that holds whole numbers up to a bound, of either sign."""
+    return next(f"int{bits}_t" for bits in (8, 16, 32) if bound < 2 ** (bits - 1))
+
+
+def _text(values: np.ndarray) -> str:
+    """The content of an array."""
+    flat = np.asarray(values).reshape(-1)
+    if flat.dtype == np.int8:
+        octal = [f"\\{value:03o}" for value in range(256)]
+        codes = flat.view(np.uint8).tolist()
+        rows = [codes[i : i + 24] for i in range(0, len(codes), 24)]
+        return "\n".join(
+            '"' + "".join(octal[code] for code in row) + '"' for row in rows
+        )
+    rows = [flat[i : i + 16].tolist() for i in range(0, len(flat), 16)]
+    return "{" + ",\n".join(", ".join(map(str, row)) for row in rows) + "}"
+
+
+_HEAD = """\
+#include "NAME.h"
+#include <string.h>
+
+typedef PLACE place;
+
+/* Places that are waiting, each once. */
+typedef struct {
+  place *list;
+  uint8_t *flag;
+  uint32_t count;
+} queue;
+
+static inline void mark(queue *q, uint32_t p) {
+  if (!q->flag[p]) {
+    q->flag[p] = 1;
+    q->list[q->count++] = (place)p;
+  }
+}
+
+static inline void forget(queue *q) {
+  for (uint32_t e = 0; e < q->count; e++) q->flag[q->list[e]] = 0;
+  q->count = 0;
+}
+
+static int32_t now;      /* steps so far */
+static int32_t grown;    /* how many quanta one of the first step is */
+static int streaming;
+static int holding;      /* while what is constant is computed */
+NAME_counters NAME_counted[NAME_SYNAPSES];
+
+/* The events of one place: channels and whole numbers. */
+static uint16_t channel[WIDEST + 1];
+static int32_t value[WIDEST + 1];
+"""
+
+# Adds rows of a kernel to sums of 16 or 32 bits, and these to the membranes.
+_ADD = """
+static inline void add_OUTS_BITS(int32_t *restrict a, const int8_t *restrict k,
+    const int32_t *restrict scale, uint32_t first, uint32_t last) {
+  for (uint32_t b = 0; b < OUTS; b += BLOCK) {
+    TYPE sum[BLOCK] = {0};
+    for (uint32_t e = first; e < last; e++) {
+      const int8_t *restrict r = k + (uint32_t)channel[e] * OUTS + b;
+      const TYPE n = (TYPE)value[e];
+      for (uint32_t o = 0; o < BLOCK; o++) sum[o] = (TYPE)(sum[o] + n * r[o]);
+    }
+    for (uint32_t o = 0; o < BLOCK; o++) a[b + o] += scale[b + o] * sum[o];
+  }
+}
+"""
+
+_GROUPED = """
+static inline void add_INDEX(int32_t *restrict a, const int8_t *restrict k,
+    const int32_t *restrict scale, uint32_t first, uint32_t last) {
+  for (uint32_t e = first; e < last; e++) {
+    const uint32_t g = channel[e] / ROWS * EACH;
+    const int8_t *restrict r = k + channel[e] % ROWS * OUTS + g;
+    for (uint32_t o = 0; o < EACH; o++) a[g + o] += scale[g + o] * (value[e] * r[o]);
+  }
+}
+"""
+
+_SYNAPSE = """
+/* NOTE */
+static void synapse_INDEX(void) {
+  NAME_counters *const counted = &NAME_counted[COUNTER];
+  HOLD
+  for (uint32_t e = 0; e < COUNT; e++) {
+    const uint32_t p = PLACES;
+    const XTYPE *restrict x = X + p * INS;
+    uint32_t m = 0, taps = 0;
+    for (uint32_t c = 0; c < INS; c++) {
+      channel[m] = (uint16_t)c;
+      value[m] = x[c];
+      m += x[c] != 0;
+    }
+    if (!m) continue;
+    uint64_t quanta = 0;
+    for (uint32_t c = 0; c < m; c++)
+      quanta += (uint32_t)(value[c] < 0 ? -value[c] : value[c]);
+    for (uint32_t first = 0, last; first < m; first = last) {
+      CHUNK
+      taps = 0;
+      LOOPS
+    }
+    counted->weights += (uint64_t)m * taps * EACH;
+    TALLY
+  }
+  CLEAR
+}
+"""
+
+_CHUNK = """last = first;
+      for (int32_t load = 0; last < m; last++) {
+        load += value[last] < 0 ? -value[last] : value[last];
+        if (load > SHORT) break;
+      }"""
+
+_NEURON = """
+/* NOTE */
+static inline void fire_INDEX(uint32_t p) {
+  int32_t *restrict v = v_INDEX + p * WIDTH;
+  NTYPE *restrict out = n_INDEX + p * WIDTH;
+  PREPARE
+  int32_t fired = 0;
+  for (uint32_t c = 0; c < WIDTH; c++) {
+    BODY
+    out[c] = (NTYPE)n;
+    fired |= n;
+  }
+  if (fired) q_INDEX.list[q_INDEX.count++] = (place)p;
+}
+
+static void neurons_INDEX(int all) {
+  for (uint32_t e = 0; e < q_INDEX.count; e++)
+    memset(n_INDEX + (uint32_t)q_INDEX.list[e] * WIDTH, 0, WIDTH * sizeof *n_INDEX);
+  q_INDEX.count = 0;
+  if (all)
+    for (uint32_t p = 0; p < COUNT; p++) fire_INDEX(p);
+  TOUCHED
+}
+"""
+
+_REFINE = """const int32_t wide = v[c]ROWS;
+    int32_t w = wide > 0 ? wide : 0;
+    CAP
+    const int32_t known = s[c] * growth;
+    int32_t target = (w + START) >> BITS;
+    target = target > top ? top : target;
+    int32_t n = target - known;
+    const int32_t gap = w - known * (1 << BITS);
+    n = gap <= close && gap >= -close ? 0 : n;
+    n = n > most ? most : n < -most ? -most : n;
+    s[c] = (STYPE)(known + n);"""
+
+_BURST = """const int32_t u = v[c]HELDBIASROWS;
+    int32_t n = u >> BITS;
+    LOW
+    n = n > MOST ? MOST : n;
+    CAP
+    v[c] = RESET;
+    SENT"""
+
+_POOL = """
+/* NOTE */
+static void pool_INDEX(int all) {
+  for (uint32_t e = 0; e < q_INDEX.count; e++)
+    memset(n_INDEX + (uint32_t)q_INDEX.list[e] * WIDTH, 0, WIDTH * sizeof *n_INDEX);
+  forget(&q_INDEX);
+  if (all)
+    for (uint32_t o = 0; o < OUTPLACES; o++) mark(&q_INDEX, o);
+  for (uint32_t e = 0; !all && e < t_INDEX.count; e++) {
+    const uint32_t p = t_INDEX.list[e];
+    LOOPS
+  }
+  forget(&t_INDEX);
+  for (uint32_t e = 0; e < q_INDEX.count; e++) {
+    const uint32_t p = q_INDEX.list[e];
+    int32_t best[WIDTH];
+    for (uint32_t c = 0; c < WIDTH; c++) best[c] = INT32_MIN;
+    BACK
+    for (uint32_t c = 0; c < WIDTH; c++) {
+      n_INDEX[p * WIDTH + c] = (NTYPE)(best[c] - s_INDEX[p * WIDTH + c]);
+      s_INDEX[p * WIDTH + c] = best[c];
+    }
+  }
+}
+"""
+
+_LINK = """
+/* NOTE */
+static void link_INDEX(void) {
+  HOLD
+  for (uint32_t e = 0; e < COUNT; e++) {
+    const uint32_t p = LIST;
+    for (uint32_t c = 0; c < WIDTH; c++) {
+      const int32_t n = X[p * WIDTH + c];
+      if (!n) continue;
+      MOVE
+    }
+  }
+}
+"""
+
+
+class _Program:
+    """The parts of a program, and what they share."""
+
+    def __init__(self, net: Integers, name: str):
+        self.net, self.name = net, name
+        self.index = {part.name: i for i, part in enumerate(net.parts)}
+        self.synapses = [part.name for part in net.of("synapse")]
+        self.constants: dict[tuple, str] = {}
+        self.declared: list[str] = []
+        self.functions: list[str] = []
+        self.adds: set[tuple] = set()
+        self.clears: list[str] = []  # at reset
+        self.flash = self.ram = 0
+        self.out = {part.name: self.leaving(part) for part in net.parts}
+        most = max(self.places(part, k) for part in net.parts for k in (0, 1))
+        self.place = "uint16_t" if most < 2**16 else "uint32_t"
+        for part in net.parts:
+            getattr(self, part.kind)(part)
+            for i in self.out[part.name]:
+                self.link(i, net.links[i])
+
+    # Names of arrays, and what a part is to the others.
+
+    def leaving(self, part: Part) -> list[int]:
+        """The links from a part that need a function: all but those read in place."""
+        found = []
+        for i, link in enumerate(self.net.links):
+            if link.source == part.name and not self.alias(link):
+                found.append(i)
+        return found if not self.direct(part) else []
+
+    def alias(self, link: Link) -> bool:
+        """Whether a synapse reads its only sender's whole numbers where they are."""
+        target, source = self.net[link.target], self.net[link.source]
+        alone = len(self.net.arriving(link.target)) == 1 and link.matrix is None
+        return alone and target.kind == "synapse" and source.kind != "synapse"
+
+    def direct(self, part: Part) -> Link | None:
+        """The link along which a synapse adds to the sums of another part at once."""
+        links = [link for link in self.net.links if link.source == part.name]
+        if part.kind != "synapse" or len(links) != 1 or links[0].matrix is not None:
+            return None
+        return links[0] if self.width(self.net[links[0].target]) == part.width else None
+
+    def width(self, part: Part) -> int:
+        """Channels of a place of what a part receives."""
+        if part.kind == "pool":
+            return part.width
+        return part.received[-1] if part.received else 1
+
+    def places(self, part: Part, received: int = 0) -> int:
+        if received and part.kind != "input":
+            return math.prod(part.received) // self.width(part)
+        return part.size // part.width
+
+    def sums(self, part: Part) -> str:
+        """The array that a part's input is added to."""
+        return ("x_" if part.kind == "synapse" else "v_") + str(self.index[part.name])
+
+    def held(self, part: Part) -> bool:
+        """Whether a part with a state receives something constant at every step."""
+        if self.net.refining or part.kind not in ("neuron", "pool", "output"):
+            return False
+        sources = {link.source for link in self.net.arriving(part.name)}
+        return part.dynamic and bool(sources & self.net.constant)
+
+    def marks(self, part: Part) -> bool:
+        """Whether it must be told where something arrived."""
+        if part.kind == "synapse" or part.kind == "pool":
+            return True
+        return part.kind == "neuron" and self.net.refining
+
+    def hold(self, part: Part) -> str:
+        """The beginning of a function that adds to a part's sums."""
+        name = self.sums(part)
+        if self.held(part):
+            name = f"holding ? h_{self.index[part.name]} : {name}"
+        return f"int32_t *const sums = {name};"
+
+    # Declarations.
+
+    def array(self, kind: str, name: str, size: int, *, clear: bool = True) -> str:
+        self.declared.append(f"static {kind} {name}[{size}];")
+        self.ram += size * int(re.findall(r"\d+", kind)[0]) // 8
+        if clear:
+            self.clears.append(f"memset({name}, 0, sizeof {name});")
+        return name
+
+    def queue(self, name: str, places: int) -> None:
+        kind = self.place
+        self.array(kind, f"{name}_list", places, clear=False)
+        self.array("uint8_t", f"{name}_flag", places)
+        self.declared.append(f"static queue {name} = {{{name}_list, {name}_flag, 0}};")
+        self.clears.append(f"{name}.count = 0;")
+
+    def constant(self, values: np.ndarray, kind: str | None = None) -> str:
+        """A constant array; equal ones are one."""
+        values = np.asarray(values)
+        if values.dtype != np.int8:
+            bound = int(np.abs(values).max(initial=0))
+            kind = kind or _type(bound)
+            values = values.astype(kind.removesuffix("_t"))
+        else:
+            kind = "int8_t"
+        key = kind, values.shape, values.tobytes()
+        if key not in self.constants:
+            name = f"k_{len(self.constants)}"
+            self.constants[key] = name
+            end = 1 if kind == "int8_t" else 0  # that a string has
+            size = values.size + end
+            text = _text(values) if values.size else "{0}"
+            self.declared.append(f"static const {kind} {name}[{size}] =\n{text};")
+            self.flash += values.nbytes
+        return self.constants[key]
+
+    # Parts.
+
+    def input(self, part: Part) -> None:
+        i = self.index[part.name]
+        grown = self.net.finest if self.net.refining else 1
+        self.array(_type(2 * RANGE * grown), f"n_{i}", part.size)
+        self.array("int16_t", f"last_{i}", part.size)
+        self.queue(f"q_{i}", self.places(part))
+
+    def loops(self, axes: tuple[Axis, ...], body: str) -> str:
+        """Loops over the taps that meet a place `p`; the body has `o` and `tap`."""
+        text, rest, names = "", "p", []
+        for a, axis in reversed(list(enumerate(axes))):
+            text += f"const uint32_t i{a} = {rest} % {axis.size};\n"
+            rest = f"{rest} / {axis.size}"
+        place, tap = "0", "0"
+        for a, axis in enumerate(axes):
+            if axis.taps == 1 and axis == Axis(axis.size, axis.size):
+                text += f"const uint32_t o{a} = i{a};\n"
+            else:
+                table = self.constant(axis.meets)
+                text += f"for (uint32_t k{a} = 0; k{a} < {axis.taps}; k{a}++) {{\n"
+                names.append(a)
+                text += (
+                    f"const int32_t m{a} = {table}[i{a} * {axis.taps} + k{a}];\n"
+                    f"if (m{a} < 0) continue;\n"
+                    f"const uint32_t o{a} = (uint32_t)m{a};\n"
+                )
+                tap = f"({tap} * {axis.taps} + k{a})" if tap != "0" else f"k{a}"
+            place = f"({place} * {axis.out} + o{a})" if place != "0" else f"o{a}"
+        text += body.replace("$o", place).replace("$tap", tap)
+        return text + "}\n" * len(names)
+
+    def synapse(self, part: Part) -> None:
+        i, kernel = self.index[part.name], part.arrays["kernel"]
+        rows, outs = kernel.shape[1], kernel.shape[2]
+        (link, *more) = self.net.arriving(part.name) or [None]
+        places, ins = part.received
+        own = link is None or bool(more) or not self.alias(link)
+        if own:
+            x, kind, bound = self.sums(part), "int32_t", SHORT + 1
+            self.array("int32_t", x, places * ins)
+            self.queue(f"t_{i}", places)
+            count, listed, tally = f"t_{i}.count", f"t_{i}.list[e]", ""
+        else:
+            source = self.net[link.source]
+            j = self.index[source.name]
+            x, bound = f"n_{j}", source.count
+            if source.kind == "input":
+                bound = 2 * RANGE * (self.net.finest if self.net.refining else 1)
+            kind = _type(bound)
+            if source.width == ins:
+                count, listed = f"q_{j}.count", f"q_{j}.list[e]"
+            else:
+                count, listed = str(places), "e"
+            tally = f"counted->operations += quanta * taps * {outs // part.groups};"
+            if source.name in self.net.constant:
+                tally = f"counted->macs += (uint64_t)m * taps * {outs // part.groups};"
+        direct = self.direct(part)
+        if direct:
+            target = self.net[direct.target]
+            hold, t = self.hold(target), self.index[target.name]
+            marking = f"mark(&t_{t}, $o);" if self.marks(target) else ""
+        else:
+            self.array("int32_t", f"y_{i}", part.size)
+            self.queue(f"q_{i}", self.places(part))
+            hold, marking = f"int32_t *const sums = y_{i};", f"mark(&q_{i}, $o);"
+        short = bound <= SHORT and part.groups == 1
+        add = self.adder(i, part.groups, rows, outs, short)
+        scale = self.constant(part.arrays["multiplier"], "int32_t")
+        weights = self.constant(kernel)
+        body = (
+            f"{add}(sums + (size_t)($o) * {outs}, {weights} + ($tap) * {rows * outs},"
+            f" {scale}, first, last);\n{marking}\ntaps++;\n"
+            f"counted->sums += {outs};\n"
+        )
+        clear = ""
+        if own:
+            clear = (
+                f"for (uint32_t e = 0; e < t_{i}.count; e++) memset({x} + (uint32_t)"
+                f"t_{i}.list[e] * {ins}, 0, {ins} * sizeof *{x});\n  forget(&t_{i});"
+            )
+        text = _SYNAPSE.replace("LOOPS", self.loops(part.axes, body))
+        chunk = _CHUNK.replace("SHORT", str(SHORT)) if short else "last = m;"
+        if "quanta" not in tally:
+            a = text.index("    uint64_t quanta"), text.index("    for (uint32_t first")
+            text = text[: a[0]] + text[a[1] :]
+        self.emit(
+            text, NOTE=part.name, HOLD=hold, COUNT=count, PLACES=listed, XTYPE=kind,
+            CHUNK=chunk, TALLY=tally, CLEAR=clear, EACH=outs // part.groups, INDEX=i,
+            COUNTER=self.synapses.index(part.name), INS=ins, X=x,
+        )  # fmt: skip
+
+    def adder(self, i: int, groups: int, rows: int, outs: int, short: bool) -> str:
+        if groups > 1:
+            self.emit(_GROUPED, INDEX=i, ROWS=rows, OUTS=outs, EACH=outs // groups)
+            return f"add_{i}"
+        bits = 16 if short else 32
+        if (outs, bits) not in self.adds:
+            self.adds.add((outs, bits))
+            block = max(b for b in range(1, min(outs, 128) + 1) if outs % b == 0)
+            kind = f"int{bits}_t"
+            self.emit(_ADD, OUTS=outs, BITS=bits, BLOCK=block, TYPE=kind)
+        return f"add_{outs}_{bits}"
+
+    def emit(self, template: str, **words) -> None:
+        """Adds a function: a template in which words stand for what they are here."""
+        words["NAME"] = self.name
+        longest = "|".join(sorted(words, key=len, reverse=True))
+        pattern = re.compile(rf"(?<![A-Z])({longest})(?![A-Z])")
+        text = template
+        for _ in range(2):
+            text = pattern.sub(lambda found: str(words[found[1]]), text)
+        self.functions.append(text)
+
+    def state(self, part: Part) -> None:
+        """The sums of a part, and what they begin with."""
+        i, size = self.index[part.name], math.prod(part.received)
+        self.array("int32_t", f"v_{i}", size, clear=False)
+        if self.held(part):
+            self.array("int32_t", f"h_{i}", size)
+        start = "start" if part.kind == "neuron" and not self.net.refining else "bias"
+        values = part.arrays[start]
+        if start == "bias" and not self.net.refining and part.dynamic:
+            values = np.zeros((1, 1), np.int64)
+        which = f"v_{i}[i] = 0;"
+        if values.any():
+            table, width = self.constant(values, "int32_t"), values.size
+            times = " * grown" if start == "bias" else ""
+            which = f"v_{i}[i] = {table}[i % {width}]{times};"
+        self.clears.append(f"for (uint32_t i = 0; i < {size}; i++) {which}")
+
+    def added(self, part: Part, name: str, index: str = "c", times: str = "") -> str:
+        """What a constant array of a part adds, at channel `c` of place `p`."""
+        values = part.arrays.get(name)
+        if values is None or not values.any():
+            return ""
+        table, width = self.constant(values, "int32_t"), values.shape[-1]
+        at = index if values.size == width else f"p * {width} + {index}"
+        return f" + {table}[{at}]{times}"
+
+    def neuron(self, part: Part) -> None:
+        net, i, width = self.net, self.index[part.name], part.shape[-1]
+        self.state(part)
+        kind = _type(part.count)
+        self.array(kind, f"n_{i}", part.size)
+        self.queue(f"q_{i}", self.places(part))
+        prepare, touched = [], ""
+        words = {"BITS": part.bits, "CAP": ""}
+        rows = part.arrays.get("rows")
+        words["ROWS"] = ""
+        if rows is not None and rows.any():
+            table, size = self.constant(rows, "int32_t"), rows[0].size
+            at = "" if size == width else f" + p * {width}"
+            limit = f"now < {len(rows)} ? now : {len(rows)}"
+            if net.refining:
+                limit = f"streaming ? {len(rows)} : {limit}"
+            else:  # beyond the last row there is none
+                limit = f"{limit}"
+            prepare.append(f"const int32_t row = {limit};")
+            prepare.append(f"const int32_t *rows = {table} + (row - 1) * {size}{at};")
+            words["ROWS"] = " + rows[c]"
+            if not net.refining:
+                prepare.append(f"const int32_t corrected = now <= {len(rows)};")
+                words["ROWS"] = " + rows[c] * corrected"
+        counts = net.refining or net.settings.get("signed") or "cap" in part.arrays
+        if counts:
+            stype = _type(part.total * net.ratio)
+            self.array(stype, f"s_{i}", part.size)
+            prepare.append(f"{stype} *restrict s = s_{i} + p * {width};")
+            words["STYPE"] = stype
+        cap = part.arrays.get("cap")
+        limit = f"{self.constant(cap, 'int32_t')}[c]" if cap is not None else ""
+        if net.refining:
+            body, start = _REFINE, part.arrays["start"]
+            self.queue(f"t_{i}", self.places(part))
+            if cap is not None:
+                words["CAP"] = f"w = w > {limit} * grown ? {limit} * grown : w;"
+            half = 1 << part.bits >> 1
+            silence = int(net.settings["silence"] * (1 << part.bits))
+            most = part.gamma or "INT32_MAX"
+            prepare += [
+                "const int first = now == 1;",
+                f"const int32_t growth = first || streaming ? 1 : {net.ratio};",
+                f"const int32_t close = first ? -1 : {silence};",
+                f"const int32_t most = streaming ? INT32_MAX : {most};",
+                f"const int32_t top = streaming ? {part.total} : INT32_MAX;",
+            ]
+            if (start == start.flat[0]).all():
+                begin = int(start.flat[0])
+                prepare.append(
+                    f"const int32_t start = first && !streaming ? {begin} : {half};"
+                )
+                words["START"] = "start"
+            else:
+                table = self.constant(start, "int32_t")
+                at = "c" if start.size == width else f"p * {width} + c"
+                words["START"] = f"(first && !streaming ? {table}[{at}] : {half})"
+            touched = (
+                f"else\n    for (uint32_t e = 0; e < t_{i}.count; e++)"
+                f" fire_{i}(t_{i}.list[e]);\n  forget(&t_{i});"
+            )
+        else:
+            body = _BURST
+            words["MOST"] = part.gamma or part.total
+            words["HELD"] = f" + h_{i}[p * {width} + c]" if self.held(part) else ""
+            words["BIAS"] = self.added(part, "bias")
+            words["LOW"] = "n = n < 0 ? 0 : n;"
+            if net.settings["signed"]:
+                words["LOW"] = (
+                    f"const int32_t low = s[c] < {words['MOST']} ? -s[c] : "
+                    f"-{words['MOST']};\n    n = n < low ? low : n;"
+                )
+            if cap is not None:
+                words["CAP"] = (
+                    f"const int32_t left = ((now * {limit}) >> {part.bits}) - s[c];\n"
+                    "    n = n > left ? left : n;"
+                )
+            words["RESET"] = f"u - n * (1 << {part.bits})"
+            if net.settings["reset"] == "zero":
+                words["RESET"] = "n > 0 ? 0 : u"
+            words["SENT"] = f"s[c] = ({words['STYPE']})(s[c] + n);" if counts else ""
+        for word in ("HELD", "BIAS", "ROWS"):
+            body = body.replace(word, str(words.pop(word, "")))
+        self.emit(
+            _NEURON.replace("BODY", body), INDEX=i, NOTE=part.name, WIDTH=width,
+            NTYPE=kind, PREPARE="\n  ".join(prepare), TOUCHED=touched,
+            COUNT=self.places(part), **words,
+        )  # fmt: skip
+
+    def pool(self, part: Part) -> None:
+        i, width = self.index[part.name], part.width
+        self.state(part)
+        kind = _type(part.count)
+        self.array(kind, f"n_{i}", part.size)
+        self.array("int32_t", f"s_{i}", part.size)
+        self.queue(f"q_{i}", self.places(part))
+        self.queue(f"t_{i}", self.places(part, 1))
+        axes = part.axes[:-1] if width > 1 or part.axes[-1].size == 1 else part.axes
+        axes = axes or (Axis(1, 1),)
+        back, rest, place = "", "p", "0"
+        for a, axis in reversed(list(enumerate(axes))):
+            back += f"const int32_t o{a} = (int32_t)({rest} % {axis.out});\n"
+            rest = f"{rest} / {axis.out}"
+        for a, axis in enumerate(axes):
+            low, gap = axis.low, axis.apart
+            back += (
+                f"for (int32_t k{a} = 0; k{a} < {axis.taps}; k{a}++) {{\n"
+                f"const int32_t j{a} = o{a} * {axis.stride} + k{a} * {axis.dilation}"
+                f" - {low};\n"
+                f"if (j{a} < 0 || j{a} % {gap} || j{a} / {gap} >= {axis.size}) "
+                "continue;\n"
+            )
+            place = f"({place} * {axis.size} + j{a} / {gap})"
+        back += (
+            f"const int32_t *restrict v = v_{i} + {place} * {width};\n"
+            f"for (uint32_t c = 0; c < {width}; c++) "
+            "best[c] = v[c] > best[c] ? v[c] : best[c];\n" + "}\n" * len(axes)
+        )
+        text = _POOL.replace("BACK", back)
+        text = text.replace("LOOPS", self.loops(axes, f"mark(&q_{i}, $o);\n"))
+        self.emit(
+            text, INDEX=i, NOTE=part.name, WIDTH=width, NTYPE=kind,
+            OUTPLACES=self.places(part),
+        )  # fmt: skip
+
+    def output(self, part: Part) -> None:
+        self.state(part)
+
+    def link(self, number: int, link: Link) -> None:
+        """What one part sends to another through wires, event by event."""
+        source, target = self.net[link.source], self.net[link.target]
+        j = self.index[source.name]
+        x = f"y_{j}" if source.kind == "synapse" else f"n_{j}"
+        wide, width = self.width(target), source.width
+        count = ""
+        if target.kind == "synapse":
+            outs = target.arrays["kernel"].shape[2] // target.groups
+            reach = self.reach(target)
+            number_of = "(uint64_t)(n < 0 ? -n : n)"
+            what = f"operations += {number_of} * "
+            if source.kind in ("input", "synapse") or source.name in self.net.constant:
+                what = "macs += (uint64_t)"
+            counter = self.synapses.index(target.name)
+            count = (
+                f"{self.name}_counted[{counter}].{what}{reach}(to / {wide}) * {outs};"
+            )
+        marking = ""
+        if self.marks(target):
+            marking = f"mark(&t_{self.index[target.name]}, to / {wide});"
+        matrix = link.matrix
+        if matrix is None:
+            move = f"const uint32_t to = p * {width} + c;\nsums[to] += n;\n"
+            move += f"{marking}\n{count}"
+        else:
+            then = f"{marking}\n{count}"
+            move = self.table(matrix, source.size // width, width, then)
+        self.emit(
+            _LINK, INDEX=number, NOTE=f"{source.name} to {target.name}", MOVE=move,
+            HOLD=self.hold(target), COUNT=f"q_{j}.count", LIST=f"q_{j}.list[e]",
+            WIDTH=width, X=x,
+        )  # fmt: skip
+
+    def table(self, matrix, places: int, width: int, then: str) -> str:
+        """`to` and a factor for each place and channel, as short as they can be said.
+
+        Where each place goes to one, at most, `to = A[p] + B[c]` is tried first.
+        """
+        back = matrix.T.tocsr()
+        counts = np.diff(back.indptr)
+        if counts.max() == 1:
+            to = np.full(places * width, -1)
+            to[counts == 1] = back.indices
+            factor = np.zeros(places * width, np.int64)
+            factor[counts == 1] = back.data
+            to, factor = to.reshape(places, width), factor.reshape(places, width)
+            p, c = np.argwhere(to >= 0)[0]
+            rows = np.where(to[:, c] >= 0, to[:, c], -1)
+            columns = np.where(to[p] >= 0, to[p] - to[p, c], -(2**30))
+            sums = rows[:, None] + columns
+            fits = np.where((rows[:, None] < 0) | (columns == -(2**30)), -1, sums)
+            per = np.array([col[col != 0][:1].sum() for col in factor.T])
+            if (fits == to).all() and (np.where(to >= 0, per, 0) == factor).all():
+                return self.split(rows, columns, per, then)
+        start = self.constant(back.indptr, "int32_t")
+        to = self.constant(back.indices, "int32_t")
+        factor = self.constant(back.data, "int32_t")
+        return (
+            f"const uint32_t s = p * {width} + c;\n"
+            f"for (int32_t k = {start}[s]; k < {start}[s + 1]; k++) {{\n"
+            f"const uint32_t to = (uint32_t){to}[k];\n"
+            f"sums[to] += {factor}[k] * n;\n{then}\n}}"
+        )
+
+    def split(self, rows, columns, per, then: str) -> str:
+        text, channels = "", np.arange(len(columns))
+        text += f"const int32_t row = {self.constant(rows, 'int32_t')}[p];\n"
+        text += "if (row < 0) continue;\n"
+        offset = columns - channels
+        if (offset == offset[0]).all():
+            text += f"const uint32_t to = (uint32_t)(row + (int32_t)c + {offset[0]});\n"
+        else:
+            table = self.constant(columns, "int32_t")
+            text += f"const int32_t column = {table}[c];\n"
+            text += f"if (column == {-(2**30)}) continue;\n"
+            text += "const uint32_t to = (uint32_t)(row + column);\n"
+        factor = str(int(per[0]))
+        if not (per == per[0]).all():
+            factor = f"{self.constant(per, 'int32_t')}[c]"
+        return text + f"sums[to] += {factor} * n;\n{then}"
+
+    def reach(self, part: Part) -> str:
+        """A function: how many taps of a synapse a place meets."""
+        name = f"reach_{self.index[part.name]}"
+        if name not in self.constants.values():
+            body = self.loops(part.axes, "found++; (void)($o);\n")
+            self.functions.append(
+                f"\nstatic uint32_t {name}(uint32_t p) {{\nuint32_t found = 0;\n"
+                f"{body}return found;\n}}\n"
+            )
+            self.constants[(name,)] = name
+        return name
+
+    # The whole.
+
+    def run(self, part: Part, constant: bool) -> str:
+        """What a part does in a step, or while what is constant is computed."""
+        net, i, text = self.net, self.index[part.name], ""
+        if constant and part.name not in net.constant:
+            return ""
+        if not constant and not (part.dynamic or part.kind == "output"):
+            return ""
+        if part.kind == "synapse":
+            text += f"synapse_{i}();\n"
+        elif part.kind == "neuron":
+            always = "1" if not net.refining else "!streaming || now == 1"
+            text += f"neurons_{i}({always});\n"
+        elif part.kind == "pool":
+            text += self.present(part) if not constant else ""
+            always = "!now" if constant else "now == 1"
+            always = "1" if self.present(part) else always
+            text += f"pool_{i}({always});\n"
+        elif part.kind == "output":
+            text += self.present(part)
+        for number in self.out[part.name]:
+            text += f"link_{number}();\n"
+        if part.kind == "synapse" and not self.direct(part):
+            width = part.width
+            text += (
+                f"for (uint32_t e = 0; e < q_{i}.count; e++) memset(y_{i} + (uint32_t)"
+                f"q_{i}.list[e] * {width}, 0, {width} * sizeof *y_{i});\n"
+                f"forget(&q_{i});\n"
+            )
+        return text
+
+    def present(self, part: Part) -> str:
+        """What bursts add to sums at every step."""
+        if self.net.refining or not part.dynamic:
+            return ""
+        i, size = self.index[part.name], math.prod(part.received)
+        bias, held = part.arrays["bias"], f" + h_{i}[i]" if self.held(part) else ""
+        more = ""
+        if bias.any():
+            more = f" + {self.constant(bias, 'int32_t')}[i % {bias.size}]"
+        if not held and not more:
+            return ""
+        return f"for (uint32_t i = 0; i < {size}; i++) v_{i}[i] += 0{held}{more};\n"
+
+    def source(self) -> str:
+        net, name = self.net, self.name
+        grow = ""
+        for part in net.of("neuron", "pool", "output"):
+            i, size = self.index[part.name], math.prod(part.received)
+            if net.ratio > 1 and part.dynamic:
+                each = f"for (uint32_t i = 0; i < {size}; i++) "
+                grow += f"{each}v_{i}[i] *= {net.ratio};\n"
+                if part.kind == "pool":
+                    grow += (
+                        f"for (uint32_t i = 0; i < {part.size}; i++) "
+                        f"s_{i}[i] *= {net.ratio};\n"
+                    )
+        steps = "".join(self.run(part, False) for part in net.parts)
+        shown, given, passed = "", [], []
+        finest = net.finest if net.refining else 1
+        for k, part in enumerate(net.of("input")):
+            i, width = self.index[part.name], part.width
+            given.append(f"const int16_t *input{k}")
+            passed.append(f"input{k}")
+            shown += f"""for (uint32_t p = 0; p < {self.places(part)}; p++) {{
+    int32_t any = 0;
+    for (uint32_t c = p * {width}; c < (p + 1) * {width}; c++) {{
+      const int32_t change = (input{k}[c] - last_{i}[c]) * grown;
+      n_{i}[c] = ({_type(2 * RANGE * finest)})change;
+      last_{i}[c] = input{k}[c];
+      any |= change;
+    }}
+    if (any) mark(&q_{i}, p);
+  }}
+  """
+        before = ""
+        for part in net.parts:
+            before += self.run(part, True)
+        for part in net.of("input"):
+            before += f"forget(&q_{self.index[part.name]});\n"
+        limit = "" if net.refining else "if (now >= NAME_STEPS) return -1;\n"
+        tables = ""
+        for part in net.of("neuron", "pool"):
+            if part.dynamic:
+                i = self.index[part.name]
+                tables += f'{{"{part.name}", n_{i}, {part.size}, sizeof n_{i}[0]}},\n'
+        outs = ""
+        for k, part in enumerate(net.of("output")):
+            i = self.index[part.name]
+            outs += f"const int32_t *const NAME_output{k} = v_{i};\n"
+        clears = "\n  ".join(self.clears)
+        rest = f"""
+{outs}
+const NAME_population NAME_populations[NAME_POPULATIONS + 1] = {{
+{tables}{{0, 0, 0, 0}}}};
+
+static void rest(int stream) {{
+  streaming = stream;
+  now = 0;
+  grown = stream ? {finest} : 1;
+  {clears}
+}}
+
+/* What has changed since the last image reaches what is constant. */
+static void present({", ".join(given)}) {{
+  {shown}
+  holding = 1;
+  {before}
+  holding = 0;
+}}
+
+static void advance(void) {{
+  now++;
+  if (now > 1 && !streaming) {{
+    grown *= {net.ratio};
+    {grow}
+  }}
+  {steps}
+}}
+
+void NAME_reset(void) {{ streaming = 0; }}
+
+int NAME_infer({", ".join(given)}, int32_t steps) {{
+  if (steps < 1 || steps > NAME_STEPS) return -1;
+  rest(0);
+  present({", ".join(passed)});
+  while (now < steps) advance();
+  return 0;
+}}
+
+int NAME_step({", ".join(given)}) {{
+  if (!streaming) rest(1);
+  {limit}present({", ".join(passed)});
+  advance();
+  return 0;
+}}
+"""
+        widest = max([self.width(part) for part in net.of("synapse")] + [1])
+        head = _HEAD.replace("WIDEST", str(widest)).replace("PLACE", self.place)
+        text = [head, *self.declared, *self.functions, rest]
+        return "\n".join(text).replace("NAME", name)
+
+    def header(self) -> str:
+        net, name = self.net, self.name
+        given = [f"const int16_t *input{k}" for k in range(len(net.of("input")))]
+        arguments = ", ".join(given)
+        notes = ""
+        for k, part in enumerate(net.of("input")):
+            unit = float(part.arrays["unit"])
+            shape = "x".join(map(str, part.shape[1:]))
+            notes += f"/* input{k}: {shape}, whole numbers of {unit:.9g} */\n"
+            notes += f"#define NAME_INPUT{k} {part.size}\n"
+        for k, part in enumerate(net.of("output")):
+            unit = float(part.arrays["unit"])
+            notes += f"#define NAME_OUTPUT{k} {part.size}\n"
+            notes += f"#define NAME_UNIT{k} {unit:.9g}\n"
+            notes += f"extern const int32_t *const NAME_output{k};\n"
+        how = "the number of steps"
+        if net.refining:
+            how = f"{net.ratio}^(steps - 1); of a stream, by {net.finest}"
+        populations = [part for part in net.of("neuron", "pool") if part.dynamic]
+        names = "\n".join(f"   {i} {n}" for i, n in enumerate(self.synapses))
+        text = f"""\
+/* A spiking network as an event-driven program; {self.flash:,} bytes of constants,
+   {self.ram:,} bytes of state. Outputs are NAME_UNIT times the whole numbers, divided
+   by {how}. */
+#ifndef NAME_H
+#define NAME_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define NAME_STEPS {net.steps}
+{notes}
+/* One image, from rest, for 1 to NAME_STEPS steps; -1 for other numbers. */
+int NAME_infer({arguments}, int32_t steps);
+/* The next frame of a stream; -1 if the number of steps is exceeded. */
+int NAME_step({arguments});
+/* The next frame is the first of a stream. */
+void NAME_reset(void);
+
+/* What was done since the program began, for each synapse:
+{names} */
+#define NAME_SYNAPSES {len(self.synapses)}
+typedef struct {{
+  uint64_t operations; /* spikes times weights that they reach */
+  uint64_t macs;       /* of what is constant, and of charges */
+  uint64_t weights;    /* read */
+  uint64_t sums;       /* read and written */
+}} NAME_counters;
+extern NAME_counters NAME_counted[NAME_SYNAPSES];
+
+/* The spikes of the last step. */
+#define NAME_POPULATIONS {len(populations)}
+typedef struct {{
+  const char *name;
+  const void *spikes;
+  uint32_t size;
+  uint32_t bytes; /* of each whole number */
+}} NAME_population;
+extern const NAME_population NAME_populations[NAME_POPULATIONS + 1];
+#endif
+"""
+        return text.replace("NAME", name)

@@ -1,0 +1,174 @@
+"""The C program of a network fires the spikes of the integer simulator, every one.
+
+Each program is compiled with all warnings as errors, and run under the sanitizers of
+addresses and of undefined behaviour.
+"""
+
+import os
+import subprocess
+
+import nets
+import numpy as np
+import pytest
+from nets import case
+
+from jaxburst.energy import reach
+from jaxburst.io.c import to_c
+from jaxburst.io.integers import to_integers
+from jaxburst.neurons import Burst, Refining
+
+REFINING, SIGNED = Refining(15, 2, 0.6), Burst(5, signed=True)
+FLAGS = "-std=c11 -O2 -Wall -Wextra -Werror -fsanitize=address,undefined"
+FLAGS += " -fno-sanitize-recover=all"
+
+# Reads images, writes spikes and outputs after every step, and the counters.
+MAIN = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include "net.h"
+
+static void show(void) {
+  for (int i = 0; i < net_POPULATIONS; i++) {
+    const net_population *p = &net_populations[i];
+    for (uint32_t k = 0; k < p->size; k++) {
+      int32_t n = p->bytes == 1   ? ((const int8_t *)p->spikes)[k]
+                  : p->bytes == 2 ? ((const int16_t *)p->spikes)[k]
+                                  : ((const int32_t *)p->spikes)[k];
+      fwrite(&n, 4, 1, stdout);
+    }
+  }
+  OUTPUTS
+}
+
+int main(int argc, char **argv) {
+  (void)argc;
+  DECLARE
+  const int steps = atoi(argv[1]);
+  if (net_infer(ARGUMENTS, 0) != -1) return 1;
+  while (READ) {
+    if (!steps) {
+      if (net_step(ARGUMENTS)) return 2;
+      show();
+    }
+    for (int t = 1; t <= steps; t++) {
+      if (net_infer(ARGUMENTS, t)) return 3;
+      show();
+    }
+  }
+  fwrite(net_counted, sizeof net_counted, 1, stdout);
+  return 0;
+}
+"""
+
+
+def build(integers, folder, flags=FLAGS):
+    to_c(integers, folder / "net.c")
+    inputs = range(len(integers.of("input")))
+    outputs = range(len(integers.of("output")))
+    text = MAIN.replace(
+        "OUTPUTS",
+        "".join(f"fwrite(net_output{k}, 4, net_OUTPUT{k}, stdout);" for k in outputs),
+    )
+    text = text.replace(
+        "DECLARE", "".join(f"static int16_t i{k}[net_INPUT{k}];" for k in inputs)
+    )
+    text = text.replace(
+        "READ", " && ".join(f"fread(i{k}, sizeof i{k}, 1, stdin)" for k in inputs)
+    )
+    text = text.replace("ARGUMENTS", ", ".join(f"i{k}" for k in inputs))
+    (folder / "main.c").write_text(text)
+    command = ["cc", *flags.split(), "net.c", "main.c", "-o", "net"]
+    subprocess.run(command, cwd=folder, check=True)
+
+
+def run(integers, folder, images, steps: int):
+    """`({part: [rows, places]}, counters [synapses, 4])`."""
+    rows = np.concatenate(images, 1).astype(np.int16)
+    # Memory that leaks is not of the program, which has none but its own.
+    found = subprocess.run(
+        [str(folder / "net"), str(steps)], input=rows.tobytes(), capture_output=True,
+        env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr.decode()
+    synapses = len(integers.of("synapse"))
+    content, counters = found.stdout[: -32 * synapses], found.stdout[-32 * synapses :]
+    parts = [p for p in integers.of("neuron", "pool") if p.dynamic]
+    parts += integers.of("output")
+    sizes = np.cumsum([part.size for part in parts])
+    values = np.frombuffer(content, np.int32).reshape(-1, sizes[-1])
+    split = np.split(values, sizes[:-1], 1)
+    counters = np.frombuffer(counters, np.uint64).reshape(synapses, 4)
+    return {p.name: v for p, v in zip(parts, split, strict=True)}, counters
+
+
+def states(run_, steps, frames=None):
+    """What the integer simulator's parts send, `{part: [steps, B, places]}`."""
+    found = [run_.step(frame) for frame in frames or [None] * steps]
+    return {name: np.stack([step[name] for step in found]) for name in found[0]}
+
+
+NETS = {
+    "vgg": REFINING, "windows": SIGNED, "resnet": REFINING, "residual first": Burst(1),
+    "dense": REFINING, "inception": Burst(5), "one dimension": REFINING,
+    "three dimensions": SIGNED, "depthwise": REFINING, "dilated": Burst(5),
+    "averages": REFINING, "maxima": REFINING, "norm after relu": SIGNED,
+    "capped": REFINING, "several": REFINING, "channels first": Burst(2, reset="zero"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fires_the_same_spikes(name, tmp_path):
+    from jaxburst.io.integers import _Run
+
+    neuron, own = NETS[name], case(name)
+    steps = 4 if neuron is REFINING else 6
+    model, spiking = own.model(neuron), own.spiking(neuron, "channel")
+    integers = to_integers(model, spiking, own.inputs, steps)
+    images = integers.quantised(own.inputs)
+    build(integers, tmp_path)
+
+    expected = states(_Run(integers, images, stream=False), steps)
+    found, counters = run(integers, tmp_path, images, steps)
+    assert any(np.abs(expected[n]).sum() for n in model.network.neurons)
+    for part, values in expected.items():
+        got = found[part].reshape(nets.IMAGES, steps, -1).swapaxes(0, 1)
+        np.testing.assert_array_equal(got, values, err_msg=part)
+    merged = ("Conv_2",) if name == "averages" else ()
+    check_counters(integers, model.network, expected, images, counters, steps, merged)
+
+    # The images again, as the frames of a stream, the last one twice.
+    frames = [[leaf[i : i + 1] for leaf in images] for i in (0, 1, 2, 2)]
+    rest = _Run(integers, frames[0], stream=True)
+    first = rest.step()
+    expected = states(rest, 3, frames[1:])
+    rows = [leaf[[0, 1, 2, 2]] for leaf in images]
+    found, _ = run(integers, tmp_path, rows, 0)
+    for part, values in expected.items():
+        np.testing.assert_array_equal(found[part][0], first[part][0], err_msg=part)
+        np.testing.assert_array_equal(found[part][1:], values[:, 0], err_msg=part)
+
+
+def check_counters(integers, network, sent, images, counters, steps, merged):
+    """Operations are those of `energy`, place by place, of every run from 1 step on."""
+    met = reach(network)
+    own = {part.name: part for part in integers.parts}
+    # `infer(t)` was called for every t: step k was done in steps - k + 1 of them.
+    times = np.arange(steps, 0, -1)
+    nothing = any((leaf == 0).any() for leaf in images)
+    for i, synapse in enumerate(network.synapses):
+        operations, macs, *_ = counters[i].astype(float)
+        expected = 0.0
+        for (sender, target), places in met.events.items():
+            if target == synapse:
+                events = own[sender].shown(np.abs(sent[sender]))
+                flat = events.reshape(steps, len(images[0]), -1).sum(1)
+                axis = network.graph[sender].batch_axis
+                places = np.moveaxis(places, axis, 0).reshape(-1)
+                expected += (times * (flat * places).sum(1)).sum()
+        if synapse in merged:  # several ways to one place
+            assert 0 < operations < expected, synapse
+        else:
+            assert operations == expected, synapse
+        if met.once.get(synapse) and synapse not in met.charges and not nothing:
+            if not expected:  # what is constant alone
+                assert macs == met.once[synapse] * steps * len(images[0]), synapse
