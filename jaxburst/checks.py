@@ -34,11 +34,11 @@ KINDS: dict[str, Kind] = {}
 NAMES = {
     name: kind
     for kind, of in {
-        "count": "batch_size bits checkpoint_every classes count iterations levels "
+        "count": "batch_size bits checkpoint_every count iterations levels "
         "size steps_per_epoch trials",
         "natural": "image step validation",
         "fraction": "agreement ann initial",
-        "positive": "ann_energy error logits rate z",
+        "positive": "ann_energy error logits z",
         "flag": "download each_step exact progress resume wires",
         "path": "data_dir directory path",
         "function": "function metric visit",
@@ -50,7 +50,7 @@ NAMES = {
         "events": "events rounded sent",
         "json": "notes",
         "percentiles": "candidates",
-        "anything": "arguments axes kinds neurons optimiser reports roles share source",
+        "anything": "axes kinds neurons reports roles share",
         "mapping": "curves",
         "constants": "mean std",
         "rows": "rows",
@@ -59,6 +59,7 @@ NAMES = {
 } | {
     name: name
     for name in (
+        *("arguments", "classes", "images", "optimiser", "rate", "source"),
         *("cost", "data", "first_layer", "graph", "margins", "model", "module"),
         *("network", "neuron", "per", "percentile", "platform", "recipe", "reuse"),
         *("schedule", "seed", "shortcut", "split", "steps", "thresholds", "times"),
@@ -196,6 +197,17 @@ def fraction(name, value, given):
 @kind
 def positive(name, value, given):
     return number(name, value, "a number greater than 0", lambda x: x > 0)
+
+
+@kind
+def rate(name, value, given):
+    """Of learning."""
+    return number(name, value, "a number in 0 < x <= 1", lambda x: 0 < x <= 1)
+
+
+@kind
+def classes(name, value, given):
+    return whole(name, value, 1, 10**6)
 
 
 @kind
@@ -416,9 +428,32 @@ def spiking(name, value, given):
             refuse(name, "what convert made of this network", other, "of another one")
         for population in one.neurons if not traced(value) else ():
             _threshold(f"{name}: {population}", value[population], one, population)
+            _corrected(f"{name}: {population}", value[population], given.get("model"))
     numeric(name, value)
     finite(name, value, "calibrate and convert again")
     return value
+
+
+_MADE: dict[int, tuple] = {}  # corrections, by their id, and the neuron they are for
+
+
+def corrected_for(neuron, spiking: dict) -> dict:
+    """Remembers which kind of neuron the corrections of a network are for."""
+    for own in spiking.values():
+        bias = getattr(own, "initial", None) is not None and own.bias
+        if isinstance(bias, jax.Array) and bias.ndim and not traced(bias):
+            forget = functools.partial(lambda key, _: _MADE.pop(key, None), id(bias))
+            _MADE[id(bias)] = weakref.ref(bias, forget), neuron
+    return spiking
+
+
+def _corrected(name: str, own, model) -> None:
+    found, neuron = _MADE.get(id(own.bias), (int, None))
+    if found() is own.bias and model and model.neuron.repeats != neuron.repeats:
+        raise ValueError(
+            f"{name}: its corrections were made for {neuron}, which {model.neuron} "
+            "would take for something else; correct for the model that is run"
+        )
 
 
 def _threshold(name: str, own, one, population: str) -> None:
@@ -531,8 +566,9 @@ def margins(name, value, given):
     threshold = np.asarray(value.threshold)
     if threshold.ndim != 1 or not threshold.size or threshold.dtype.kind not in "iuf":
         refuse(f"{name}.threshold", "one number for each step, [T]", threshold)
-    if np.isnan(threshold).any():
-        refuse(f"{name}.threshold", "numbers, or inf where no image stops", np.nan)
+    if not (threshold >= 0).all():
+        expected = "numbers of at least 0, inf where no image stops"
+        refuse(f"{name}.threshold", expected, threshold.min())
     return value
 
 
@@ -550,6 +586,39 @@ def module(name, value, given):
 
 
 @kind
+def optimiser(name, value, given):
+    if not hasattr(value, "init") or not hasattr(value, "update"):
+        instance(name, value, (), "an optimiser of optax")
+    return value
+
+
+@kind
+def source(name, value, given):
+    """Weights: a path, a mapping of names to arrays, or the bytes of a file."""
+    if isinstance(value, Mapping | bytes):
+        return value
+    return path(name, value, given)
+
+
+@kind
+def arguments(name, value, given):
+    """What is traced: variables, and last an example of the inputs."""
+    for leaf in jax.tree.leaves(value[-1:]):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            refuse("inputs", "arrays [N, ...], as an example", leaf)
+        array("inputs", leaf)
+    return value
+
+
+@kind
+def images(name, value, given):
+    """Pixels."""
+    if not hasattr(value, "dtype") or not hasattr(value, "ndim"):
+        instance(name, value, (), "an array of pixels, uint8 [..., C]")
+    return value
+
+
+@kind
 def recipe(name, value, given):
     from jaxburst.training.recipe import Recipe
 
@@ -559,8 +628,12 @@ def recipe(name, value, given):
 @kind
 def events(name, value, given):
     """`{name: [...]}`, or what has them: `Curves`, a `Trace`."""
-    expected = "Curves, a Trace, or {name: events}"
-    instance(name, getattr(value, "traffic", value), Mapping, expected)
+    counts = getattr(value, "traffic", value)
+    instance(name, counts, Mapping, "Curves, a Trace, or {name: events}")
+    for sender, leaf in counts.items():
+        for one in jax.tree.leaves(leaf):
+            if np.asarray(one).dtype.kind not in "iuf":
+                refuse(f"{name}: {sender}", "counts [T, ...]", leaf)
     return value
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxburst.checks import number
+
 Points = tuple[tuple[float, float], ...]
 
 
@@ -83,6 +85,16 @@ class Cost:
     sent: float = 0.0
     captured: float = 0.0
     address: float = 0.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type == "float":
+                number(
+                    f"Cost.{field.name}",
+                    getattr(self, field.name),
+                    "picojoules, a number of at least 0",
+                    lambda x: x >= 0,
+                )
 
     def product(self, bits: int | None = None) -> float:
         """A multiply-accumulate with a signal of so many bits; by default of all.

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxburst.checks import door
 from jaxburst.progress import track
 
 _DIGITS_SEED = 0
@@ -108,7 +109,24 @@ class Split:
     std: tuple[float, ...] = ()
 
     def __post_init__(self):
+        for name in ("images", "labels"):
+            if not hasattr(getattr(self, name), "dtype"):
+                found = type(getattr(self, name)).__name__
+                raise TypeError(f"Split: {name}: expected an array, found {found}")
+        if not (self.images.ndim and self.labels.ndim) or len(self.images) != len(self):
+            raise ValueError(
+                "Split: expected a label for every image, found images "
+                f"{self.images.shape} and labels {self.labels.shape}"
+            )
         if self.images.dtype == np.uint8:
+            mean, std = np.asarray(self.mean, float), np.asarray(self.std, float)
+            fine = ((0 <= mean) & (mean <= 1)).all() and ((0 < std) & (std <= 1)).all()
+            if mean.shape != std.shape or not fine:
+                raise ValueError(
+                    "Split: expected a mean in 0 .. 1 and a std in 0 < x <= 1 for each "
+                    "channel, in units of pixel/255, found "
+                    f"{self.mean} and {self.std}"
+                )
             return
         constants = (*self.mean, *(x - 1 for x in self.std))
         if np.any(np.asarray(constants) != 0):
@@ -192,6 +210,7 @@ class Dataset:
         return dataclasses.replace(self, **splits)
 
 
+@door
 def normalise(images, mean, std):
     """Rescales pixels: `(images / 255 - mean) / std`.
 
@@ -225,6 +244,7 @@ def normalise(images, mean, std):
     return (pixels - mean.reshape(along_channels)) / std.reshape(along_channels)
 
 
+@door
 def load(
     name: str, data_dir="data", *, validation: int | None = None, download: bool = True
 ) -> Dataset:
@@ -251,6 +271,7 @@ def load(
     raise ValueError(f"unknown dataset {name!r}: expected one of {known}")
 
 
+@door
 def digits(*, validation: int = 180) -> Dataset:
     """Loads scikit-learn's 1,797 handwritten digits, 8×8 pixels; needs no download.
 
@@ -283,6 +304,7 @@ def digits(*, validation: int = 180) -> Dataset:
     return Dataset("digits", train, held_out, test, classes=10)
 
 
+@door
 def cifar10(
     data_dir="data", *, validation: int = 5000, download: bool = True
 ) -> Dataset:
@@ -306,6 +328,7 @@ def cifar10(
     return _load("cifar10", data_dir, validation, download, _read)
 
 
+@door
 def cifar100(
     data_dir="data", *, validation: int = 5000, download: bool = True
 ) -> Dataset:
@@ -313,6 +336,7 @@ def cifar100(
     return _load("cifar100", data_dir, validation, download, _read)
 
 
+@door
 def imagenet(data_dir="data", *, validation: int = 0, download: bool = True) -> Dataset:
     """ImageNet: 1,281,167 training and 50,000 test images, 224×224×3, 1000 classes.
 
@@ -339,6 +363,7 @@ def imagenet(data_dir="data", *, validation: int = 0, download: bool = True) -> 
     return _load("imagenet2012", data_dir, validation, download, _on_disk)
 
 
+@door
 def prepare(name: str, data_dir) -> Path:
     """Writes CIFAR or ImageNet as TFDS would, without TensorFlow.
 
@@ -370,6 +395,7 @@ def prepare(name: str, data_dir) -> Path:
     return directory
 
 
+@door
 def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     """Which images make the batch of a training step: a pure function, hence resumable.
 
@@ -498,6 +524,12 @@ def _open(name: str, data_dir):
     rows = {split: info.num_examples for split, info in builder.info.splits.items()}
     facts = _STORED[name]
     expected = {"train": facts.train, facts.test_split: facts.test}
+    label = builder.info.features.get("label")
+    if getattr(label, "num_classes", facts.classes) != facts.classes:
+        raise ValueError(
+            f"{name}: expected {facts.classes} classes in {directory}, found "
+            f"{label.num_classes}; these are the files of another dataset"
+        )
     if rows | expected != rows:
         raise ValueError(
             f"{name}: expected images {expected} in {directory}, found {rows}; {_ANEW}"

@@ -160,16 +160,21 @@ def _scored(model, metric: Metric, outputs, targets, steps: int, rows: int):
     columns = []
     for t in range(steps):
         at = model.network.outputs([value[:rows, t] for value in outputs])
-        found = np.asarray(metric(at, targets), np.float64)
-        if found.shape != (rows,):
-            raise ValueError(
-                "metric: expected one number for each image, of shape "
-                f"{(rows,)}, found {found.shape}"
-            )
-        if not np.isfinite(found).all():
-            raise ValueError(f"metric: a number is not finite, after {t + 1} steps")
-        columns.append(found)
+        columns.append(_each(metric(at, targets), rows, f", after {t + 1} steps"))
     return np.stack(columns, 1)
+
+
+def _each(found, rows: int, when: str) -> np.ndarray:
+    """What a metric returned: a finite number for each image."""
+    found = np.asarray(found, np.float64)
+    if found.shape != (rows,):
+        raise ValueError(
+            "metric: expected one number for each image, of shape "
+            f"{(rows,)}, found {found.shape}"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"metric: a number is not finite{when}")
+    return found
 
 
 @door
@@ -199,7 +204,7 @@ def accuracy(
     for rows, (outputs, labels) in sweep(run, variables, (inputs, targets), batch_size):
         at = network.outputs([value[:rows] for value in outputs])
         labels = jax.tree.map(lambda x, rows=rows: x[:rows], labels)
-        total += float(np.sum(metric(at, labels)))
+        total += float(_each(metric(at, labels), rows, "").sum())
     return float(together(np.float64(total))) / count
 
 

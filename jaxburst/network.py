@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.checks import door
+from jaxburst.checks import door, finite
 from jaxburst.graph import (
     Function,
     Graph,
@@ -181,8 +181,7 @@ def _checked(network: Network, inputs, name: str) -> list:
             )
         if not floating and jnp.issubdtype(kind, jnp.floating):
             raise TypeError(f"{name} must be whole numbers ({wanted}), found {kind}")
-        if floating and isinstance(value, np.ndarray) and not np.isfinite(value).all():
-            raise ValueError(f"{name}: a number is not finite")
+        finite(name, value, "normalise the data again")
         leaves.append(jnp.asarray(value, wanted) if kind != wanted else value)
     return leaves
 

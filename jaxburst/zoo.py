@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxburst.checks import door
+
 
 def _conv(features: int, kernel: int, stride: int, name: str, bias: bool = False):
     return nn.Conv(
@@ -238,26 +240,31 @@ def _vgg_plan(*repeats: int) -> tuple[int | str, ...]:
     return tuple(plan)
 
 
+@door
 def vgg11(classes: int) -> VGG:
     """VGG-11 for 32x32 images: 8 convolutions, one dense layer."""
     return VGG(_vgg_plan(1, 1, 2, 2, 2), classes)
 
 
+@door
 def vgg13(classes: int) -> VGG:
     """VGG-13 for 32x32 images: 10 convolutions, one dense layer."""
     return VGG(_vgg_plan(2, 2, 2, 2, 2), classes)
 
 
+@door
 def vgg16(classes: int) -> VGG:
     """VGG-16 for 32x32 images: 13 convolutions, one dense layer, 313 million MACs."""
     return VGG(_vgg_plan(2, 2, 3, 3, 3), classes)
 
 
+@door
 def vgg19(classes: int) -> VGG:
     """VGG-19 for 32x32 images: 16 convolutions, one dense layer."""
     return VGG(_vgg_plan(2, 2, 4, 4, 4), classes)
 
 
+@door
 def vgg16_imagenet(classes: int) -> VGG:
     """VGG-16 for 224x224 images, torchvision's `vgg16_bn`: 15.5 billion MACs.
 
@@ -268,6 +275,7 @@ def vgg16_imagenet(classes: int) -> VGG:
     return VGG(_vgg_plan(2, 2, 3, 3, 3), classes, hidden=(4096, 4096))
 
 
+@door
 def vgg9(classes: int) -> VGG:
     """A narrow VGG of 8 convolutions that trains on CPU: 133 million MACs.
 
@@ -278,56 +286,67 @@ def vgg9(classes: int) -> VGG:
     return VGG(plan, classes, bias=False)
 
 
+@door
 def vgg_tiny(classes: int) -> VGG:
     """A VGG of four convolutions and two pools for 8x8 images (digits, tests)."""
     return VGG((16, 16, "M", 32, 32, "M"), classes)
 
 
+@door
 def resnet20(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-20 of He et al., section 4.2: 0.27 million parameters."""
     return ResNet((16, 32, 64), 3, classes, shortcut)
 
 
+@door
 def resnet32(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-32 of He et al., section 4.2: 0.46 million parameters."""
     return ResNet((16, 32, 64), 5, classes, shortcut)
 
 
+@door
 def resnet44(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-44 of He et al., section 4.2: 0.66 million parameters."""
     return ResNet((16, 32, 64), 7, classes, shortcut)
 
 
+@door
 def resnet56(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """The CIFAR ResNet-56 of He et al., section 4.2: 0.85 million parameters."""
     return ResNet((16, 32, 64), 9, classes, shortcut)
 
 
+@door
 def seresnet20(classes: int) -> ResNet:
     """The CIFAR ResNet-20 with squeeze-and-excitation, and hard-swish for ReLU."""
     return ResNet((16, 32, 64), 3, classes, excite=True)
 
 
+@door
 def vit(classes: int) -> ViT:
     """A vision transformer for 32x32 images: 64 tokens of 128 features, 5 blocks."""
     return ViT(classes)
 
 
+@door
 def resnet18(classes: int) -> ResNet:
     """ResNet-18 with a 3x3 stem for 32x32 images: 11.2 million parameters."""
     return ResNet((64, 128, 256, 512), 2, classes, "conv")
 
 
+@door
 def resnet18_imagenet(classes: int) -> ResNet:
     """The ResNet-18 of He et al. for 224x224 images: 11.7 million parameters."""
     return ResNet((64, 128, 256, 512), 2, classes, "conv", stem="imagenet")
 
 
+@door
 def resnet34_imagenet(classes: int) -> ResNet:
     """The ResNet-34 of He et al. for 224x224 images: 21.8 million parameters."""
     return ResNet((64, 128, 256, 512), (3, 4, 6, 3), classes, "conv", stem="imagenet")
 
 
+@door
 def resnet20_wide(classes: int) -> ResNet:
     """The network that the authors of the burst paper call "ResNet20".
 
@@ -337,11 +356,13 @@ def resnet20_wide(classes: int) -> ResNet:
     return ResNet((64, 128, 256, 512), 2, classes, "conv", stem=3, head="max")
 
 
+@door
 def vit_tiny(classes: int) -> ViT:
     """A vision transformer of one block for 8x8 images (digits, tests)."""
     return ViT(classes, patch=2, width=32, depth=1, heads=2, hidden=64)
 
 
+@door
 def resnet_tiny(classes: int, *, shortcut: str = "subsample") -> ResNet:
     """A ResNet of two blocks for 8x8 images (digits, tests)."""
     return ResNet((16, 32), 1, classes, shortcut)
@@ -375,6 +396,7 @@ IMAGENET = {
 """For images of 224x224."""
 
 
+@door(variables="mapping")
 def renamed(variables: dict[str, Any]) -> dict[str, Any]:
     """Variables under the names of version 0.1, under the names of these modules.
 

@@ -138,6 +138,12 @@ GOOD = {
     "mapping": {},
     "rows": [],
     "constants": (0.5,),
+    "arguments": (WEIGHTS, X),
+    "classes": 3,
+    "images": np.zeros((2, 3, 3, 1), np.uint8),
+    "optimiser": optax.sgd(0.1),
+    "rate": 0.1,
+    "source": {},
     "anything": optax.sgd(0.1),
 }
 WHOLE = [-1, 1.5, True, "3", np.nan, 2**70, np.array([1, 2]), [3], 1j, b"1"]
@@ -199,6 +205,12 @@ BAD = {
     "seed": [*WHOLE, 2**33],
     "fraction": [1.1, *NUMBER],
     "positive": [0, *NUMBER],
+    "rate": [0, 1e9, *NUMBER],
+    "classes": [0, *WHOLE, 10**9],
+    "images": [None, 3, "images", [[1]], {}],
+    "optimiser": ["adam", 3, optax.sgd],
+    "source": [None, 3, "", [1]],
+    "arguments": [],  # there are no bad ones for all functions
     "percentile": [0, 101, *NUMBER],
     "percentiles": [None, 3, "99", (), (0,), (np.nan,), (99, 101), ("99",)],
     "flag": ["no", "false", 0, 1, None, np.ones(2)],

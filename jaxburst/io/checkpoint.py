@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst import neurons
-from jaxburst.checks import door
+from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
@@ -154,7 +154,7 @@ def load(
         check_spiking(network, spiking)
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return model, spiking
+    return model, corrected_for(neuron, spiking)
 
 
 def _assembled(parts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Spiking:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.batching import at_once, first, length
-from jaxburst.checks import door
+from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking
 from jaxburst.devices import mean_over
 from jaxburst.methods.channels import channel_mean, shape_of
@@ -55,7 +55,8 @@ def correct(
     batch = length(inputs)
     if each_step or not model.neuron.repeats:
         found = at_once(_each_step(model, steps, batch), spiking, inputs)
-        return _with_biases(spiking, {name: rows[0] for name, rows in found.items()})
+        biases = {name: rows[0] for name, rows in found.items()}
+        return corrected_for(model.neuron, _with_biases(spiking, biases))
     targets = at_once(_means(model, batch), spiking, inputs)
     rates = _rates(model, steps, batch)
     # Of one shape from the beginning, so that one compilation serves all populations.
@@ -66,7 +67,7 @@ def correct(
     for name, target in targets.items():
         rate = at_once(rates, _with_biases(spiking, biases), inputs)[name]
         biases[name] = biases[name] + (target - rate)
-    return _with_biases(spiking, biases)
+    return corrected_for(model.neuron, _with_biases(spiking, biases))
 
 
 def _with_biases(spiking: Spiking, biases: dict) -> Spiking:

@@ -16,7 +16,7 @@ import optax
 
 from jaxburst import energy as joules
 from jaxburst.batching import check_batch_size, first, length
-from jaxburst.checks import door
+from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking
 from jaxburst.devices import divided, mean_over, share
 from jaxburst.graph import over
@@ -108,7 +108,7 @@ def polish(
         batch = jax.tree.map(lambda x, rows=chosen: np.asarray(x[rows]), inputs)
         found = gradient((*there, copy(change)), cut(batch))
         change, memory = _update(change, memory, jax.device_get(found), rates(i))
-    return _changed(spiking, change)
+    return corrected_for(model.neuron, _changed(spiking, change))
 
 
 _OPTIMISER = optax.scale_by_adam(b2=0.99)

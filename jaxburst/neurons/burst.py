@@ -112,6 +112,13 @@ class Burst(Neuron):
 
     def __post_init__(self):
         check_gamma("Burst", self.gamma)
+        pairs = isinstance(self.gammas, tuple | list) and [*map(tuple, self.gammas)]
+        if pairs is False or any(len(p) != 2 or type(p[0]) is not str for p in pairs):
+            raise ValueError(
+                "Burst: gammas must be pairs ((population, gamma), ...), found "
+                f"{self.gammas!r}"
+            )
+        object.__setattr__(self, "gammas", tuple(pairs))
         for name, gamma in self.gammas:
             check_gamma(f"Burst, {name}", gamma)
         if len(dict(self.gammas)) < len(self.gammas):

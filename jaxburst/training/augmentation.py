@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxburst.checks import one_of
+
 KINDS = ("none", "crop_flip", "authors")
 """What `augment` can do."""
 
@@ -50,6 +52,7 @@ def augment(
     Returns:
       As `images`.
     """
+    one_of("kind", kind, KINDS)
     crop_key, policy_key, cutout_key = jax.random.split(key, 3)
     height = images.shape[1]
     if kind != "none":

@@ -30,7 +30,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxburst.checks import door
+from jaxburst.checks import door, finite
 from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.devices import evenly, share
 from jaxburst.kernels.training import accelerate
@@ -346,6 +346,9 @@ def _read(name: str, split: Split | tuple[Any, Any]) -> _Data:
         raise ValueError(
             f"{name}: expected labels that are whole numbers, found {labels.dtype}"
         )
+    finite(name, inputs, "normalise the data again")
+    if (labels != labels.astype(np.int32)).any():
+        raise ValueError(f"{name}: expected labels of 0 .. C - 1, found {labels.max()}")
     pixels = isinstance(split, Split) and inputs.dtype == np.uint8
     constants = (tuple(split.mean), tuple(split.std)) if pixels else (None, None)
     return _Data(inputs, labels.astype(np.int32), *constants)
