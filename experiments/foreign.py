@@ -21,21 +21,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sysconfig
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import matplotlib
 import numpy as np
 import onnx
 import tyro
-from common import markdown, prepare_folder, run, silent_channels, write_record
+from common import prepare_folder, run, write_record
 from PIL import Image, ImageDraw, ImageFont
+from refined import compared, table
 
 import jaxburst as jb
-from jaxburst.methods.rounding import rounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,80 +269,18 @@ def main() -> None:
     folder = prepare_folder(config.out or Path("runs/foreign", config.network))
     model = onnx.load(config.file)
     function, variables = jb.from_onnx(config.file)
-    start = time.perf_counter()
     made = TASKS[config.network](config, model, config.calibration + config.inputs)
     some, inputs = np.split(made.inputs, [config.calibration])
     network = jb.trace(function, variables, some[:1])
-    seconds = {"trace": time.perf_counter() - start}
-    print(
-        f"{len(network.neurons)} populations, {len(network.products)} products, "
-        f"{sum(jb.energy.macs(network).values()):,} multiply-accumulates"
+    targets = None if made.targets is None else made.targets[config.calibration :]
+    record = compared(
+        *(network, variables, some, (inputs, targets), made.metric, made.says),
+        steps=config.steps,
+        bits=config.bits,
+        at_once=config.at_once,
     )
-    own = jax.jit(network.__call__)
-    outputs = [
-        np.asarray(jax.tree.leaves(own(variables, part))[0])
-        for part in np.array_split(inputs, -(-len(inputs) // config.at_once))
-    ]
-    outputs = np.concatenate(outputs)
-    targets = outputs if made.targets is None else made.targets[config.calibration :]
-
-    def metric(found, wanted) -> np.ndarray:
-        return np.asarray(
-            made.metric(np.asarray(jax.tree.leaves(found)[0]), wanted), np.float64
-        )
-
-    rows = [("network itself", "", mean_of(metric(outputs, targets)), None)]
-    results = {"network": float(metric(outputs, targets).mean())}
-    for name in ("rounded", "refining"):
-        start = time.perf_counter()
-        with silent_channels():
-            if name == "rounded":
-                steps, settings = 1, {"bits": config.bits}
-                convert = rounded
-            else:
-                steps, settings, convert = config.steps, {}, jb.presets.refining
-            spikes, spiking = convert(
-                *(network, variables, some), batch_size=config.at_once, **settings
-            )
-        seconds[f"{name}, conversion"] = time.perf_counter() - start
-        start, each = time.perf_counter(), []
-
-        def kept(found, wanted, each=each):
-            each.append(metric(found, wanted))
-            return each[-1]
-
-        curves = jb.evaluate(
-            *(spikes, spiking, (inputs, targets), steps),
-            metric=kept, batch_size=config.at_once,
-        )  # fmt: skip
-        seconds[f"{name}, {steps} steps"] = time.perf_counter() - start
-        energy = jb.energy.relative(network, curves.events)
-        errors = [
-            np.concatenate(each[t::steps]).std() / np.sqrt(len(inputs))
-            for t in range(steps)
-        ]
-        results[name] = {
-            "metric": curves.accuracy,
-            "standard_error": errors,
-            "energy_over_ann": energy,
-        }
-        label = f"rounded once, {config.bits} bits" if name == "rounded" else name
-        for t in range(steps):
-            text = f"{100 * curves.accuracy[t]:.1f} ± {100 * errors[t]:.1f}"
-            rows.append((label, str(t + 1), text, energy[t]))
-    head = ["", "T", f"{made.says}, %", "energy over its own"]
-    cells = [[*row[:3], "" if row[3] is None else f"{row[3]:.2f}"] for row in rows]
-    print(markdown(head, cells, ["---", "--:", "--:", "--:"]))
-    write_record(
-        *(folder, config.network, config, "onnx"),
-        metric=made.says, results=results, seconds=seconds,
-    )  # fmt: skip
-
-
-def mean_of(values: np.ndarray) -> str:
-    """The mean in percent, with its standard error."""
-    error = values.std() / np.sqrt(len(values))
-    return f"{100 * values.mean():.1f} ± {100 * error:.1f}"
+    print(table(record))
+    write_record(folder, config.network, config, "onnx", results=record)
 
 
 if __name__ == "__main__":
