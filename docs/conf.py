@@ -41,13 +41,22 @@ html_copy_source = False
 html_math_renderer = "mathml"
 
 
+def _mathml(node, display: str) -> str:
+    formula = re.sub(r"\\[bB]igg?(?=\\)", "", node.astext())  # brackets grow
+    formula = formula.replace(r"\arg\min", r"\operatorname{arg\,min}")
+    made = convert(formula, display=display)
+    if "\\" in made:
+        raise ValueError(f"{node.source}: not understood: {node.astext()}")
+    return made
+
+
 def _inline(translator, node):
-    translator.body.append(convert(node.astext()))
+    translator.body.append(_mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def _block(translator, node):
-    formula = convert(node.astext(), display="block")
+    formula = _mathml(node, "block")
     translator.body.append(f'<div class="equation">{formula}</div>')
     raise nodes.SkipNode
 
@@ -69,6 +78,12 @@ def _docstring(app, what, name, thing, options, lines):
     lines[:] = made
 
 
+def _skip(app, what, name, thing, skip, options):
+    """A field of a named tuple is described among the attributes of its class."""
+    return skip or str(thing.__doc__).startswith("Alias for field number")
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", _skip)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("autodoc-process-docstring", _docstring, priority=100)  # first

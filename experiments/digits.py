@@ -3,8 +3,9 @@
     python experiments/digits.py
 
 Trains a small max-pooled VGG and a small ResNet on scikit-learn's digits, converts both
-and simulates them on the 360 test images. No download. Half a minute on 2 CPU cores:
-the VGG recognises 99.7 % like its ANN after 3 steps of bursts; plain IF takes 7.
+and simulates them on the 360 test images. Draws accuracy against energy and time, and
+the spikes of a layer. No download. Half a minute on 2 CPU cores: the VGG recognises
+99.7 % like its ANN after 3 steps of bursts; plain IF takes 7.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 from pathlib import Path
 
 import tyro
-from common import Simulation, compare, prepare_folder, run, trace, write
+from common import Simulation, compare, figure, prepare_folder, run, trace, write
 
 import jaxburst as jb
 
@@ -57,7 +58,23 @@ def main() -> None:
         results[name] = compare(
             dataset, network, variables, config.simulation, folder / name
         )
+        draw_spikes(dataset, network, variables, folder / name)
     write(folder, "digits", results, config)
+
+
+def draw_spikes(dataset, network: jb.Network, variables, folder: Path) -> None:
+    """The spikes of one layer for one test image: bursts beside refining bursts."""
+    inputs, image = dataset.train.inputs[:500], dataset.test[:1].inputs
+    name = network.neurons[1]
+    converted = {
+        "bursts": jb.load(folder / "spiking.safetensors", network),
+        "refining bursts": jb.presets.refining(network, variables, inputs),
+    }
+    with figure(folder / "raster.png", 1, 2, figsize=(13, 4)) as (_, axes):
+        for axis, (title, both) in zip(axes, converted.items(), strict=True):
+            trace = jb.simulate(*both, image, steps=8, record=name)
+            jb.plot.raster(trace, name, axes=axis)
+            axis.set_title(f"{title}, {axis.get_title()}", fontsize=10)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import numpy as np
 from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.evaluation import Curves
-from jaxburst.graph import Input, Neuron, Node, Pool, Synapse, Wire
+from jaxburst.graph import Input, Neuron, Node, Pool, Product, Synapse, Wire
 from jaxburst.methods.analysis import LayerReport
+from jaxburst.network import Network, forward
 from jaxburst.run import Model, Trace, simulate
-from jaxburst.tracing import Network, forward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -341,7 +341,8 @@ def accuracy(
       curves: `{label: Curves}`, from `evaluate`.
       energy: `{label: [T]}`, as from `energy.relative`; without it the horizontal axis
         is time.
-      ann: accuracy of the trained network, for a line.
+      ann: accuracy of the trained network, for a line; what lies more than 10 points
+        below it is cut off.
       ann_energy: its energy, for a mark on that line.
       unit: the words on the axis of energy.
       title: of the picture.
@@ -373,6 +374,7 @@ def accuracy(
         axes.axhline(100 * ann, color=_GREY, ls="--", lw=1, label=f"ANN, {ann:.2%}")
         if energy is not None:
             axes.plot(ann_energy, 100 * ann, "*", color=_GREY, ms=11)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 100 * ann - 10))
     axes.set(title=title, ylabel="accuracy on test images (%)")
     doubling(axes, "time step" if energy is None else f"{unit} (a mark per time step)")
     _legend(axes, loc="lower right")
@@ -424,6 +426,7 @@ _ROLES = {
     Synapse: ("synapse: operations are counted here", "#a6cee3"),
     Neuron: ("neuron: sends spikes", "#fdbf6f"),
     Pool: ("pool: a maximum", "#b2df8a"),
+    Product: ("product of two signals", "#cab2d6"),
     Wire: ("wire: moves and adds numbers", "#eeeeee"),
 }
 
