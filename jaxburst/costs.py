@@ -188,6 +188,31 @@ multiply 1.4, compare 1.2, load 3.7, store 3.9, event capture 0.5, an event gene
 table 8). A neuron compares, subtracts and is looked at for an event. Nothing is kept in
 registers, as their mappings do: those reach 2.8 pJ per synaptic operation."""
 
+FUNCTIONS = {
+    **dict.fromkeys(
+        ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice"),
+        0,
+    ),
+    **dict.fromkeys(
+        ("concatenate", "pad", "rev", "copy", "copy_p", "gather", "dynamic_slice"), 0
+    ),
+    **dict.fromkeys(("convert_element_type", "stop_gradient", "neg", "abs"), 0),
+    **dict.fromkeys(("add", "sub", "add_any", "reduce_sum", "reduce_window_sum"), 1),
+    **dict.fromkeys(("max", "min", "reduce_max", "clamp", "sign", "select_n"), 1),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "floor", "round"), 1),
+    **dict.fromkeys(("mul", "square", "integer_pow"), 1),
+    **{"div": 4, "sqrt": 6, "rsqrt": 6, "exp": 5, "exp2": 5, "expm1": 6},
+    **{"log": 6, "log1p": 7, "logistic": 9, "tanh": 9, "erf": 14, "pow": 12},
+}
+"""Multiply-accumulates of one number in the function of a population, by primitive.
+
+Moving is free. An addition or comparison is charged as one, so that nothing is too
+cheap. A reciprocal is two steps of Newton's, of two each (4); a root is three (6). An
+exponential is a shift and a polynomial of degree 5 (5), a logarithm one more. A
+logistic or hyperbolic tangent is an exponential and a reciprocal (9), an error function
+a polynomial of degree 5 besides (14; Abramowitz and Stegun 7.1.26), a power a
+logarithm, a product and an exponential (12). Another costs as much as the dearest."""
+
 PRESETS = {
     cost.name: cost for cost in (HOROWITZ_FP32, HOROWITZ_INT8, LEMAIRE, NEUROMC, SENECA)
 }

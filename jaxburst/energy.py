@@ -22,6 +22,11 @@ and the part of a later one that the input reaches through wires. A synapse that
 another with no neuron between them receives charges, not events: it is counted as
 multiply-accumulates at every step.
 
+A product of two signals is a synapse whose weights are what the other side has sent so
+far: every event reads and multiplies them, and is added to what its own side has sent.
+The function of a population that is no ReLU is evaluated once for each update of its
+neurons, at the multiply-accumulates of `costs.FUNCTIONS`.
+
 The conventional network counts the same taps, so operations = mean events per place x
 multiply-accumulates wherever every place reaches as many synapses.
 """
@@ -36,9 +41,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxburst.checks import door
 from jaxburst.costs import (
+    FUNCTIONS,
     HOROWITZ_FP32,
     HOROWITZ_INT8,
     LEMAIRE,
@@ -48,7 +55,7 @@ from jaxburst.costs import (
     Cost,
     Memory,
 )
-from jaxburst.graph import Graph, Neuron, Node, Pool, Synapse
+from jaxburst.graph import Graph, Input, Neuron, Node, Pool, Product, Synapse
 from jaxburst.neurons import Threshold
 from jaxburst.reach import Reach, reach
 from jaxburst.run import Model
@@ -99,7 +106,7 @@ pools."""
 Events = dict[str, Any]
 
 
-@door
+@door(weights="mapping")
 def macs(network: Network, weights: dict | None = None) -> dict[str, int]:
     """Multiply-accumulates of one image, taps on zero padding left out.
 
@@ -109,26 +116,30 @@ def macs(network: Network, weights: dict | None = None) -> dict[str, int]:
         `Network.weights` gives.
 
     Returns:
-      `{synapse: how many}`, in order.
+      `{synapse or product of two signals: how many}`, in order.
     """
     if weights is not None:
         return {
             name: int(taps.sum()) for name, taps in reach(network, weights).taps.items()
         }
     graph = network.graph
-    return {node.name: _macs(node, graph) for node in graph.of(Synapse)}
+    return {node.name: _macs(node, graph) for node in graph.of(Synapse, Product)}
 
 
 def _macs(node: Node, graph: Graph) -> int:
     """Those of one synapse, from the shapes alone."""
     role, before = node.role, graph[node.inputs[0]].image_shape
-    if not role.is_conv:
-        axes, _ = role.contracted
+    primitive, params = role.primitive.name, role.params
+    if primitive != "conv_general_dilated":
+        axes = ()
+        if primitive == "dot_general":
+            side = 0 if isinstance(role, Product) else role.data
+            axes = params["dimension_numbers"][0][side]
         return math.prod(node.image_shape) * math.prod(before[i] for i in axes)
-    params, numbers = role.params, role.params["dimension_numbers"]
+    numbers, kernel_shape = params["dimension_numbers"], _kernel(node, graph)
     # Of the output's spatial axes, each pair of a place and a tap that meet an input.
     found = math.prod(node.image_shape[i] for i in numbers.out_spec[:2])
-    found *= role.kernel[numbers.rhs_spec[1]]
+    found *= kernel_shape[numbers.rhs_spec[1]]
     rows = zip(
         numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:],
         params["window_strides"], params["padding"], params["lhs_dilation"],
@@ -136,13 +147,38 @@ def _macs(node: Node, graph: Graph) -> int:
     )  # fmt: skip
     for data, kernel, out, stride, (low, _), apart, dilation in rows:
         places = np.arange(node.image_shape[out])[:, None] * stride - low
-        places = places + np.arange(role.kernel[kernel]) * dilation
+        places = places + np.arange(kernel_shape[kernel]) * dilation
         inside = (places >= 0) & (places <= (before[data] - 1) * apart)
         found *= int((inside & (places % apart == 0)).sum())
     return found
 
 
-@door
+def _kernel(node: Node, graph: Graph) -> tuple[int, ...]:
+    """The shape of what a synapse or product multiplies with."""
+    if isinstance(node.role, Synapse):
+        return node.role.kernel
+    return graph[node.inputs[1]].image_shape
+
+
+def _function(node: Node) -> int:
+    """Multiply-accumulates of a population's function, for one image."""
+    graph, total = node.role.function, 0
+    for inner in graph.nodes if graph else ():
+        if isinstance(inner.role, Input):
+            continue
+        primitive = getattr(inner.role, "primitive", None)
+        price = 1  # a comparison of a ReLU within
+        if primitive is not None:
+            price = FUNCTIONS.get(primitive.name, max(FUNCTIONS.values()))
+        if primitive is lax.integer_pow_p:
+            power = inner.role.params["y"]
+            price = max(abs(power) - 1, 0) + FUNCTIONS["div"] * (power < 0)
+        sizes = [_size(inner), *(_size(graph[name]) for name in inner.inputs)]
+        total += price * max(sizes)
+    return total
+
+
+@door(spiking="mapping")
 def fan_out(
     network: Network, spiking: dict | None = None
 ) -> dict[tuple[str, str], float]:
@@ -160,7 +196,7 @@ def fan_out(
     return {pair: float(places.mean()) for pair, places in found.items()}
 
 
-@door
+@door(spiking="mapping")
 def cost_per_event(network: Network, spiking: dict | None = None) -> dict[str, float]:
     """Operations that one event causes, on average, in all synapses that it reaches.
 
@@ -173,7 +209,7 @@ def cost_per_event(network: Network, spiking: dict | None = None) -> dict[str, f
     return found
 
 
-@door
+@door(spiking="mapping")
 def operations(
     network: Network, events: Events, spiking: dict | None = None
 ) -> dict[str, np.ndarray]:
@@ -220,7 +256,7 @@ class Prices(NamedTuple):
     once: np.ndarray
 
 
-@door(network="subject")
+@door(network="subject", spiking="mapping")
 def prices(
     network: Network | Model,
     *,
@@ -260,8 +296,6 @@ def prices(
       >>> prices(network).operation["relu0"][0].item()  # one synapse, 0.9 pJ
       0.9
     """
-    if unit not in UNITS:
-        raise ValueError(f"unit must be one of {list(UNITS)}, found {unit!r}")
     network, states, bits = _parts(network)
     graph, found = network.graph, reach(network, spiking)
     operation = cost.product(bits) if unit == "events" else cost.accumulate
@@ -280,9 +314,10 @@ def prices(
         _, write = cost.signal.of(_size(node))
         event[node.name][_EVENTS] += write + cost.sent
         if isinstance(node.role, Neuron):
-            size = _size(node)
-            step[_NEURONS] += size * cost.neuron
-            step[_POTENTIALS] += size * states * potential(size)
+            drive, size = _size(graph[node.inputs[0]]), _size(node)
+            step[_NEURONS] += size * cost.neuron + _function(node) * cost.mac
+            step[_POTENTIALS] += drive * potential(drive)
+            step[_POTENTIALS] += (states - 1) * size * potential(size)
             continue
         event[node.name][_POOLS] += cost.potential.of(_size(node))[1]
         if not any(receiver == node.name for _, receiver in found.sums):  # charges
@@ -292,8 +327,11 @@ def prices(
     for (sender, name), places in found.events.items():
         fan = places.mean()
         event[sender][_EVENTS] += arrives(sender)
-        event[sender] += fan * _synapse(cost, graph[name])
+        event[sender] += fan * _synapse(cost, graph[name], graph)
         ops[sender][_OPERATIONS] += fan * operation
+        if isinstance(graph[name].role, Product):  # what its own side has sent
+            event[sender][_OPERATIONS] += cost.addition
+            event[sender][_POTENTIALS] += potential(_size(graph[sender]))
     for (sender, name), places in found.sums.items():
         pool = name in graph.dynamic and isinstance(graph[name].role, Pool)
         size = _size(
@@ -309,7 +347,7 @@ def prices(
         for name, taps in amounts.items():
             node, met = graph[name], found.taps[name]
             into[_OPERATIONS] += taps * cost.mac
-            into += taps * _synapse(cost, node)
+            into += taps * _synapse(cost, node, graph)
             share = taps / max(met.sum(), 1)
             into[_EVENTS] += share * (met > 0).sum() * arrives(node.inputs[0])
     return Prices(event, ops, step, once)
@@ -322,10 +360,11 @@ def _size(node: Node) -> int:
     return math.prod(node.image_shape)
 
 
-def _synapse(cost: Cost, node: Node) -> np.ndarray:
-    """The memory of one event at one synapse."""
+def _synapse(cost: Cost, node: Node, graph: Graph) -> np.ndarray:
+    """The memory of one event at one synapse, or at one number of a product."""
     found = np.zeros(len(COLUMNS))
-    found[_WEIGHTS] = cost.weight.of(math.prod(node.role.kernel))[0] + cost.address
+    memory = cost.potential if isinstance(node.role, Product) else cost.weight
+    found[_WEIGHTS] = memory.of(math.prod(_kernel(node, graph)))[0] + cost.address
     found[_POTENTIALS] = sum(cost.potential.of(_size(node)))
     return found
 
@@ -350,10 +389,6 @@ def _parts(network: Network | Model) -> tuple[Network, int, int | None]:
 
 def _spent(network, events, cost, unit, spiking, first_layer) -> np.ndarray:
     """Picojoules of each step by itself, by column, `[T, ..., 7]`."""
-    if first_layer not in ("once", "every step"):
-        raise ValueError(
-            f"first_layer must be 'once' or 'every step', found {first_layer!r}"
-        )
     own = prices(network, cost=cost, unit=unit, spiking=spiking)
     sent, worked = _counts(_parts(network)[0], events, unit)
     shape = next(iter(sent.values())).shape
@@ -365,7 +400,7 @@ def _spent(network, events, cost, unit, spiking, first_layer) -> np.ndarray:
     return spent
 
 
-@door(network="subject")
+@door(network="subject", spiking="mapping")
 def by_sender(
     network: Network | Model,
     events,
@@ -402,7 +437,7 @@ def by_sender(
 def _counts(network: Network, events, unit: str) -> tuple[dict, dict]:
     """How many events, and how many operations, by sender."""
     traffic = getattr(events, "traffic", events)
-    if not any(isinstance(counts, Traffic) for counts in traffic.values()):
+    if not all(isinstance(counts, Traffic) for counts in traffic.values()):
         if unit == "digits":
             raise ValueError(
                 "unit 'digits' needs the events and their digits; pass what evaluate "
@@ -410,14 +445,14 @@ def _counts(network: Network, events, unit: str) -> tuple[dict, dict]:
             )
         found = check_events(network, traffic)
         return found, found
-    sent = {n: x.quanta if unit == "quanta" else x.events for n, x in traffic.items()}
-    sent = check_events(network, sent)
-    if unit != "digits":
-        return sent, sent
-    return sent, check_events(network, {n: x.digits for n, x in traffic.items()})
+    sent, worked = (
+        check_events(network, {name: x.paid(unit)[i] for name, x in traffic.items()})
+        for i in (0, 1)
+    )
+    return sent, worked
 
 
-@door(network="subject")
+@door(network="subject", spiking="mapping")
 def joules(
     network: Network | Model,
     events,
@@ -453,7 +488,7 @@ def joules(
     return np.cumsum(spent.sum(-1), axis=0) * 1e-12
 
 
-@door(network="subject")
+@door(network="subject", spiking="mapping")
 def ann_joules(
     network: Network | Model,
     *,
@@ -489,8 +524,6 @@ def ann_joules(
 
 def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.ndarray:
     """Picojoules by column."""
-    if reuse not in ("no", "full"):
-        raise ValueError(f"reuse must be 'no' or 'full', found {reuse!r}")
     network, full = _parts(network)[0], reuse == "full"
     graph, found, spent = network.graph, reach(network, spiking), np.zeros(len(COLUMNS))
     share = 1.0 if bits is None else min(bits / cost.signal.bits, 1.0)
@@ -505,9 +538,15 @@ def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.nd
         """The part of a node's numbers that is not zero."""
         return 1.0 if sent is None else sent[name] / _size(graph[name])
 
-    for node in graph.of(Synapse):
+    for node in graph.of(Synapse, Product):
         name, before = node.name, graph[node.inputs[0]]
         met = found.taps[name]
+        if isinstance(node.role, Product):  # both sides are activations, and dense
+            spent[_OPERATIONS] += met.sum() * cost.product(bits)
+            for side in (before, graph[node.inputs[1]]):
+                reads = _size(side) if full else met.sum()
+                spent[_EVENTS] += reads * share * cost.signal.of(_size(side))[0]
+            continue
         plain = found.once.get(name, 0.0) + found.charges.get(name, 0.0)
         taps, read = met.sum() - plain, cost.signal.of(_size(before))[0]
         active = 1.0
@@ -530,7 +569,7 @@ def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.nd
         some = density(node.name) if node.name in graph.dynamic else 1.0
         spent[_EVENTS] += size * (some * share + mask) * write
         if isinstance(node.role, Neuron):
-            spent[_NEURONS] += size * cost.neuron
+            spent[_NEURONS] += size * cost.neuron + _function(node) * cost.mac
         elif node.name in graph.dynamic:
             windows = found.windows[node.name]
             read, _ = cost.signal.of(windows.size)
@@ -544,7 +583,7 @@ def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.nd
     return spent
 
 
-@door(network="subject")
+@door(network="subject", spiking="mapping")
 def relative(
     network: Network | Model,
     events,
@@ -609,7 +648,7 @@ def _nano(joules: float | None) -> str:
     return f"{'':>10}" if joules is None else f"{joules * 1e9:>10,.1f}"
 
 
-@door(network="subject")
+@door(network="subject", spiking="mapping")
 def report(
     network: Network | Model,
     events,

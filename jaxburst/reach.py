@@ -24,10 +24,12 @@ from jaxburst.graph import (
     Node,
     Operand,
     Pool,
+    Product,
     Synapse,
     Wire,
     apply_wire,
     at_batch,
+    multiply,
     read,
     unknown,
 )
@@ -38,9 +40,10 @@ class Reach(NamedTuple):
     """Synapses, sums and pools that signals reach; places are one image's, `[1, ...]`.
 
     Attributes:
-      taps: `{synapse: [...]}`, how many weights each place of its input meets there.
+      taps: `{synapse: [...]}`, how many weights each place of its input meets there;
+        of a product of two signals, how many numbers of the second each of the first.
       events: `{(sender, synapse): [...]}`, how many an event of each place of the
-        sender meets, along all ways through wires.
+        sender meets, along all ways through wires; at a product, of either side.
       once: `{synapse: multiply-accumulates}` of what is constant over time.
       charges: `{synapse: multiply-accumulates}` at every step, of what comes from
         another synapse with no neuron between them.
@@ -61,7 +64,7 @@ class Reach(NamedTuple):
     compared: dict[tuple[str, str], np.ndarray]
 
 
-@door
+@door(weights="mapping")
 def reach(network: Network, weights: dict | None = None) -> Reach:
     """Counts what signals reach.
 
@@ -163,6 +166,22 @@ def _count(graph: Graph, present: dict) -> Reach:
             if names:
                 ones = {n: jnp.ones(graph[n].image_shape, kind) for n in names}
                 where[node.name] = lead(ones) > 0
+    for node in graph.of(Product):
+        ones = [jnp.ones(graph[name].image_shape, kind) for name in node.inputs]
+        out, pull = jax.vjp(partial(multiply, node, batch=1), *ones)
+        sides = pull(jnp.ones_like(out))
+        found.taps[node.name] = sides[0]
+        if node.name not in graph.dynamic:
+            found.once[node.name] = ones[0] > 0
+            continue
+        for name, met in zip(node.inputs, sides, strict=True):
+            senders, _, moving, lead = starts((name,))
+            if senders:
+                for sender, places in back(lead, senders, met).items():
+                    pair = sender, node.name
+                    found.events[pair] = found.events.get(pair, 0.0) + places
+            if moving:
+                found.charges[node.name] = ones[0] > 0
     receivers = [(n.name, n.inputs) for n in graph.of(Neuron, Pool)]
     for name, inputs in [*receivers, *((f"/{n}", (n,)) for n in graph.outputs)]:
         senders, _, _, lead = starts(inputs)

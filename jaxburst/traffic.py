@@ -35,6 +35,16 @@ class Traffic(NamedTuple):
     events: Any
     digits: Any
 
+    def paid(self, unit: str) -> tuple[Any, Any]:
+        """How often memory is accessed, and how many operations a synapse makes.
+
+        Example:
+          >>> Traffic(quanta=9, events=2, digits=3).paid("digits")
+          (2, 3)
+        """
+        sent = self.quanta if unit == "quanta" else self.events
+        return sent, self.digits if unit == "digits" else sent
+
 
 def count(spikes: jax.Array, whole: bool = True) -> Traffic:
     """Counts along the last axis, in one pass.

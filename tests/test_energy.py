@@ -438,7 +438,7 @@ def test_unusable_events_are_refused_by_name():
     for bad in (np.nan, np.inf, -1):
         with pytest.raises(ValueError, match="relu2: events must be counts"):
             operations(NETWORK, fine | {"relu2": np.full((3, 2), bad)})
-    with pytest.raises(ValueError, match="'once' or 'every step', found 'never'"):
+    with pytest.raises(ValueError, match="'once', 'every step', found 'never'"):
         energy.joules(NETWORK, fine, first_layer="never")
     with pytest.raises(ValueError, match="a: there are no weights for it"):
         energy.fan_out(NETWORK, {})

@@ -288,6 +288,57 @@ def test_kernels_with_padding_averages_and_branches_where_all_places_are_active(
     check(found, machine, "T = 2")
 
 
+@UNITS
+def test_products_of_two_signals_and_functions(unit):
+    w = {"a": normal(2, 3), "b": normal(2, 3), "c": normal(4, 2)}
+
+    def net(w, x):
+        a, b = jnp.tanh(x @ w["a"]), jax.nn.relu(x @ w["b"])
+        return jnp.einsum("bqd,bkd->bqk", a, b) @ w["c"]
+
+    network = trace(net, w, np.ones((1, 4, 2), np.float32))
+    model = Model(network, Refining(15, silence=0))
+    spiking = convert(network, w, dict.fromkeys(network.neurons, 0.2))
+    x, steps = normal(1, 4, 2), 3
+    seen = simulate(model, spiking, x, steps, record=network.neurons)
+    (product,), sides = network.products, network.graph.senders
+    operands = sides[product]
+    (after,) = set(network.neurons) - set(operands)
+    machine = Machine(unit, bits=4)
+    for _ in range(2):  # into each side
+        machine.constant(8, 3)
+    for t in range(steps):
+        for name in operands:
+            for n in np.asarray(seen.spikes[name])[t, 0].ravel():
+                machine.send(n)
+                machine.arrive(n)
+                events, operations = machine.pieces(n)
+                machine.tally["operations"] += events * 23  # to what it has sent
+                machine.tally["potentials"] += events * (11 + 13)
+                for _ in range(4):  # numbers of the other side
+                    machine.tally["operations"] += operations * machine.work
+                    machine.tally["weights"] += events * (11 + 41)
+                    machine.tally["potentials"] += events * (11 + 13)
+        for n in np.asarray(seen.spikes[after])[t, 0].ravel():
+            machine.send(n)
+            machine.arrive(n)
+            for _ in range(2):
+                machine.synapse(n)
+        machine.update(12 + 12 + 16, states=2)
+        machine.tally["neurons"] += 12 * 9 * 5  # tanh, 9 multiply-accumulates each
+    assert machine.tally["weights"] > 48 * (7 + 41)
+    found = energy.report(model, seen, cost=COST, unit=unit)
+    check(found, machine, f"T = {steps}")
+    # 24 + 24 + 48 + 32 multiply-accumulates, of which 48 of two activations.
+    assert sum(energy.macs(network).values()) == 128
+    assert energy.macs(network, spiking) == energy.macs(network)
+    for reuse, reads, weights in (("no", 80 + 96, 80), ("full", 16 + 24 + 16, 20)):
+        row = found[f"{reuse} reuse"]
+        expected = [128 * 5, weights * 48, 0, reads * 17 + 40 * 19]
+        expected += [40 * 29 + 12 * 9 * 5, 0, 0]
+        assert [row[c] * 1e12 for c in energy.COLUMNS] == pytest.approx(expected)
+
+
 def test_memories_cost_what_their_size_costs():
     w = [normal(3, 600), normal(600, 8)]
     network = trace(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, np.ones((1, 3), "f4"))
@@ -389,11 +440,11 @@ def test_what_makes_no_sense_is_refused():
     w = [normal(3, 6), normal(6, 5)]
     network = trace(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, np.ones((1, 3), "f4"))
     events = {"relu0": np.array([4.0, 2.0])}
-    with pytest.raises(ValueError, match="unit must be one of .*found 'spikes'"):
+    with pytest.raises(ValueError, match="unit: .*found 'spikes'"):
         energy.joules(network, events, unit="spikes")
     with pytest.raises(ValueError, match="'digits' needs the events and their digits"):
         energy.joules(network, events, unit="digits")
-    with pytest.raises(ValueError, match="reuse must be 'no' or 'full', found 'some'"):
+    with pytest.raises(ValueError, match="reuse: .*found 'some'"):
         energy.ann_joules(network, reuse="some")
     with pytest.raises(ValueError, match="baseline must be one of .*found 'T = 1'"):
         energy.report(network, events, baseline="T = 1")

@@ -15,7 +15,7 @@ import numpy as np
 from jaxburst.batching import add_up, length, sweep, together
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, Thresholds, convert
-from jaxburst.energy import cost_per_event
+from jaxburst.energy import HOROWITZ_FP32, Cost, by_sender
 from jaxburst.graph import (
     Input,
     Node,
@@ -31,6 +31,7 @@ from jaxburst.methods.channels import by_channel, centred
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, prepared, trace_of
 from jaxburst.tracing import Network
+from jaxburst.traffic import Traffic
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
 
@@ -44,6 +45,8 @@ def balance(
     neuron: Neuron,
     *,
     steps: int = 3,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
     progress: bool = False,
 ) -> Thresholds:
     r"""Multiplies the thresholds of each layer by a factor, for less error at no cost.
@@ -52,8 +55,9 @@ def balance(
         k_l \propto (E_l / D_l)^{1/3}, \qquad \sum_l E_l / k_l = \sum_l E_l
 
     `D` is the squared error of the outputs when the activations of layer `l` alone are
-    rounded to what one of its spikes is worth at the last step, and `E` are the
-    synaptic operations that its spikes cause up to there. Rounding errors grow like
+    rounded to what one of its spikes is worth at the last step, and `E` is the energy
+    that its spikes cause up to there, by default that of their synaptic operations.
+    Graded events become fewer more slowly than quanta do. Rounding errors grow like
     :math:`k_l^2` and are independent from layer to layer; spikes become fewer like
     :math:`1/k_l`. The factors make :math:`\sum_l D_l k_l^2` least for a given
     :math:`\sum_l E_l / k_l`, by Lagrange's rule. Of logits, errors are relative to
@@ -67,6 +71,8 @@ def balance(
         network is applied to them about once for every second population.
       neuron: the kind of neuron that the thresholds are for.
       steps: number of time steps after which the error should be small.
+      cost: the cost model, see `energy.prices`.
+      unit: what the hardware sends: `'quanta'`, `'events'` or `'digits'`.
       progress: whether to show a bar.
 
     Returns:
@@ -76,7 +82,8 @@ def balance(
       ValueError: as `convert` and `simulate`.
     """
     spiking = convert(network, variables, thresholds)
-    _, spent = operations(Model(network, neuron), spiking, inputs, steps)
+    model = Model(network, neuron)
+    _, spent = caused(model, spiking, inputs, steps, cost=cost, unit=unit)
     words = "Balancing" if progress else ""
     harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
     factors = _factors(np.array([spent[name] for name in network.neurons]), harm)
@@ -103,47 +110,55 @@ def _factors(spent: np.ndarray, harm: np.ndarray) -> np.ndarray:
     return np.clip(factors, 1 / _LARGEST, _LARGEST)
 
 
-def operations(
-    model: Model, spiking: Spiking, inputs, steps: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Of a whole run, per image: `{name: events}` of populations and pools, and
-    `{population: synaptic operations}` that its spikes cause."""
+def caused(
+    model: Model, spiking: Spiking, inputs, steps: int, *, cost: Cost, unit: str
+) -> tuple[dict[str, Traffic], dict[str, float]]:
+    """Of a whole run, per image: what populations and pools send, and
+    `{population: joules}` that its spikes cause."""
     circuit, count = prepared(model, spiking), length(inputs)
-    sums = add_up(_events(model, steps), circuit, inputs, 100)
-    events = {name: float(total) / count for name, total in sums.items()}
-    return events, charged(model.network, events)
+    sums = add_up(_traffic(model, steps), circuit, inputs, 100)
+    traffic = jax.tree.map(lambda total: float(total) / count, sums)
+    return traffic, charged(model, traffic, cost=cost, unit=unit)
 
 
 @lru_cache(maxsize=8)
-def _events(model: Model, steps: int):
-    """Events of a whole run, summed over the images that count."""
+def _traffic(model: Model, steps: int):
+    """Counts of a whole run, summed over the images that count."""
 
     def function(circuit, batch, counts):
         trace = trace_of(model, circuit, model.network.leaves(batch), steps)
         # Whole numbers could grow too large for their type.
         once = counts.astype(jnp.float32)
-        return {
-            name: (own.sum(0).astype(jnp.float32) * once).sum()
-            for name, own in trace.events.items()
-        }
+        return jax.tree.map(
+            lambda own: (own.sum(0).astype(jnp.float32) * once).sum(), trace.traffic
+        )
 
     return function
 
 
-def charged(network: Network, events: dict[str, float]) -> dict[str, float]:
-    """Operations that events cause, charged to the populations that sent them: those
-    behind a pool to whoever sends to it, in proportion to its events."""
-    costs = cost_per_event(network)
-    spent = {name: events[name] * costs.get(name, 0.0) for name in events}
-    for node in reversed(network.graph.of(Pool)):
+def charged(
+    network: Network | Model,
+    events: dict[str, Traffic | float],
+    *,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
+) -> dict[str, float]:
+    """Joules that events cause, charged to the populations that sent them: what is
+    spent behind a pool to whoever sends to it, in proportion to its events."""
+    events = jax.tree.map(lambda count: np.reshape(count, 1), events)
+    found = by_sender(network, events, cost=cost, unit=unit)
+    spent = {name: float(joules.sum()) for name, joules in found.items()}
+    graph = getattr(network, "network", network).graph
+    for node in reversed(graph.of(Pool)):
         if node.name not in spent:
             continue
-        cost = spent.pop(node.name)
-        senders = network.graph.senders[node.name]
-        total = sum(events[name] for name in senders)
-        for name in senders:
-            part = events[name] / total if total else 1 / len(senders)
-            spent[name] = spent.get(name, 0.0) + cost * part
+        price = spent.pop(node.name)
+        senders = graph.senders[node.name]
+        parts = np.array([float(jax.tree.leaves(events[n])[0][0]) for n in senders])
+        whole = parts.sum()
+        parts = parts / whole if whole else np.full(len(senders), 1 / len(senders))
+        for name, part in zip(senders, parts, strict=True):
+            spent[name] = spent.get(name, 0.0) + price * float(part)
     return spent
 
 

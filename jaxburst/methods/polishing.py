@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,13 @@ from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking
 from jaxburst.devices import divided, mean_over, share
 from jaxburst.graph import over
-from jaxburst.methods.balancing import operations
+from jaxburst.methods.balancing import caused
 from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.neurons import Threshold
 from jaxburst.progress import track
 from jaxburst.run import Model, Plan, check, prepare, unroll
 from jaxburst.tracing import forward
 
-_AC_PER_MAC = joules.PICOJOULES_PER_AC / joules.PICOJOULES_PER_MAC
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 
 
@@ -39,6 +39,8 @@ def polish(
     steps: int,
     *,
     energy: float,
+    cost: joules.Cost = joules.HOROWITZ_FP32,
+    unit: str = "quanta",
     iterations: int = 200,
     batch_size: int = 50,
     rate: float = 0.01,
@@ -68,6 +70,9 @@ def polish(
         learns them by heart if they are few.
       steps: number of time steps `T`.
       energy: the budget `B` over the conventional network's, kept to a few percent.
+      cost: the cost model, see `energy.prices`. Gradients are of quanta, each at the
+        mean price of a population's.
+      unit: what the hardware sends: `'quanta'`, `'events'` or `'digits'`.
       iterations: number of batches.
       batch_size: images in a batch, which all local devices share that divide it.
       rate: Adam's learning rate at first; it falls to 0 like a cosine. Thresholds are
@@ -92,13 +97,14 @@ def polish(
     spiking = _with_rows(model, spiking, steps)
     size = min(batch_size, count)
     cut, copy = share(size)
-    prices = _prices(model, spiking, first(inputs, size), steps)
-    budget = energy * sum(joules.macs(model.network).values())
-    there = copy((spiking, prices, np.float32(budget)))
-    start = {name: (spiking[name].theta, spiking[name].bias) for name in prices}
+    budget = energy * joules.ann_joules(model, cost=cost)
+    prices = _prices(model, spiking, first(inputs, size), steps, budget, cost, unit)
+    there = copy((spiking, prices))
+    names = model.network.neurons
+    start = {name: (spiking[name].theta, spiking[name].bias) for name in names}
     change = jax.tree.map(jnp.zeros_like, start)
     memory = _OPTIMISER.init(change)
-    gradient = _gradient(soft, steps, size)
+    gradient = _gradient(soft, steps, size, unit)
     rates = optax.cosine_decay_schedule(rate, iterations)
 
     rng = np.random.default_rng(seed)
@@ -123,26 +129,24 @@ def _update(change: dict, memory, found: dict, rate: jax.Array):
 
 
 @lru_cache(maxsize=4)
-def _gradient(soft: Model, steps: int, size: int) -> Callable:
+def _gradient(soft: Model, steps: int, size: int, unit: str) -> Callable:
     """The gradient of the loss, the same row on each device."""
     network = soft.network
-    reach = joules.reach(network)
-    analog = sum(reach.once.values()) + steps * sum(reach.charges.values())
 
     def function(given, inputs):
-        spiking, prices, budget, change = given
+        spiking, prices, change = given
         target, _ = forward(network, spiking, inputs)
         target = _outputs(network, target)
         squares = [mean_over(jnp.square(z).mean(), size) for z in target]
 
         def parts(change):
             changed = _changed(spiking, change)
-            found, operations = _run(soft, changed, inputs, steps, prices)
+            found, spent = _run(soft, changed, inputs, steps, prices, unit)
             error = sum(
                 jnp.square(z - goal).mean() / jnp.where(square > 0, square, 1.0)
                 for z, goal, square in zip(found, target, squares, strict=True)
             )
-            return error, (analog + operations * _AC_PER_MAC) / budget
+            return error, spent
 
         (error, spent), pull = jax.vjp(parts, change)
         # Both are means over images, of which each device has a part; the loss of them
@@ -175,14 +179,39 @@ def _with_rows(model: Model, spiking: Spiking, steps: int) -> Spiking:
     return found
 
 
-def _prices(model: Model, spiking: Spiking, inputs, steps: int) -> dict[str, float]:
-    """Synaptic operations that one spike of each population causes, on average, behind
-    pools, too."""
-    events, spent = operations(model, spiking, inputs, steps)
-    return {
-        name: np.float32(spent.get(name, 0.0) / (events[name] or 1.0))
-        for name in model.network.neurons
-    }
+class _Prices(NamedTuple):
+    """Parts of the budget.
+
+    Attributes:
+      quantum: `{population: part}`, what one quantum causes on average, behind pools,
+        too.
+      exact: `{sender: (part, part)}`, what an event and an operation take themselves.
+      fixed: what a run takes without any.
+    """
+
+    quantum: dict[str, np.float32]
+    exact: dict[str, tuple[np.float32, np.float32]]
+    fixed: np.float32
+
+
+def _prices(model, spiking, inputs, steps: int, budget: float, cost, unit) -> _Prices:
+    traffic, spent = caused(model, spiking, inputs, steps, cost=cost, unit=unit)
+    own = joules.prices(model, cost=cost, unit=unit)
+
+    def part(value) -> np.float32:
+        return np.float32(np.sum(value) / budget)
+
+    return _Prices(
+        {
+            name: part(spent.get(name, 0.0) / (traffic[name].quanta or 1.0))
+            for name in model.network.neurons
+        },
+        {
+            name: (part(1e-12 * own.event[name]), part(1e-12 * own.operation[name]))
+            for name in own.event
+        },
+        part(1e-12 * (own.once + steps * own.step)),
+    )
 
 
 def _changed(spiking: Spiking, change: dict) -> Spiking:
@@ -194,19 +223,21 @@ def _changed(spiking: Spiking, change: dict) -> Spiking:
     return found
 
 
-def _run(soft: Model, spiking: Spiking, inputs, steps: int, prices: dict):
-    """Outputs `[B, n, C]`, logits relative to their mean, and operations per image,
-    after some steps, with gradients."""
+def _run(soft: Model, spiking, inputs, steps: int, prices: _Prices, unit: str):
+    """Outputs `[B, n, C]`, logits relative to their mean, and the part of the budget
+    that an image takes, after some steps, with gradients."""
     network = soft.network
     circuit, leaves = prepare(soft, spiking), network.leaves(inputs)
-    fans = joules.cost_per_event(network)
 
     def observe(state, info):
-        counted = sum(fan * info.events[name].sum(1) for name, fan in fans.items())
-        sizes = {name: jnp.abs(info.spikes[name]) for name in prices}
+        counted = 0.0
+        for name, paid in prices.exact.items():
+            counts = info.traffic[name].paid(unit)
+            counted += sum(p * n.sum(1) for p, n in zip(paid, counts, strict=True))
+        sizes = {name: jnp.abs(info.spikes[name]) for name in prices.quantum}
         priced = sum(
             price * sizes[name].sum(tuple(range(1, sizes[name].ndim)))
-            for name, price in prices.items()
+            for name, price in prices.quantum.items()
         )
         # Pools pass on whole numbers without a gradient: take that of what is sent.
         spent = priced + jax.lax.stop_gradient(counted - priced)
@@ -216,4 +247,5 @@ def _run(soft: Model, spiking: Spiking, inputs, steps: int, prices: dict):
     # kernel inside a loop.
     order = Plan(steps, len(leaves[0]))
     _, (found, spent) = unroll(soft, circuit, leaves, steps, observe, order=order)
-    return _outputs(network, [x[-1] for x in found]), spent.sum() / len(leaves[0])
+    spent = prices.fixed + spent.sum() / len(leaves[0])
+    return _outputs(network, [x[-1] for x in found]), spent

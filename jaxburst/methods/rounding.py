@@ -40,7 +40,7 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
       The converted network with rounded kernels.
 
     Example:
-      >>> kernel = quantise(model, spiking, 2)["0"].kernel  # -1, 0 and 1 remain
+      >>> kernel = quantise(model, spiking, 2)["hidden"].kernel  # -1, 0 and 1 remain
       >>> kernel.tolist()
       [[1.0, 0.0], [0.0, 1.0]]
     """

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxburst import energy as joules
@@ -31,6 +32,7 @@ from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
 from jaxburst.run import Model, compiler_options, prepared, trace_of
 from jaxburst.tracing import Network
+from jaxburst.traffic import Traffic
 
 Settings = dict[str, Any]
 
@@ -148,6 +150,8 @@ def tune(
     *,
     energy: float | None = None,
     agreement: float | None = None,
+    cost: joules.Cost = joules.HOROWITZ_FP32,
+    unit: str = "quanta",
     steps: int = 4,
     trials: int = 20,
     seed: int = 0,
@@ -187,6 +191,8 @@ def tune(
       energy: largest energy over the conventional network's. Give this or `agreement`.
       agreement: least share, up to 1, of images on which both networks decide alike;
         for networks whose only output is logits.
+      cost: the cost model, see `energy.prices`.
+      unit: what the hardware sends: `'quanta'`, `'events'` or `'digits'`.
       steps: largest number of time steps.
       trials: number of settings to try.
       seed: of the search; the same seed finds the same settings.
@@ -213,7 +219,7 @@ def tune(
             "or several outputs does not make; give a budget of energy"
         )
     optuna = _optuna()
-    bench = _Bench(network, variables, *halves(inputs), steps)
+    bench = _Bench(network, variables, *halves(inputs), steps, cost, unit)
     points: list[Point] = []
     best, winner = None, None
     verbosity = optuna.logging.get_verbosity()
@@ -241,6 +247,8 @@ def tune(
         spiking = polish(
             *(model, spiking, bench.calibration, best.steps),
             energy=budget.aim(best),
+            cost=cost,
+            unit=unit,
             seed=seed,
             progress=progress,
         )
@@ -330,8 +338,9 @@ class _Budget:
 class _Bench:
     """Builds and scores conversions of one trained network."""
 
-    def __init__(self, network, variables, calibration, scoring, steps):
+    def __init__(self, network, variables, calibration, scoring, steps, cost, unit):
         self.network, self.variables, self.steps = network, variables, steps
+        self.paid = {"cost": cost, "unit": unit}
         self.calibration, self.scoring = calibration, scoring
         self.thresholds: dict[int, Thresholds] = {}
         self.factors: dict[str, float] | None = None
@@ -366,6 +375,7 @@ class _Bench:
                 start,
                 first(self.calibration, 100),
                 neuron,
+                **self.paid,
             )
             self.factors = {
                 name: float((theta / start[name]).mean())
@@ -393,7 +403,7 @@ class _Bench:
             length(self.scoring),
             model.network.senders,
         )
-        events = {name: np.zeros(self.steps, np.int64) for name in names}
+        traffic = {name: np.zeros((3, self.steps), np.int64) for name in names}
         kind = self.outputs[0].dtype
         found = [[np.zeros((0, self.steps, *x.shape[1:]), kind)] for x in self.outputs]
         parts = sweep(
@@ -403,12 +413,11 @@ class _Bench:
         for rows, (values, counts) in parts:
             for place, value in zip(found, values, strict=True):
                 place.append(value[:rows])
-            for name, number in counts.items():
-                events[name] += number[:rows].sum(0, dtype=np.int64)
-        events = together(events)
-        spent = joules.relative(
-            self.network, {name: total / count for name, total in events.items()}
-        )
+            for name, units in counts.items():
+                traffic[name] += [x[:rows].sum(0, dtype=np.int64) for x in units]
+        traffic = together(traffic)
+        means = {name: Traffic(*total / count) for name, total in traffic.items()}
+        spent = joules.relative(model, means, **self.paid)
         found = [
             in_order(np.concatenate(place), count).swapaxes(0, 1) for place in found
         ]
@@ -423,14 +432,14 @@ class _Bench:
 
 @lru_cache(maxsize=8)
 def _scores(model: Model, steps: int):
-    """Outputs and events after each step, the images in front."""
+    """Outputs and traffic after each step, the images in front."""
 
     def function(circuit, batch):
         leaves = model.network.leaves(batch)
         trace = trace_of(model, circuit, leaves, steps)
         values = jax.vmap(lambda x: outputs_by_channel(model.network, x))(trace.logits)
-        events = {name: counts.T for name, counts in trace.events.items()}
-        return [value.swapaxes(0, 1) for value in values], events
+        traffic = jax.tree.map(jnp.transpose, trace.traffic)
+        return [value.swapaxes(0, 1) for value in values], traffic
 
     return function
 

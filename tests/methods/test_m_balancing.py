@@ -94,15 +94,34 @@ def test_harm_is_the_error_of_one_rounded_population(name):
 
 
 @pytest.mark.parametrize("name", ["nested", "vgg", "maxima", "inception"])
-def test_operations_are_charged_to_whoever_sent_the_spikes(name):
+@pytest.mark.parametrize("unit", energy.UNITS)
+def test_energy_is_charged_to_whoever_sent_the_spikes(name, unit):
     it, neuron = case(name), Burst(3)
-    spiking = it.spiking(neuron, "layer")
-    _, spent = balancing.operations(it.model(neuron), spiking, it.inputs, 4)
-    trace = it.run(it.model(neuron), spiking, 4)
-    counted = energy.operations(it.network, trace.events)
-    total = sum(float(count.sum()) for count in counted.values()) / len(it.inputs)
-    assert sum(spent.values()) == pytest.approx(total)
+    spiking, model, cost = it.spiking(neuron, "layer"), it.model(neuron), energy.LEMAIRE
+    _, spent = balancing.caused(model, spiking, it.inputs, 4, cost=cost, unit=unit)
+    trace = it.run(model, spiking, 4)
+    whole = energy.joules(model, trace, cost=cost, unit=unit)[-1].mean()
+    still = energy.prices(model, cost=cost, unit=unit)
+    whole -= 1e-12 * (still.once + 4 * still.step).sum()
+    assert sum(spent.values()) == pytest.approx(whole)
     assert set(spent) <= set(it.network.neurons)
+
+
+def test_the_sender_of_each_synapse():
+    """In a residual network within another, and behind a pool and wires."""
+    inner = "residual0_body/residual0_body"
+    assert case("nested").network.graph.senders.items() >= {
+        "conv0": (),
+        "residual0_body/conv0": ("relu0",),
+        f"{inner}/conv0": (f"{inner}/relu0",),
+        "residual0_body/conv1": ("residual0_body/relu0",),
+        "residual0_shortcut/conv0": ("relu0",),
+        "dense0": ("relu1",),
+    }.items()
+    network = case("residual first").network
+    (pool,) = network.pools
+    assert network.graph.senders["dense0"] == (pool,)
+    assert network.graph.senders[pool] == ("relu0",)
 
 
 def test_one_number_is_not_taken_relative_to_itself():

@@ -95,18 +95,20 @@ def test_only_thresholds_and_corrections_change(name):
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet", "channels first", "capped"])
-def test_what_is_differentiated_is_the_simulation(name):
+@pytest.mark.parametrize("unit", ["quanta", "digits"])
+def test_what_is_differentiated_is_the_simulation(name, unit):
     images, model, spiking = preset(name)
     spiking = polishing._with_rows(model, spiking, STEPS)
-    prices = polishing._prices(model, spiking, images, STEPS)
+    paid = {"cost": joules.LEMAIRE, "unit": unit}
+    budget = joules.ann_joules(model, cost=joules.LEMAIRE)
+    prices = polishing._prices(model, spiking, images, STEPS, budget, *paid.values())
     soft = Model(model.network, model.neuron.soft)
-    (logits,), operations = polishing._run(soft, spiking, images, STEPS, prices)
+    (logits,), spent = polishing._run(soft, spiking, images, STEPS, prices, unit)
     trace = simulate(model, spiking, images, STEPS)
     expected = trace.logits[-1] - trace.logits[-1].mean(-1, keepdims=True)
     np.testing.assert_allclose(logits[:, 0], expected, atol=1e-4)
-    counted = joules.operations(model.network, trace.events)
-    total = sum(float(np.sum(n)) for n in counted.values()) / len(images)
-    assert float(operations) == pytest.approx(total, rel=1e-4)
+    expected = joules.relative(model, trace, **paid)[-1].mean()
+    assert float(spent) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradients_are_those_of_a_drive_that_was_sent():
@@ -132,5 +134,8 @@ def test_gradients_are_those_of_a_drive_that_was_sent():
 def test_other_neurons_are_refused():
     images, model, spiking = preset("vgg")
     burst = Model(model.network, Burst())
+    with pytest.raises(ValueError, match="corrections were made for Refining"):
+        polish(burst, spiking, images, STEPS, energy=0.2)
+    spiking = jax.tree.map(np.asarray, spiking)  # forgets what they were made for
     with pytest.raises(TypeError, match="Refining, found Burst"):
         polish(burst, spiking, images, STEPS, energy=0.2)

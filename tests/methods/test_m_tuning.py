@@ -134,7 +134,8 @@ def test_the_report_is_a_table_and_json():
 def test_labels_are_out_of_reach():
     assert list(inspect.signature(tune).parameters) == [
         *("network", "variables", "inputs"),
-        *("energy", "agreement", "steps", "trials", "seed", "progress"),
+        *("energy", "agreement", "cost", "unit"),
+        *("steps", "trials", "seed", "progress"),
     ]
     net, variables, images = network()
     labels, pixels = np.zeros(40, np.int32), np.zeros(images.shape, np.uint8)
@@ -172,9 +173,9 @@ def test_a_single_number_is_tuned_by_its_error():
         ({"energy": 0.2, "agreement": 0.9}, "give one budget"),
         ({"energy": 0.0}, "greater than 0"),
         ({"energy": float("nan")}, "greater than 0"),
-        ({"agreement": 99.0}, "at most 1"),
-        ({"energy": 0.2, "trials": 0}, "trials must be a whole number"),
-        ({"energy": 0.2, "steps": 1.5}, "steps must be a whole number"),
+        ({"agreement": 99.0}, "between 0 and 1"),
+        ({"energy": 0.2, "trials": 0}, "trials: expected a whole number"),
+        ({"energy": 0.2, "steps": 1.5}, "steps: expected a whole number"),
         (
             {"energy": 1e-6, "trials": 1},
             r"no trial of 1 kept energy <= 1e-06; the nearest was\n.*\n +1 +0\.\d+",
@@ -200,7 +201,8 @@ def test_the_search_library_is_asked_for(monkeypatch):
 
 def test_every_kind_of_conversion_is_built_and_scored():
     net, variables, images = network()
-    bench = tuning._Bench(net, variables, images[::2], images[1::2], STEPS)
+    paid = joules.HOROWITZ_FP32, "quanta"
+    bench = tuning._Bench(net, variables, images[::2], images[1::2], STEPS, *paid)
     settings = tuning._PRESET | {"balance": 0.7, "coding": "burst"}
     for corrections in (True, False):
         chosen = settings | {"corrections": corrections}
