@@ -11,6 +11,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import door
 from jaxburst.convert import Spiking, convert
 from jaxburst.graph import Synapse
 from jaxburst.methods.calibration import calibrate_mse
@@ -20,6 +21,7 @@ from jaxburst.run import Model, unit_of_rows
 from jaxburst.tracing import Network
 
 
+@door
 def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
     r"""Rounds kernels to whole numbers of a step for each output channel.
 
@@ -44,10 +46,8 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
       >>> kernel.tolist()
       [[1.0, 0.0], [0.0, 1.0]]
     """
-    if not isinstance(bits, int) or bits < 2:
-        raise ValueError(
-            f"quantise: bits must be a whole number from 2, found {bits!r}"
-        )
+    if bits < 2:
+        raise ValueError("bits: expected at least 2, one of them the sign, found 1")
     found = dict(spiking)
     for node in model.network.graph.of(Synapse):
         kernel, bias = spiking[node.name]
@@ -66,6 +66,7 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
     return found
 
 
+@door(weight_bits="count")
 def rounded(
     network: Network,
     variables,
@@ -101,8 +102,6 @@ def rounded(
       >>> model.neuron
       Refining(gamma=3, ratio=2, silence=0)
     """
-    if not isinstance(bits, int) or bits < 1:
-        raise ValueError(f"rounded: bits must be a number from 1, found {bits!r}")
     levels = 2**bits - 1
     with warnings.catch_warnings():
         # A channel that never fires in calibration is common and harmless here.
