@@ -32,6 +32,7 @@ from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
 from jaxburst.methods.polishing import polish
+from jaxburst.methods.rounding import quantise, rounded
 from jaxburst.methods.tuning import tune
 from jaxburst.neurons import Burst, Refining
 from jaxburst.normalise import normalise
@@ -77,8 +78,10 @@ __all__ = [
     "polish",
     "presets",
     "pretrained",
+    "quantise",
     "read",
     "released",
+    "rounded",
     "save",
     "simulate",
     "summary",
