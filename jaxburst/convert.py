@@ -178,6 +178,10 @@ def verify(
     Raises:
       ValueError: for weights or inputs that do not fit, or outputs that are not
         finite.
+
+    Example:
+      >>> verify(network, weights, spiking, inputs)
+      {'logits': 0.0}
     """
     check_spiking(network, spiking)
     network.leaves(inputs)

@@ -25,6 +25,11 @@ class Memory(NamedTuple):
       read: `(bytes, pJ)`, ...: one word read from a buffer of so many bytes; linear in
         between, constant beyond.
       write: the same of a word written; without any as `read`.
+
+    Example:
+      >>> # 4 KiB lie half way between 0 and 8
+      >>> Memory(32, ((0, 0.0), (8192, 10.0))).of(1024)
+      (5.0, 5.0)
     """
 
     bits: int

@@ -48,6 +48,9 @@ class OnDisk:
       read: makes one row `[...]` of a record.
       row_shape: the shape of a row.
       dtype: its type.
+
+    Example:
+      >>> jb.data.imagenet("data").test.images[10:20].shape  # doctest: +SKIP
     """
 
     folder: str | os.PathLike
@@ -101,6 +104,12 @@ class Split:
 
     Raises:
       ValueError: floating-point numbers came with constants to normalise them.
+
+    Example:
+      >>> white = np.full((2, 1, 1, 1), 255, np.uint8)
+      >>> split = Split(white, np.array([3, 4]), mean=(0.5,), std=(0.25,))
+      >>> split[1:].inputs.item(), split[1:].labels.item()  # (1 - 0.5) / 0.25
+      (2.0, 4)
     """
 
     images: np.ndarray | OnDisk
@@ -166,7 +175,13 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Inputs:
-    """The inputs of a split, normalised row by row when they are asked for."""
+    """The inputs of a split, normalised row by row when they are asked for.
+
+    Example:
+      >>> inputs, labels = digits().test.pair
+      >>> len(inputs), inputs[:3].shape
+      (360, (3, 8, 8, 1))
+    """
 
     split: Split
 
@@ -187,6 +202,11 @@ class Dataset:
       validation: images held out of the training set, to choose by. May be empty.
       test: images to report on.
       classes: number of classes; labels are 0 .. classes - 1.
+
+    Example:
+      >>> dataset = digits()
+      >>> len(dataset.train), len(dataset.validation), len(dataset.test)
+      (1257, 180, 360)
     """
 
     name: str
@@ -225,6 +245,10 @@ def normalise(images, mean, std):
     Raises:
       TypeError: the images are not uint8.
       ValueError: there is not one `mean` and one positive `std` per channel.
+
+    Example:
+      >>> normalise(np.array([[0, 255]], np.uint8), (0.5, 0.5), (0.5, 0.25)).tolist()
+      [[-1.0, 2.0]]
     """
     if images.dtype != np.uint8:
         raise TypeError(
@@ -260,6 +284,10 @@ def load(
     Raises:
       ValueError: the name is unknown. See `digits`, `cifar10`, `cifar100`, `imagenet`
         for others.
+
+    Example:
+      >>> load("digits").classes
+      10
     """
     held_out = {} if validation is None else {"validation": validation}
     if name == "digits":
@@ -285,6 +313,10 @@ def digits(*, validation: int = 180) -> Dataset:
     Raises:
       ImportError: scikit-learn is missing.
       ValueError: `validation` leaves nothing to train on.
+
+    Example:
+      >>> digits().test.images.shape, digits(validation=10).validation.labels.shape
+      ((360, 8, 8, 1), (10,))
     """
     _require("sklearn")
     from sklearn.datasets import load_digits
@@ -324,6 +356,9 @@ def cifar10(
       FileNotFoundError: nothing (whole) is prepared there, and nothing was downloaded.
       ImportError: a package of `jaxburst[data]` is missing.
       ValueError: what is there cannot be used, or `validation` leaves no training set.
+
+    Example:
+      >>> cifar10("data").train.images.shape  # doctest: +SKIP
     """
     return _load("cifar10", data_dir, validation, download, _read)
 
@@ -332,7 +367,11 @@ def cifar10(
 def cifar100(
     data_dir="data", *, validation: int = 5000, download: bool = True
 ) -> Dataset:
-    """Loads CIFAR-100, the 100 fine classes. Everything else is as in `cifar10`."""
+    """Loads CIFAR-100, the 100 fine classes. Everything else is as in `cifar10`.
+
+    Example:
+      >>> cifar100("data").classes  # doctest: +SKIP
+    """
     return _load("cifar100", data_dir, validation, download, _read)
 
 
@@ -358,6 +397,9 @@ def imagenet(data_dir="data", *, validation: int = 0, download: bool = True) -> 
         says where to put them.
       ImportError: a package of `jaxburst[imagenet]` is missing.
       ValueError: what is there cannot be used, or `validation` leaves no training set.
+
+    Example:
+      >>> imagenet("data").test.inputs.shape  # doctest: +SKIP
     """
     _grain()  # not only when the first images are read
     return _load("imagenet2012", data_dir, validation, download, _on_disk)
@@ -382,6 +424,9 @@ def prepare(name: str, data_dir) -> Path:
 
     Raises:
       As `cifar10` and `imagenet`.
+
+    Example:
+      >>> prepare("cifar10", "data")  # doctest: +SKIP
     """
     if name not in _STORED:
         raise ValueError(
@@ -413,6 +458,11 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarra
 
     Raises:
       ValueError: the step is negative, or no batch can be filled.
+
+    Example:
+      >>> epoch = np.concatenate([batch_indices(0, step, 2, 6) for step in range(3)])
+      >>> sorted(epoch.tolist())
+      [0, 1, 2, 3, 4, 5]
     """
     if not 1 <= batch_size <= size:
         raise ValueError(

@@ -38,6 +38,11 @@ class Curves(NamedTuple):
       traffic: `{name: Traffic}`, `[T]` each, mean counts per image of every population
         and pool at step `t` by itself.
       images: number of images.
+
+    Example:
+      >>> sent = jb.traffic.Traffic(np.array([4.0]), np.array([2.0]), np.array([3.0]))
+      >>> Curves(np.array([0.9]), {"relu0": sent}, images=100).events["relu0"].tolist()
+      [4.0]
     """
 
     accuracy: np.ndarray
@@ -59,6 +64,10 @@ def top1(outputs, targets) -> np.ndarray:
 
     Returns:
       `[B]`, True or False.
+
+    Example:
+      >>> top1(np.array([[1.0, 3.0], [2.0, 0.0]]), np.array([1, 1])).tolist()
+      [True, False]
     """
     return np.asarray(outputs).argmax(-1) == np.asarray(targets)
 
@@ -99,8 +108,9 @@ def evaluate(
       ValueError: for data, weights or labels that do not fit the network.
 
     Example:
-      >>> curves = evaluate(model, spiking, (inputs, labels), steps=4)  # doctest: +SKIP
-      >>> curves.accuracy  # after 1, 2, 3, 4 steps  # doctest: +SKIP
+      >>> curves = evaluate(two, of_two, (inputs, np.array([0, 1])), 3, progress=False)
+      >>> curves.accuracy.tolist(), curves.events["relu0"].tolist()
+      ([0.5, 0.5, 0.5], [3.5, 3.0, 3.5])
     """
     inputs, targets = pair(data)
     check_batch_size(batch_size)
@@ -194,6 +204,11 @@ def accuracy(
       data: `(inputs, targets)`, both `[N, ...]`, or a `Split`.
       metric: as for `evaluate`; by default the share of images that are right.
       batch_size: number of images at a time.
+
+    Example:
+      >>> of = {"hidden": np.eye(2), "out": np.eye(2)}
+      >>> accuracy(two.network, of, (inputs, np.array([0, 1])))  # both answer 0
+      0.5
     """
     inputs, targets = pair(data)
     count = length(inputs)
@@ -238,8 +253,8 @@ def compiled(
       `f(inputs)`, the outputs after `steps` steps: logits `[B, classes]`.
 
     Example:
-      >>> answer = compiled(model, spiking, steps=4)  # doctest: +SKIP
-      >>> logits = answer(images)  # doctest: +SKIP
+      >>> compiled(model, spiking, steps=4)(inputs).tolist()
+      [[0.5], [2.75]]
     """
     check_steps(model, steps)
     check_spiking(model.network, spiking)

@@ -40,7 +40,12 @@ Shape = tuple[Any, ...]
 
 
 class Constant:
-    """An array that belongs to the graph: equal and hashed by its content."""
+    """An array that belongs to the graph: equal and hashed by its content.
+
+    Example:
+      >>> Constant(np.ones(2)) == Constant([1.0, 1.0])
+      True
+    """
 
     def __init__(self, value):
         self.value = np.asarray(value)
@@ -66,7 +71,12 @@ class Operand(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What the network is given: the inputs' leaves, in order."""
+    """What the network is given: the inputs' leaves, in order.
+
+    Example:
+      >>> network.graph.of(Input)[0].role.dtype
+      'float32'
+    """
 
     dtype: str
 
@@ -81,6 +91,10 @@ class Synapse:
       params: its parameters.
       data: the position of the signal among its two operands; the other is the kernel.
       kernel: the kernel's shape.
+
+    Example:
+      >>> network.graph["hidden"].role.kernel
+      (2, 2)
     """
 
     primitive: Primitive
@@ -147,6 +161,10 @@ class Wire:
         inputs alone (indices, comparisons, masks) and so constant over time.
       shapes: of operands that are the same for every image but must be there for each;
         None of the others.
+
+    Example:
+      >>> [node.name for node in network.graph.of(Wire)]
+      []
     """
 
     primitive: Primitive
@@ -195,6 +213,10 @@ class Neuron:
       cap: of a ReLU; None if there is no cap.
       function: another function than a ReLU: a graph whose one input is the drive, and
         whose nodes find their arrays under their names, as those of the network do.
+
+    Example:
+      >>> network.graph["relu0"].role.cap is None
+      True
     """
 
     cap: float | None = None
@@ -203,7 +225,12 @@ class Neuron:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The maximum of a signal over windows (`reduce_window_max`) or axes."""
+    """The maximum of a signal over windows (`reduce_window_max`) or axes.
+
+    Example:
+      >>> len(network.graph.of(Pool))
+      0
+    """
 
     primitive: Primitive
     params: dict
@@ -211,7 +238,12 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """Two signals multiplied: `mul`, `dot_general` or a convolution; linear in each."""
+    """Two signals multiplied: `mul`, `dot_general` or a convolution; linear in each.
+
+    Example:
+      >>> len(network.graph.of(Product))
+      0
+    """
 
     primitive: Primitive
     params: dict
@@ -230,6 +262,10 @@ class Node:
       inputs: the names of the nodes it reads.
       shape: of its output, the symbol `b` where the batch enters.
       source: where it stands in the user's program.
+
+    Example:
+      >>> network.graph["out"].image_shape, network.graph["out"].batch_axis
+      ((1, 1), 0)
     """
 
     name: str
@@ -251,7 +287,12 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in order, and which of them are the outputs."""
+    """Nodes in order, and which of them are the outputs.
+
+    Example:
+      >>> network.graph["relu0"].inputs, network.graph.outputs
+      (('hidden',), ('out',))
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
@@ -333,6 +374,11 @@ def read(graph: Graph, visit: Callable[..., Any], *inputs) -> list:
 
     Raises:
       TypeError: for a number of inputs that the network does not take.
+
+    Example:
+      >>> # How deep the network is
+      >>> read(network.graph, lambda node, *before: 1 + max(before, default=0), -1)
+      [3]
     """
     given = iter(inputs)
     expected = len(graph.of(Input))
@@ -478,7 +524,12 @@ def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
 
 
 def over(value, x) -> jax.Array:
-    """Gives a value that belongs to one image, `[...]`, the rank of `x`, `[B, ...]`."""
+    """Gives a value that belongs to one image, `[...]`, the rank of `x`, `[B, ...]`.
+
+    Example:
+      >>> over(jnp.ones(3), jnp.ones((2, 4, 3))).shape
+      (1, 1, 3)
+    """
     value = jnp.asarray(value)
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 

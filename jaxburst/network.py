@@ -41,7 +41,16 @@ class Affine(NamedTuple):
 
 
 class Refused(ValueError):
-    """Something in the function has no spiking meaning; the message names it."""
+    """Something in the function has no spiking meaning; the message names it.
+
+    Example:
+      >>> rounds = lambda w, x: jnp.round(jax.nn.relu(x @ w)) @ w
+      >>> try:
+      ...     jb.trace(rounds, np.eye(2), inputs[:1])
+      ... except Refused as error:
+      ...     print("round" in str(error))
+      True
+    """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +67,12 @@ class Network:
       tree: the structures of the inputs and of the outputs.
       aside: what was set aside behind an output, by the output's position.
       program: how weights follow from variables, a `program.Program`.
+
+    Example:
+      >>> network.synapses, network.neurons
+      (('hidden', 'out'), ('relu0',))
+      >>> network(weights, inputs).tolist()
+      [[0.5], [2.75]]
     """
 
     graph: Graph
@@ -227,6 +242,10 @@ def summary(network: Network) -> str:
     """A table of the network: name, role, output, parameters, MACs, and where it is.
 
     MACs are multiply-accumulates of one image, taps on zero padding left out.
+
+    Example:
+      >>> print(summary(network).splitlines()[0])
+      name    role     output  parameters  MACs  source
     """
     from jaxburst.energy import macs  # which reads networks
 

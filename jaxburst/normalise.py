@@ -61,6 +61,11 @@ def normalise(
       ValueError: if the weights are not those of the network, or `logits` is not
         positive.
 
+    Example:
+      >>> network, unit = normalise(network, spiking)
+      >>> unit["hidden"].kernel.tolist(), float(unit["relu0"].theta)  # 1 / 0.5
+      ([[2.0, 0.0], [0.0, 2.0]], 1.0)
+
     References:
       Li and Zeng, IJCAI 2022; weight normalisation of Diehl et al., IJCNN 2015.
     """

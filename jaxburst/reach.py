@@ -53,6 +53,10 @@ class Reach(NamedTuple):
         Outputs have a `/` before their names.
       windows: `{pool: [...]}`, in how many windows each place of its input is.
       compared: `{(sender, pool): [...]}`, in how many an event of each place is.
+
+    Example:
+      >>> jb.energy.reach(network).events["relu0", "out"].tolist()
+      [[1.0, 1.0]]
     """
 
     taps: dict[str, np.ndarray]

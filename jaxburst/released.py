@@ -35,6 +35,10 @@ def folders() -> list[Path]:
 
     The folder that the variable `JAXBURST_WEIGHTS` names, if it does; the package; and
     `weights` beside it, in a checkout.
+
+    Example:
+      >>> folders()[-1].name
+      'weights'
     """
     own = os.environ.get("JAXBURST_WEIGHTS")
     given = [Path(own).expanduser()] if own else []
@@ -42,7 +46,12 @@ def folders() -> list[Path]:
 
 
 def names() -> tuple[str, ...]:
-    """The names that `pretrained` knows, `NETWORK-DATASET`."""
+    """The names that `pretrained` knows, `NETWORK-DATASET`.
+
+    Example:
+      >>> "vgg9-cifar100" in names()
+      True
+    """
     found = (path for folder in folders() for path in folder.glob("*.safetensors"))
     return tuple(sorted({path.stem for path in found}))
 
@@ -64,6 +73,11 @@ def pretrained(name: str) -> tuple[nn.Module, dict]:
     Raises:
       ValueError: for an unknown name, saying where to put a file that is missing; or
         for a file that is damaged.
+
+    Example:
+      >>> module, variables = pretrained("vgg9-cifar100")
+      >>> variables["params"]["conv0"]["kernel"].shape
+      (3, 3, 3, 32)
     """
     module, variables, _ = load(_path(name))
     return module, variables
@@ -71,7 +85,12 @@ def pretrained(name: str) -> tuple[nn.Module, dict]:
 
 @door
 def notes(name: str) -> dict[str, Any]:
-    """What is known of a released network: data, recipe, seed, accuracy."""
+    """What is known of a released network: data, recipe, seed, accuracy.
+
+    Example:
+      >>> notes("vgg9-cifar100")["recipe"]["epochs"]
+      24
+    """
     return load(_path(name))[2]
 
 
@@ -146,6 +165,11 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict, dict[str, Any]]:
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is damaged, or not one of these.
+
+    Example:
+      >>> module, variables, notes = load(FOLDER / "vgg9-cifar10.safetensors")
+      >>> module.classes, variables["params"]["dense0"]["bias"].shape
+      (10, (10,))
     """
     about, arrays = unseal(path, FORMAT, "a trained network")
     floats = {}

@@ -72,6 +72,10 @@ class Model:
         `'bfloat16'`, for accelerators. Spikes are whole numbers, exact in both, and
         sums, currents and membranes keep the precision of the weights; but these
         kernels are rounded to 8 bits of mantissa.
+
+    Example:
+      >>> model.network.neurons, model.neuron.gamma, model.pool
+      (('relu0',), 5, 'lateral')
     """
 
     network: Network
@@ -858,6 +862,11 @@ class Trace(NamedTuple):
       traffic: `{name: Traffic}`, `[T, B]` each, as in `Info`, of each step by itself.
       spikes: `{name: [T, B, ...]}` of the populations asked for.
       potentials: `{name: [T, B, ...]}` of the populations asked for, after each step.
+
+    Example:
+      >>> trace = simulate(model, spiking, inputs, steps=2)
+      >>> trace.events["relu0"].tolist()
+      [[1, 6], [1, 5]]
     """
 
     logits: Any
@@ -901,6 +910,13 @@ def simulate(
 
     Raises:
       ValueError: for inputs, weights or names that do not fit the network.
+
+    Example:
+      >>> trace = simulate(model, spiking, inputs, steps=2, record="relu0")
+      >>> trace.spikes["relu0"][:, 1].tolist()  # of 2.5 and 0.25, a burst is 5
+      [[5.0, 1.0], [5.0, 0.0]]
+      >>> trace.logits[:, 1].tolist()
+      [[3.0], [2.75]]
     """
     record = (record,) if isinstance(record, str) else tuple(record)
     wrong = sorted(set(record) - set(model.network.neurons))
@@ -977,6 +993,10 @@ def infer(
 
     Args and errors: as `simulate`. Who calls it again and again with the same weights
     saves their preparation with `compiled`.
+
+    Example:
+      >>> infer(model, spiking, inputs, steps=4).tolist()
+      [[0.5], [2.75]]
     """
     leaves = check(model, spiking, inputs, steps)
     return model.network.outputs(

@@ -29,6 +29,10 @@ class Traffic(NamedTuple):
       events: graded events. Each carries its number; memory is accessed once for each.
       digits: signed binary digits of the numbers carried: what a datapath that shifts
         and adds spends.
+
+    Example:
+      >>> count(jnp.array([7.0, 0.0, -2.0])).events.item()
+      2
     """
 
     quanta: Any

@@ -49,6 +49,10 @@ class VGG(nn.Module):
       classes: number of logits.
       bias: whether convolutions have a bias in front of their normalisation.
       hidden: features of each dense layer before the last.
+
+    Example:
+      >>> parameters(VGG((8, "M", 16), 10), (8, 8, 1))
+      3866
     """
 
     plan: tuple[int | str, ...]
@@ -90,6 +94,10 @@ class ResNet(nn.Module):
       head: what the last maps are reduced by: `'mean'` over all of it, or `'max'` over
         windows of 4x4.
       excite: whether blocks have squeeze-and-excitation, and hard-swish for ReLU.
+
+    Example:
+      >>> parameters(ResNet((8, 16), 1, 10), (8, 8, 1))
+      4962
     """
 
     widths: tuple[int, ...]
@@ -143,6 +151,10 @@ class Block(nn.Module):
         channels of zeros, half of them before the old ones and half after ("option A"
         of He et al., section 4.2), or `'conv'`, a 1x1 convolution ("option B").
       excite: squeeze-and-excitation by a quarter, and hard-swish for ReLU.
+
+    Example:
+      >>> parameters(Block(16, stride=2), (8, 8, 16))
+      4672
     """
 
     features: int
@@ -189,6 +201,10 @@ class ViT(nn.Module):
       depth: number of blocks.
       heads: of the attention.
       hidden: features of the layer in the middle of each block's second half.
+
+    Example:
+      >>> parameters(ViT(10, patch=4, width=16, depth=1, heads=2, hidden=32), (8, 8, 1))
+      2762
     """
 
     classes: int
@@ -219,6 +235,10 @@ class Encoder(nn.Module):
     Attributes:
       heads: of the attention.
       hidden: features between the two dense layers.
+
+    Example:
+      >>> parameters(Encoder(2, 32), (4, 16))
+      2224
     """
 
     heads: int
@@ -242,25 +262,45 @@ def _vgg_plan(*repeats: int) -> tuple[int | str, ...]:
 
 @door
 def vgg11(classes: int) -> VGG:
-    """VGG-11 for 32x32 images: 8 convolutions, one dense layer."""
+    """VGG-11 for 32x32 images: 8 convolutions, one dense layer.
+
+    Example:
+      >>> parameters(vgg11(10), (32, 32, 3))
+      9231114
+    """
     return VGG(_vgg_plan(1, 1, 2, 2, 2), classes)
 
 
 @door
 def vgg13(classes: int) -> VGG:
-    """VGG-13 for 32x32 images: 10 convolutions, one dense layer."""
+    """VGG-13 for 32x32 images: 10 convolutions, one dense layer.
+
+    Example:
+      >>> parameters(vgg13(10), (32, 32, 3))
+      9416010
+    """
     return VGG(_vgg_plan(2, 2, 2, 2, 2), classes)
 
 
 @door
 def vgg16(classes: int) -> VGG:
-    """VGG-16 for 32x32 images: 13 convolutions, one dense layer, 313 million MACs."""
+    """VGG-16 for 32x32 images: 13 convolutions, one dense layer, 313 million MACs.
+
+    Example:
+      >>> parameters(vgg16(100), (32, 32, 3))
+      14774436
+    """
     return VGG(_vgg_plan(2, 2, 3, 3, 3), classes)
 
 
 @door
 def vgg19(classes: int) -> VGG:
-    """VGG-19 for 32x32 images: 16 convolutions, one dense layer."""
+    """VGG-19 for 32x32 images: 16 convolutions, one dense layer.
+
+    Example:
+      >>> parameters(vgg19(10), (32, 32, 3))
+      20040522
+    """
     return VGG(_vgg_plan(2, 2, 4, 4, 4), classes)
 
 
@@ -271,6 +311,10 @@ def vgg16_imagenet(classes: int) -> VGG:
     13 convolutions and three dense layers, the first of which holds 103 of its 138
     million parameters. torchvision's pooling to 7x7 before them does nothing to images
     of this size; its dropout is not for inference.
+
+    Example:
+      >>> parameters(vgg16_imagenet(1000), (224, 224, 3))
+      138365992
     """
     return VGG(_vgg_plan(2, 2, 3, 3, 3), classes, hidden=(4096, 4096))
 
@@ -281,6 +325,10 @@ def vgg9(classes: int) -> VGG:
 
     2.4 million parameters; convolutions on 32x32 maps are 32 channels wide, since those
     maps take most of the time, and 128, 128, 256, 256, 256 and 256 after them.
+
+    Example:
+      >>> parameters(vgg9(100), (32, 32, 3))
+      2363972
     """
     plan = (32, 32, "M", 128, 128, "M", 256, 256, "M", 256, 256, "M")
     return VGG(plan, classes, bias=False)
@@ -288,61 +336,111 @@ def vgg9(classes: int) -> VGG:
 
 @door
 def vgg_tiny(classes: int) -> VGG:
-    """A VGG of four convolutions and two pools for 8x8 images (digits, tests)."""
+    """A VGG of four convolutions and two pools for 8x8 images (digits, tests).
+
+    Example:
+      >>> parameters(vgg_tiny(10), (8, 8, 1))
+      17850
+    """
     return VGG((16, 16, "M", 32, 32, "M"), classes)
 
 
 @door
 def resnet20(classes: int, *, shortcut: str = "subsample") -> ResNet:
-    """The CIFAR ResNet-20 of He et al., section 4.2: 0.27 million parameters."""
+    """The CIFAR ResNet-20 of He et al., section 4.2: 0.27 million parameters.
+
+    Example:
+      >>> parameters(resnet20(10), (32, 32, 3))
+      269722
+    """
     return ResNet((16, 32, 64), 3, classes, shortcut)
 
 
 @door
 def resnet32(classes: int, *, shortcut: str = "subsample") -> ResNet:
-    """The CIFAR ResNet-32 of He et al., section 4.2: 0.46 million parameters."""
+    """The CIFAR ResNet-32 of He et al., section 4.2: 0.46 million parameters.
+
+    Example:
+      >>> parameters(resnet32(10), (32, 32, 3))
+      464154
+    """
     return ResNet((16, 32, 64), 5, classes, shortcut)
 
 
 @door
 def resnet44(classes: int, *, shortcut: str = "subsample") -> ResNet:
-    """The CIFAR ResNet-44 of He et al., section 4.2: 0.66 million parameters."""
+    """The CIFAR ResNet-44 of He et al., section 4.2: 0.66 million parameters.
+
+    Example:
+      >>> parameters(resnet44(10), (32, 32, 3))
+      658586
+    """
     return ResNet((16, 32, 64), 7, classes, shortcut)
 
 
 @door
 def resnet56(classes: int, *, shortcut: str = "subsample") -> ResNet:
-    """The CIFAR ResNet-56 of He et al., section 4.2: 0.85 million parameters."""
+    """The CIFAR ResNet-56 of He et al., section 4.2: 0.85 million parameters.
+
+    Example:
+      >>> parameters(resnet56(10), (32, 32, 3))
+      853018
+    """
     return ResNet((16, 32, 64), 9, classes, shortcut)
 
 
 @door
 def seresnet20(classes: int) -> ResNet:
-    """The CIFAR ResNet-20 with squeeze-and-excitation, and hard-swish for ReLU."""
+    """The CIFAR ResNet-20 with squeeze-and-excitation, and hard-swish for ReLU.
+
+    Example:
+      >>> parameters(seresnet20(10), (32, 32, 3))
+      278206
+    """
     return ResNet((16, 32, 64), 3, classes, excite=True)
 
 
 @door
 def vit(classes: int) -> ViT:
-    """A vision transformer for 32x32 images: 64 tokens of 128 features, 5 blocks."""
+    """A vision transformer for 32x32 images: 64 tokens of 128 features, 5 blocks.
+
+    Example:
+      >>> parameters(vit(10), (32, 32, 3))
+      678410
+    """
     return ViT(classes)
 
 
 @door
 def resnet18(classes: int) -> ResNet:
-    """ResNet-18 with a 3x3 stem for 32x32 images: 11.2 million parameters."""
+    """ResNet-18 with a 3x3 stem for 32x32 images: 11.2 million parameters.
+
+    Example:
+      >>> parameters(resnet18(10), (32, 32, 3))
+      11173962
+    """
     return ResNet((64, 128, 256, 512), 2, classes, "conv")
 
 
 @door
 def resnet18_imagenet(classes: int) -> ResNet:
-    """The ResNet-18 of He et al. for 224x224 images: 11.7 million parameters."""
+    """The ResNet-18 of He et al. for 224x224 images: 11.7 million parameters.
+
+    Example:
+      >>> parameters(resnet18_imagenet(1000), (224, 224, 3))
+      11689512
+    """
     return ResNet((64, 128, 256, 512), 2, classes, "conv", stem="imagenet")
 
 
 @door
 def resnet34_imagenet(classes: int) -> ResNet:
-    """The ResNet-34 of He et al. for 224x224 images: 21.8 million parameters."""
+    """The ResNet-34 of He et al. for 224x224 images: 21.8 million parameters.
+
+    Example:
+      >>> parameters(resnet34_imagenet(1000), (224, 224, 3))
+      21797672
+    """
     return ResNet((64, 128, 256, 512), (3, 4, 6, 3), classes, "conv", stem="imagenet")
 
 
@@ -352,19 +450,33 @@ def resnet20_wide(classes: int) -> ResNet:
 
     A stem of three 3x3 convolutions before the stages of ResNet-18, and max pooling at
     its head. It has forty times the weights of the CIFAR `resnet20`.
+
+    Example:
+      >>> parameters(resnet20_wide(10), (32, 32, 3))
+      11247946
     """
     return ResNet((64, 128, 256, 512), 2, classes, "conv", stem=3, head="max")
 
 
 @door
 def vit_tiny(classes: int) -> ViT:
-    """A vision transformer of one block for 8x8 images (digits, tests)."""
+    """A vision transformer of one block for 8x8 images (digits, tests).
+
+    Example:
+      >>> parameters(vit_tiny(10), (8, 8, 1))
+      9610
+    """
     return ViT(classes, patch=2, width=32, depth=1, heads=2, hidden=64)
 
 
 @door
 def resnet_tiny(classes: int, *, shortcut: str = "subsample") -> ResNet:
-    """A ResNet of two blocks for 8x8 images (digits, tests)."""
+    """A ResNet of two blocks for 8x8 images (digits, tests).
+
+    Example:
+      >>> parameters(resnet_tiny(10), (8, 8, 1))
+      19130
+    """
     return ResNet((16, 32), 1, classes, shortcut)
 
 

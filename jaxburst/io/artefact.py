@@ -232,6 +232,11 @@ class Artefact:
     Attributes:
       header: what the file says of itself.
       platform: the one of its platforms that it runs on.
+
+    Example:
+      >>> path = export(model, spiking, inputs[:1], "n.npz", steps=2, platforms=["cpu"])
+      >>> load(path)(inputs).tolist()
+      [[0.5], [2.75]]
     """
 
     def __init__(self, header: dict[str, Any], entries: dict[str, np.ndarray]):
@@ -334,6 +339,11 @@ def load(path: str | os.PathLike) -> Artefact:
       FileNotFoundError: if the file is not there.
       ValueError: if it is damaged, of a newer version, for other platforms, or in a
         precision that is switched off.
+
+    Example:
+      >>> path = export(model, spiking, inputs[:1], "n.npz", steps=2, platforms=["cpu"])
+      >>> load(path).header["platforms"]
+      ['cpu']
     """
     header, entries = _read(as_path(path))
     artefact = Artefact(header, entries)
@@ -357,6 +367,11 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
+
+    Example:
+      >>> path = export(model, spiking, inputs[:1], "n.npz", steps=2, platforms=["cpu"])
+      >>> describe(path)["steps"]
+      2
     """
     return _read(as_path(path))[0]
 

@@ -70,6 +70,10 @@ def save(
       OSError: if the file cannot be written; what was there is intact.
       ValueError: if the weights are not those of the network.
       TypeError: if a setting of the neuron, or a note, is no plain data.
+
+    Example:
+      >>> save("net", model, spiking).exists()
+      True
     """
     path = _file(path)
     if not isinstance(model, Model):
@@ -122,6 +126,12 @@ def load(
       FileNotFoundError: if the file is not there.
       ValueError: if it is damaged, of another network (naming the first difference), of
         an unknown kind of neuron, or in a precision that is switched off.
+
+    Example:
+      >>> path = save("net", model, spiking)
+      >>> again, weights = load(path, network)
+      >>> again == model, float(weights["relu0"].theta)
+      (True, 0.5)
     """
     path = _file(path)
     if network is None:
@@ -177,6 +187,11 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, ValueError: as `load`.
+
+    Example:
+      >>> path = save("net", model, spiking, notes={"data": "two rows"})
+      >>> describe(path)["notes"]
+      {'data': 'two rows'}
     """
     description, arrays = unseal(_file(path), FORMAT)
     del description["parts"]

@@ -186,6 +186,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], np.ndarray]:
     Raises:
       FileNotFoundError: if the file is not there.
       ValueError: if it is damaged, or none of events.
+
+    Example:
+      >>> path = write("spikes.npz", model, spiking, inputs, steps=2, progress=False)
+      >>> header, events = read(path)
+      >>> len(events)  # 2.5 is a burst at each step, and so on
+      5
     """
     path = Path(path)
     if not path.is_file():

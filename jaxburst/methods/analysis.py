@@ -37,6 +37,11 @@ class LayerReport(NamedTuple):
         none of the refining ones.
       silent: share of the neurons that sent nothing.
       events: spikes per image over the whole simulation.
+
+    Example:
+      >>> (row,) = report(model, spiking, inputs, steps=4)
+      >>> row.theta, row.activation
+      (0.5, 0.8125)
     """
 
     name: str
@@ -61,6 +66,11 @@ def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerRepo
 
     Returns:
       One `LayerReport` per population, in network order.
+
+    Example:
+      >>> (row,) = report(model, spiking, inputs, steps=4)
+      >>> row.silent, row.events  # of 4 neurons one has a negative drive
+      (0.25, 13.0)
     """
     check(model, spiking, inputs, steps)
     found = at_once(_report(model, steps), spiking, inputs)
@@ -146,7 +156,13 @@ def _report(model: Model, steps: int):
 
 @door
 def table(rows: list[LayerReport]) -> str:
-    """The report as text, one line per layer."""
+    """The report as text, one line per layer.
+
+    Example:
+      >>> print(table(report(model, spiking, inputs, steps=4)))
+      name      theta  activation      rate     error  saturated   silent       events
+      relu0    0.5000      0.8125    0.8125    0.0000      0.00%    25.0%           13
+    """
     width = max(len(row.name) for row in rows)
     head = (
         f"{'name':<{width}}  {'theta':>8}  {'activation':>10}  {'rate':>8}  "
@@ -184,6 +200,11 @@ class LayerErrors(NamedTuple):
         activation, for the causes that exist here, and for their `'total'`.
       size: `{cause: [T]}`, mean of its absolute value. Parts of opposite sign cancel:
         the size of the total is at most the sum of the sizes.
+
+    Example:
+      >>> (row,) = errors(model, spiking, inputs, steps=4)
+      >>> row.name, row.activation, len(row.size["total"])
+      ('relu0', 0.8125, 4)
     """
 
     name: str
@@ -240,6 +261,11 @@ def errors(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerErro
     Raises:
       ValueError: for neurons that do not repeat or do not conserve charge, and for
         inputs or weights that do not fit the network.
+
+    Example:
+      >>> (row,) = errors(model, spiking, inputs, steps=4)
+      >>> round(float(row.mean["total"][-1]), 4)
+      0.0
 
     References:
       The three causes: Li and Zeng, IJCAI 2022, "residual information", "spikes of
@@ -367,6 +393,11 @@ def error_table(rows: list[LayerErrors], step: int) -> str:
     """The mean absolute errors after a step as text, a line per layer.
 
     In percent of the layer's mean activation; empty where a cause does not exist.
+
+    Example:
+      >>> text = error_table(errors(model, spiking, inputs, steps=4), step=4)
+      >>> text.splitlines()[1].split()[:6]  # of the initial charge as much is left
+      ['relu0', '0.8125', '0.00%', '0.00%', '5.77%', '5.77%']
     """
     causes = [*CAUSES, "total"]
     width = max(len(row.name) for row in rows)

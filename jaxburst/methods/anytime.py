@@ -47,6 +47,12 @@ class Margins(NamedTuple):
     Attributes:
       threshold: `[T]`, in units of the logits; infinite where no image should stop. All
         images stop after step `T`, so that the last one does not matter.
+
+    Example:
+      >>> import math
+      >>> # Never after step 1; after step 2 all stop
+      >>> decide(two, of_two, inputs, Margins(np.array([math.inf, 0.0]))).steps.tolist()
+      [2, 2]
     """
 
     threshold: np.ndarray
@@ -59,6 +65,11 @@ class Decisions(NamedTuple):
       classes: `[B]`, the largest logit of each image when it stopped.
       steps: `[B]`, after how many steps it stopped, 1 .. T.
       events: `{name: [T, B]}`, as in `Trace`; 0 once an image has stopped.
+
+    Example:
+      >>> found = decide(two, of_two, inputs, Margins(np.zeros(2)))
+      >>> found.events["relu0"].tolist()  # both stop after one step
+      [[1, 6], [0, 0]]
     """
 
     classes: np.ndarray
@@ -76,6 +87,13 @@ class Anytime(NamedTuple):
       events: `{name: [T]}`, mean events per image at step `t`, over all images: one
         that has stopped counts 0. So `energy.joules(...)[-1]` is the mean energy.
       images: number of images.
+
+    Example:
+      >>> data = inputs, np.array([0, 1])
+      >>> found = evaluate_anytime(
+      ...     two, of_two, data, Margins(np.zeros(2)), progress=False)
+      >>> found.accuracy, found.steps
+      (0.5, 1.0)
     """
 
     accuracy: float
@@ -125,6 +143,10 @@ def settle(
     Raises:
       ValueError: for an agreement that is no share, no images, or inputs or weights
         that do not fit the network.
+
+    Example:
+      >>> settle(two, of_two, inputs, steps=2).threshold.tolist()  # stop at once
+      [0.0, inf]
     """
     if not 0 <= agreement <= 1:
         raise ValueError(f"settle: agreement must lie in 0 .. 1, found {agreement}")
@@ -190,6 +212,11 @@ def decide(model: Model, spiking: Spiking, inputs, margins: Margins) -> Decision
     Raises:
       ValueError: for margins that are not `[T]`, or inputs or weights that do not fit
         the network.
+
+    Example:
+      >>> found = decide(two, of_two, inputs, Margins(np.zeros(2)))
+      >>> found.classes.tolist(), found.steps.tolist()
+      ([0, 0], [1, 1])
     """
     threshold = _thresholds(model, margins)
     leaves = check(model, spiking, inputs, len(threshold))
@@ -254,6 +281,13 @@ def evaluate_anytime(
     Raises:
       ValueError: for no images, margins that are not `[T]`, or data or weights that do
         not fit the network.
+
+    Example:
+      >>> data = inputs, np.array([0, 1])
+      >>> found = evaluate_anytime(
+      ...     two, of_two, data, Margins(np.zeros(2)), progress=False)
+      >>> found.stopped.tolist()
+      [2, 0]
     """
     threshold = _thresholds(model, margins)
     inputs, labels = pair(data)

@@ -80,6 +80,11 @@ def balance(
 
     Raises:
       ValueError: as `convert` and `simulate`.
+
+    Example:
+      >>> # One layer alone has no other to be balanced with
+      >>> balance(network, weights, {"relu0": 0.25}, inputs, jb.Refining())
+      {'relu0': Array(0.25, dtype=float32)}
     """
     spiking = convert(network, variables, thresholds)
     model = Model(network, neuron)

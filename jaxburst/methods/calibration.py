@@ -72,6 +72,10 @@ def calibrate(
         (`ZeroThreshold`) a population that fires but whose threshold would be 0; the
         message names it.
 
+    Example:
+      >>> calibrate(network, weights, inputs, jb.Burst(5), percentile=100)  # 2.5 / 5
+      {'relu0': Array(0.5, dtype=float32)}
+
     References:
       Percentile: Rueckauer et al., 2017. Division by γ: the normalisation of Li and
       Zeng, IJCAI 2022, in activation units.
@@ -291,6 +295,13 @@ def choose_percentile(
       ValueError: for fewer than 2 images, as `calibrate`, and where every candidate
         leaves some threshold 0.
 
+    Example:
+      >>> best, errors = choose_percentile(
+      ...     network, weights, np.tile(inputs, (4, 1)), jb.Burst(5), steps=8,
+      ...     candidates=(50, 100))
+      >>> best
+      100
+
     References:
       The objective: Brain-Cog-Lab's search for MSAT, there by Bayesian optimisation.
     """
@@ -395,6 +406,11 @@ def calibrate_mse(
     maximum over γ. Few levels cut off the largest activations and resolve the rest.
 
     Args, returns and errors: as `calibrate`. `progress` shows a bar.
+
+    Example:
+      >>> {name: theta.tolist() for name, theta in
+      ...     calibrate_mse(network, weights, inputs, jb.Burst(5)).items()}
+      {'relu0': [0.5, 0.05000000074505806]}
 
     References:
       Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural

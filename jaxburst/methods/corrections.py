@@ -47,6 +47,11 @@ def correct(
       `spiking` with a correction in every `Threshold.bias`: `[steps, C]`, or `[steps,
       C, 1, 1]` where channels come first.
 
+    Example:
+      >>> better = correct(model, spiking, inputs, steps=4)
+      >>> better["relu0"].bias.shape
+      (4, 2)
+
     References:
       Li et al., "A Free Lunch From ANN", ICML 2021 (light calibration); for each step,
       Wu et al., "FTBC: Forward Temporal Bias Correction", ECCV 2024.

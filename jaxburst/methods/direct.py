@@ -44,6 +44,11 @@ def direct(model: Model, spiking: Spiking, inputs, times: tuple[int, ...]):
     Raises:
       ValueError: for neurons whose spikes depend on more than the sum of their input,
         and for inputs or weights that do not fit the network.
+
+    Example:
+      >>> signed = jb.Model(network, jb.Burst(None, signed=True))
+      >>> direct(signed, spiking, inputs, times=(1, 8))[:, :, 0].tolist()
+      [[0.5, 3.0], [0.5, 2.75]]
     """
     if model.pool != "lateral":
         raise ValueError(

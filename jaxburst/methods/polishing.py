@@ -86,6 +86,13 @@ def polish(
     Raises:
       TypeError: for neurons without a gradient.
 
+    Example:
+      >>> refining = jb.Model(network, jb.Refining())
+      >>> budget = dict(energy=1.0, iterations=1, progress=False)
+      >>> polished = polish(refining, spiking, inputs, 2, **budget)
+      >>> polished["relu0"].theta.shape  # one for each channel now
+      (2,)
+
     References:
       The straight-through gradient of a step's size: Esser et al., "Learned Step Size
       Quantization", ICLR 2020.

@@ -33,6 +33,11 @@ def paper(network: Network, variables, inputs) -> tuple[Model, Spiking]:
 
     Returns:
       `(model, spiking)`, for `simulate`, `infer` and `evaluate`.
+
+    Example:
+      >>> model, spiking = paper(network, weights, inputs)
+      >>> model.neuron.gamma, round(float(spiking["relu0"].theta), 3)
+      (5, 0.499)
     """
     neuron = Burst(5)
     thresholds = calibrate(network, variables, inputs, neuron, percentile=99.9)
@@ -67,6 +72,12 @@ def refining(
 
     Returns:
       `(model, spiking)`, for `simulate`, `infer` and `evaluate`.
+
+    Example:
+      >>> model, spiking = refining(network, weights, inputs, progress=False)
+      >>> logits = jb.infer(model, spiking, inputs, 8)
+      >>> print(np.abs(logits - network(weights, inputs)).max() < 0.02)
+      True
     """
     neuron = Refining(gamma=15, ratio=2, silence=0.6)
     with warnings.catch_warnings():

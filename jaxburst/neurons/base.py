@@ -36,6 +36,10 @@ class Threshold(NamedTuple):
       bias: a correction that is added to the current (of refining neurons, to the
         drive): a scalar for all steps, or one row per step, `[S, ...]`. What a run
         does beyond the last row is the neuron's: see `correction`.
+
+    Example:
+      >>> spiking["relu0"]._replace(theta=1.0).theta
+      1.0
     """
 
     theta: jax.Array
@@ -52,6 +56,11 @@ class Neuron(abc.ABC):
     two signals be taken of what has been sent; if not, for ReLUs alone, capped or not.
     A step takes `slots` of time: more than one where a layer hears all of them before
     it answers in the next; the answer of a network is there after `slots (T + depth)`.
+
+    Example:
+      >>> neuron = jb.Burst(5)
+      >>> neuron.repeats, neuron.most, neuron.worth(3)
+      (True, 5, 1.0)
     """
 
     repeats: bool = True

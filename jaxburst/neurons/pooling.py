@@ -18,6 +18,10 @@ class Pooled(NamedTuple):
     Attributes:
       total: running sum `S` of its input.
       sent: `max S`, what has been passed on so far.
+
+    Example:
+      >>> Pooled(jnp.ones((1, 4)), jnp.ones((1, 1))).total.shape
+      (1, 4)
     """
 
     total: jax.Array

@@ -46,6 +46,10 @@ class Recipe:
 
     Raises:
       ValueError: naming the field, what it expects and what it found.
+
+    Example:
+      >>> Recipe(epochs=10, label_smoothing=0.0).batch_size
+      128
     """
 
     epochs: int = 300
@@ -145,6 +149,11 @@ def schedule(recipe: Recipe, steps_per_epoch: int) -> Callable:
     Args:
       recipe: `epochs`, `warmup_epochs` and `learning_rate`.
       steps_per_epoch: batches in the split.
+
+    Example:
+      >>> rate = schedule(Recipe(epochs=10, warmup_epochs=2, learning_rate=0.1), 5)
+      >>> [round(float(rate(step)), 3) for step in (0, 10, 30, 50)]
+      [0.01, 0.1, 0.05, 0.0]
     """
     total = recipe.epochs * steps_per_epoch
     warm = min(round(recipe.warmup_epochs * steps_per_epoch), total - 1)

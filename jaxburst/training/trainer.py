@@ -114,6 +114,16 @@ def fit(
       ValueError: split, network and recipe do not fit together; the module cannot be
         told whether it trains; or `directory` holds a run already, that of something
         else, or a damaged checkpoint.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> rng = np.random.default_rng(0)
+      >>> x = rng.normal(size=(512, 2)).astype(np.float32)
+      >>> labels = (x[:, 0] > 0).astype(int)
+      >>> recipe = Recipe(epochs=3, batch_size=64, augment="none")
+      >>> variables, history = fit(nn.Dense(2), (x, labels), recipe, progress=False)
+      >>> accuracy(nn.Dense(2), variables, (x, labels)) > 0.95
+      True
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
@@ -196,6 +206,9 @@ def restore(module: nn.Module, directory: str | Path) -> dict:
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the run is that of another module, or its checkpoint is damaged.
+
+    Example:
+      >>> restore(jb.zoo.vgg9(10), "runs/cifar10/vgg9/training")  # doctest: +SKIP
     """
     there, arrays = checkpoints.latest(directory)
     shape, dtype = there["example"]
@@ -221,6 +234,9 @@ def record(directory: str | Path) -> dict:
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: its checkpoint is damaged.
+
+    Example:
+      >>> record("runs/cifar10/vgg9/training")["history"][-1]  # doctest: +SKIP
     """
     return checkpoints.latest(directory)[0]
 
@@ -235,6 +251,13 @@ def accuracy(
     """Share of the labels of `split` that the trained network gives the most to.
 
     All local devices share every batch.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> x = np.eye(2, dtype=np.float32)
+      >>> variables = {"params": {"kernel": x, "bias": np.zeros(2)}}
+      >>> accuracy(nn.Dense(2), variables, (x, np.array([0, 0])))
+      0.5
     """
     data = _read("split", split)
     _check(module, "split", data)
