@@ -528,7 +528,11 @@ def inputs(name, value, given):
         )
     one = network_of(given)
     if one is not None:
-        one.leaves(jax.tree.map(lambda x: np.asarray(x[:1]), value), name)
+        try:
+            one.leaves(jax.tree.map(lambda x: np.asarray(x[:1]), value), name)
+        except (TypeError, ValueError):
+            one.leaves(value, name)  # says what all of it looks like
+            raise
     finite(name, value, "normalise the data again")
     return value
 

@@ -574,11 +574,11 @@ def _open(name: str, data_dir):
     rows = {split: info.num_examples for split, info in builder.info.splits.items()}
     facts = _STORED[name]
     expected = {"train": facts.train, facts.test_split: facts.test}
-    label = builder.info.features.get("label")
-    if getattr(label, "num_classes", facts.classes) != facts.classes:
+    classes = builder.info.features["label"].num_classes
+    if classes not in (None, facts.classes):
         raise ValueError(
             f"{name}: expected {facts.classes} classes in {directory}, found "
-            f"{label.num_classes}; these are the files of another dataset"
+            f"{classes}; these are the files of another dataset"
         )
     if rows | expected != rows:
         raise ValueError(

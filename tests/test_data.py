@@ -325,7 +325,7 @@ def test_validation_is_the_beginning_of_a_larger_one(prepared):
 
 @pytest.mark.parametrize("validation", [-1, 20])
 def test_validation_must_leave_images_to_train_on(prepared, validation):
-    with pytest.raises(ValueError, match=f"0 .. 19.*found {validation}"):
+    with pytest.raises(ValueError, match=f"validation.*found {validation}"):
         prepared.load(validation=validation)
 
 
@@ -388,7 +388,7 @@ def test_with_normalisation_changes_the_constants_only():
 
 def test_load_lists_the_names_it_knows():
     with pytest.raises(
-        ValueError, match="'mnist'.*digits, cifar10, cifar100, imagenet2012"
+        ValueError, match="'mnist'.*digits, .*cifar10, cifar100, imagenet2012"
     ):
         data.load("mnist")
     with pytest.raises(
@@ -476,10 +476,10 @@ def test_batches_never_change():
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_must_fit(batch_size):
-    with pytest.raises(ValueError, match=f"1 .. 10.*found {batch_size}"):
+    with pytest.raises(ValueError, match=f"batch_size.*found {batch_size}"):
         data.batch_indices(0, 0, batch_size, 10)
 
 
 def test_steps_count_from_zero():
-    with pytest.raises(ValueError, match="found step -1"):
+    with pytest.raises(ValueError, match="step: .* found -1"):
         data.batch_indices(0, -1, 4, 10)

@@ -116,7 +116,7 @@ GOOD = {
     "percentile": 99.0,
     "percentiles": (99,),
     "flag": False,
-    "path": "nowhere/file",
+    "path": "/dev/null/nowhere",  # nothing can be written there
     "function": len,
     "text": "text",
     "names": ("relu0",),

@@ -263,5 +263,7 @@ def test_corrections_are_rescaled_too():
 def test_unusable_units_are_refused():
     network, spiking, _ = case(plain, "layer")
     for logits in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match="logits must be positive"):
+        with pytest.raises(
+            ValueError, match="logits: expected a number greater than 0"
+        ):
             normalise(network, spiking, logits=logits)

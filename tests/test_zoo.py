@@ -89,5 +89,5 @@ def test_a_network_traces_under_its_own_names():
 
 
 def test_an_unknown_shortcut_is_refused():
-    with pytest.raises(ValueError, match="shortcut must be .*, found 'identity'"):
+    with pytest.raises(ValueError, match="shortcut: .*, found 'identity'"):
         shapes(zoo.resnet_tiny(3, shortcut="identity"), "tiny")

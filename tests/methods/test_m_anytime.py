@@ -8,6 +8,7 @@ import pytest
 from nets import case
 
 from jaxburst import energy
+from jaxburst.convert import convert
 from jaxburst.evaluation import evaluate
 from jaxburst.methods import anytime
 from jaxburst.methods.anytime import Margins, decide, evaluate_anytime, settle
@@ -171,13 +172,15 @@ def test_no_label_can_reach_the_calibration():
 
 @pytest.mark.parametrize("agreement", [-0.1, 1.01, 99.5])
 def test_an_agreement_that_is_no_share_is_refused(agreement):
-    with pytest.raises(ValueError, match=r"agreement must lie in 0 .. 1, found"):
+    with pytest.raises(
+        ValueError, match="agreement: expected a number between 0 and 1"
+    ):
         settle(*network("resnet", Burst(5), 2), STEPS, agreement=agreement)
 
 
 @pytest.mark.parametrize("threshold", [1.0, [], [[1.0]], [1.0, np.nan]])
 def test_margins_of_another_form_are_refused(labelled, threshold):
-    with pytest.raises(ValueError, match="one threshold per time step"):
+    with pytest.raises(ValueError, match="margins.threshold: expected"):
         anyhow(labelled, threshold)
 
 
@@ -198,7 +201,10 @@ def test_what_does_not_fit_is_refused(labelled):
     with pytest.raises(ValueError, match="the converted network has no weights"):
         first = {"conv0": spiking["conv0"]}
         evaluate_anytime(model, first, (images, labels), rule)
-    single = trace(lambda w, x: jax.nn.relu(x @ w), np.ones((2, 1)), np.ones((1, 2)))
-    for network in (single, case("u net").network, case("several").network):
+    for it in (case("u net"), case("several")):
         with pytest.raises(ValueError, match="two classes or more"):
-            decide(Model(network), {}, images, rule)
+            decide(it.model(Burst(5)), it.spiking(Burst(5)), it.inputs, rule)
+    weights, ones = np.ones((2, 1)), np.ones((1, 2))
+    single = trace(lambda w, x: jax.nn.relu(x @ w), weights, ones)
+    with pytest.raises(ValueError, match="two classes or more"):
+        decide(Model(single), convert(single, weights, {"relu0": 1.0}), ones, rule)
