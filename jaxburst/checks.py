@@ -606,7 +606,9 @@ def source(name, value, given):
 
 @kind
 def arguments(name, value, given):
-    """What is traced: variables, and last an example of the inputs."""
+    """What is traced: variables, and last an example of the inputs; or by name."""
+    if isinstance(value, Mapping):
+        return value
     for leaf in jax.tree.leaves(value[-1:]):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             refuse("inputs", "arrays [N, ...], as an example", leaf)
