@@ -36,6 +36,22 @@ from jax.extend.core import Primitive
 
 from jaxburst.checks import door
 
+__all__ = [
+    "Constant",
+    "Function",
+    "Graph",
+    "Input",
+    "Neuron",
+    "Node",
+    "Operand",
+    "Pool",
+    "Product",
+    "Synapse",
+    "Wire",
+    "over",
+    "read",
+]
+
 Shape = tuple[Any, ...]
 
 

@@ -25,6 +25,14 @@ from jaxburst.io.files import write
 from jaxburst.io.sealed import seal, unseal
 from jaxburst.zoo import NETWORKS
 
+__all__ = [
+    "folders",
+    "load",
+    "names",
+    "notes",
+    "pretrained",
+]
+
 FORMAT = "jaxburst weights 1"
 FOLDER = Path(__file__).parent / "weights"
 """Where those are that come with the package."""

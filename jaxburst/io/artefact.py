@@ -42,6 +42,14 @@ from jaxburst.graph import Input
 from jaxburst.io.files import as_path, folder, write
 from jaxburst.run import Model
 
+__all__ = [
+    "Artefact",
+    "PROGRAM",
+    "describe",
+    "export",
+    "load",
+]
+
 FORMAT, VERSION = "jaxburst artefact", 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

@@ -38,6 +38,11 @@ from jaxburst.convert import Spiking
 from jaxburst.io.artefact import WRONG, free
 from jaxburst.run import Model
 
+__all__ = [
+    "read",
+    "write",
+]
+
 FORMAT, VERSION = "jaxburst events", 1
 ROW = np.dtype(
     [("image", "<u4"), ("layer", "<u2"), ("neuron", "<u4"), ("step", "<u4"),

@@ -22,6 +22,15 @@ from jaxburst.methods.channels import by_channel
 from jaxburst.run import Circuit, Model, check, prepare, unroll
 from jaxburst.tracing import forward
 
+__all__ = [
+    "LayerErrors",
+    "LayerReport",
+    "error_table",
+    "errors",
+    "report",
+    "table",
+]
+
 
 class LayerReport(NamedTuple):
     """What one population of neurons did during a simulation.

@@ -38,6 +38,15 @@ from jaxburst.run import (
     trace_of,
 )
 
+__all__ = [
+    "Anytime",
+    "Decisions",
+    "Margins",
+    "decide",
+    "evaluate_anytime",
+    "settle",
+]
+
 _SIZES = 4  # the batch, a half, a quarter and an eighth: each is a compilation
 
 

@@ -24,6 +24,12 @@ from jaxburst.neurons import Neuron
 from jaxburst.run import Model, compiler_options, last_of, prepared
 from jaxburst.tracing import Network, forward
 
+__all__ = [
+    "calibrate",
+    "calibrate_mse",
+    "choose_percentile",
+]
+
 
 class ZeroThreshold(ValueError):
     """The threshold of a population would be 0: most of its activations are."""
