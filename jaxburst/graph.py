@@ -80,7 +80,12 @@ class Constant:
 
 
 class Operand(NamedTuple):
-    """The array at `index` among a node's own weights."""
+    """The array at `index` among a node's own weights.
+
+    Example:
+      >>> Operand(index=0)  # the first of the arrays that a wire holds
+      Operand(index=0)
+    """
 
     index: int
 
@@ -201,6 +206,10 @@ class Function(NamedTuple):
     Attributes:
       cap: the largest activation of `min(max(x, 0), cap)`, if there is one.
       other: what another function makes of the drive, `[B, ...]` to `[B, ...]`.
+
+    Example:
+      >>> RELU(jnp.array([-1.0, 2.0])).tolist(), RELU.cap
+      ([0.0, 2.0], None)
     """
 
     cap: float | None = None

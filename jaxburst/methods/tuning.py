@@ -207,6 +207,10 @@ def tune(
       ValueError: for not exactly one budget, an unusable argument, and a budget that no
         trial kept; the message says how near the best came.
 
+    Example:
+      >>> tuned = tune(network, weights, images, energy=0.2)  # doctest: +SKIP
+      >>> print(tuned.report)  # doctest: +SKIP
+
     References:
       The search: tree-structured Parzen estimator, Bergstra et al., NeurIPS 2011, by
       Optuna (Akiba et al., KDD 2019).
