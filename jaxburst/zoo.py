@@ -514,6 +514,11 @@ def renamed(variables: dict[str, Any]) -> dict[str, Any]:
 
     `conv3/norm/scale` becomes `norm3/scale`, `residual0/body/conv1` `block0/conv1`, and
     `residual0/shortcut/conv0` `block0/shortcut`. Names that fit already stay.
+
+    Example:
+      >>> old = {"params": {"conv3": {"norm": {"scale": np.ones(2)}}}}
+      >>> list(renamed(old)["params"])
+      ['norm3']
     """
     return unflatten_dict(
         {_renamed(path): value for path, value in flatten_dict(variables).items()}
