@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import importlib
+import inspect
 import pkgutil
 import sys
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxburst as jb
+from jaxburst import costs, traffic
 
 
 def _modules():
@@ -32,20 +34,48 @@ EXAMPLES = {
 }
 
 
+MODULES_OF_THE_API = [
+    thing for name in jb.__all__ if inspect.ismodule(thing := getattr(jb, name))
+]
+
+
+def _public():
+    """What `jb` and its public modules offer, functions and classes."""
+    for module in [jb, *MODULES_OF_THE_API, jb.graph, costs, traffic]:
+        own = getattr(module, "__all__", None) or [
+            name
+            for name, thing in vars(module).items()
+            if getattr(thing, "__module__", "") == module.__name__ and name[0] != "_"
+        ]
+        for name in own:
+            thing = getattr(module, name)
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield f"{thing.__module__}.{thing.__qualname__}", thing
+
+
+PUBLIC = dict(_public())
+
+
+def parameters(module, shape):
+    """How many parameters a Flax module has, for an image of this shape."""
+    image = jnp.zeros((1, *shape))
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
 @pytest.fixture(scope="module")
 def names():
-    """What every example may use: the network of `docs/api/index.md`."""
-    weights = {
-        "hidden": np.eye(2, dtype=np.float32),
-        "out": np.ones((2, 1), np.float32),
-    }
+    """What every example may use: the networks of `docs/api/index.md`."""
+    identity, ones = np.eye(2, dtype=np.float32), np.ones((2, 1), np.float32)
+    weights = {"hidden": identity, "out": ones}
 
     def net(weights, x):
         return jax.nn.relu(x @ weights["hidden"]) @ weights["out"]
 
     inputs = np.array([[0.5, -1.0], [2.5, 0.25]], np.float32)
     network = jb.trace(net, weights, inputs[:1])
-    spiking = jb.convert(network, weights, {"relu0": 0.5})
+    classes = {"hidden": identity, "out": identity}
+    of_two = jb.trace(net, classes, inputs[:1])
     return {
         "jax": jax,
         "jnp": jnp,
@@ -54,9 +84,20 @@ def names():
         "weights": weights,
         "inputs": inputs,
         "network": network,
-        "spiking": spiking,
+        "spiking": jb.convert(network, weights, {"relu0": 0.5}),
         "model": jb.Model(network, jb.Burst(5)),
+        "two": jb.Model(of_two, jb.Burst(5)),
+        "of_two": jb.convert(of_two, classes, {"relu0": 0.5}),
+        "parameters": parameters,
     }
+
+
+def test_everything_public_has_an_example():
+    assert len(PUBLIC) > 120
+    without = [
+        name for name, thing in PUBLIC.items() if ">>>" not in str(thing.__doc__)
+    ]
+    assert not without
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
