@@ -6,9 +6,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 import jaxburst as jb
@@ -225,6 +227,29 @@ def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     assert all(line in printed for line in record["verdicts"])
 
 
+def test_memory(run, tiny_cifar, untrained, tmp_path, capsys):
+    few = ("--limit", "20", "--calibration", "20", "--bits", "3", "--steps", "2")
+    run("memory", *untrained, *few, "--balance", "--levels", "3", "--out", "here")
+    record = _results(tmp_path / "here", "memory")
+    codes = record["codes"]
+    assert list(codes)[:2] == ["refining", "bursts"] and len(codes) == 5
+    for name, found in codes.items():
+        assert found["quanta_per_event"][0] >= found["digits_per_event"][0] >= 1
+        units = {"quanta"} if name == "bursts" else {"quanta", "events", "digits"}
+        for cost, report in record["reports"][name].items():
+            assert set(report) == units, cost
+            usual = cost == "horowitz_fp32"
+            for one in report.values():
+                columns = [np.array(one[c]) for c in jb.energy.COLUMNS]
+                np.testing.assert_allclose(sum(columns), one["joules"], rtol=1e-4)
+                assert np.any(one["weights"]) != usual
+    for cost, found in record["conventional"].items():
+        full, no = found["full_reuse"], found["no_reuse"]
+        assert all(full[name] <= no[name] for name in no), cost
+    assert set(record["break_even"]) == set(jb.energy.PRESETS)
+    assert "| refining | 2 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["energy", "ablation"])
 def test_long_experiments_continue(run, tiny_cifar, untrained, monkeypatch, name):
     """Interrupted and continued, an experiment measures nothing twice, and the same."""
@@ -315,6 +340,38 @@ def test_ablation(run, tiny_cifar, untrained, tmp_path):
     assert paper["energy_over_ann"][-1] > paper["energy_over_ann"][0] > 0
     text = (tmp_path / "here/ablation.md").read_text()
     assert "a threshold would be 0" in text and "99.9, without labels" in text
+
+
+@pytest.mark.parametrize("source", ["release", "run"])
+def test_migrate(run, tmp_path, source):
+    """What version 0.1 wrote, of a network whose weights it kept under other names."""
+    images = np.zeros((1, 8, 8, 1), np.float32)
+    variables = jb.zoo.vgg_tiny(3).init(jax.random.key(1), images)
+    variables = jax.tree.map(np.asarray, variables)
+    old = {}
+    for kind, own in variables.items():
+        old[kind] = {k: dict(v) for k, v in own.items() if "norm" not in k}
+        for name in own:
+            if "norm" in name:
+                old[kind].setdefault(name.replace("norm", "conv"), {})["norm"] = own[
+                    name
+                ]
+    folder = tmp_path / source
+    if source == "release":
+        folder.mkdir()
+        save_file(flatten_dict(old, sep="/"), folder / "weights.safetensors")
+        (folder / "network.json").write_text(json.dumps({"notes": {"seed": 3}}))
+    else:
+        from orbax.checkpoint import v1 as ocp
+
+        with ocp.training.Checkpointer(folder) as store:
+            store.save(7, {**old, "step": 7}, custom_metadata={"seed": 3})
+        (folder / "7" / "sha256.json").write_text("{}")
+    few = "--network", "vgg_tiny", "--classes", "3", "--source", source
+    run("migrate", *few, "--out", "net.safetensors")
+    module, found, notes = jb.released.load(tmp_path / "net.safetensors")
+    assert module == jb.zoo.vgg_tiny(3) and notes["seed"] == 3
+    chex.assert_trees_all_close(found, variables, rtol=2**-11, atol=2**-25)
 
 
 @pytest.fixture
