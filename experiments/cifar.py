@@ -1,4 +1,4 @@
-"""What cifar10.py and cifar100.py share: load a network or train it, then compare."""
+"""What cifar10.py, cifar100.py and fashion_mnist.py share: a network, a comparison."""
 
 from __future__ import annotations
 
@@ -87,9 +87,10 @@ class Config:
         return jb.Recipe(**own | {"batch_size": min(self.batch_size, images)})
 
 
-def main(name: str, description: str) -> None:
-    """Runs the experiment on CIFAR-10 or CIFAR-100, by the dataset's `name`."""
-    config = tyro.cli(Config, description=description)
+def main(name: str, description: str, arch: str = "vgg9") -> None:
+    """Runs the experiment on the dataset of this name; `arch` is the default network."""
+    default = Config(source=Source(arch=arch))
+    config = tyro.cli(Config, description=description, default=default)
     arch = config.source.arch
     folder = prepare_folder(config.out or Path("runs", name, arch))
     if config.epochs is None:

@@ -1,4 +1,4 @@
-"""Images and labels: scikit-learn's digits, and CIFAR and ImageNet through TFDS.
+"""Images and labels: digits, Fashion-MNIST, and CIFAR and ImageNet through TFDS.
 
     cifar = data.load("cifar100", "data")       # downloads and prepares at first
     rows = data.batch_indices(seed, step, 128, len(cifar.train))
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxburst import idx
 from jaxburst.checks import door
 from jaxburst.progress import track
 
@@ -122,7 +123,11 @@ class Split:
             if not hasattr(getattr(self, name), "dtype"):
                 found = type(getattr(self, name)).__name__
                 raise TypeError(f"Split: {name}: expected an array, found {found}")
-        if not (self.images.ndim and self.labels.ndim) or len(self.images) != len(self):
+        if (
+            not self.images.ndim
+            or not self.labels.ndim
+            or len(self.images) != len(self)
+        ):
             raise ValueError(
                 "Split: expected a label for every image, found images "
                 f"{self.images.shape} and labels {self.labels.shape}"
@@ -272,7 +277,8 @@ def normalise(images, mean, std):
 def load(
     name: str, data_dir="data", *, validation: int | None = None, download: bool = True
 ) -> Dataset:
-    """Loads a dataset by name: `digits`, `cifar10`, `cifar100` or `imagenet2012`.
+    """Loads a dataset by name: `digits`, `fashion_mnist`, `cifar10`, `cifar100` or
+    `imagenet2012`.
 
     Args:
       name: which dataset.
@@ -292,10 +298,12 @@ def load(
     held_out = {} if validation is None else {"validation": validation}
     if name == "digits":
         return digits(**held_out)
+    if name == "fashion_mnist":
+        return fashion_mnist(data_dir, **held_out)
     stored = {"cifar10": cifar10, "cifar100": cifar100, "imagenet2012": imagenet}
     if name in stored:
         return stored[name](data_dir, download=download, **held_out)
-    known = ", ".join(["digits", *stored])
+    known = ", ".join(["digits", "fashion_mnist", *stored])
     raise ValueError(f"unknown dataset {name!r}: expected one of {known}")
 
 
@@ -334,6 +342,62 @@ def digits(*, validation: int = 180) -> Dataset:
         Split(images[rows], labels[rows], *constants) for rows in (kept, held_out, test)
     )
     return Dataset("digits", train, held_out, test, classes=10)
+
+
+@door
+def fashion_mnist(data_dir="data", *, validation: int = 5000) -> Dataset:
+    """Loads Fashion-MNIST: 60,000 training and 10,000 test images, 28×28×1, 10 classes.
+
+    Read from what TFDS prepared in `<data_dir>/fashion_mnist`, or from the four idx
+    files `train-images-idx3-ubyte.gz`, ... in `<data_dir>`, `<data_dir>/fashion-mnist`
+    or `<data_dir>/downloads/manual`. Images come in the order of their content, as
+    CIFAR's do.
+
+    Args:
+      data_dir: the folder.
+      validation: images held out of the 60,000; 0 trains on all of them.
+
+    Raises:
+      FileNotFoundError: there is neither; says where to put the files.
+      ValueError: what is there cannot be used, or `validation` leaves no training set.
+
+    Example:
+      >>> fashion_mnist("data").test.images.shape  # doctest: +SKIP
+
+    References:
+      Xiao, Rasul and Vollgraf, arXiv 1708.07747 (the data: MIT licence).
+    """
+    facts, root = _STORED["fashion_mnist"], Path(data_dir).expanduser()
+    _check_validation("fashion_mnist", validation, facts.train)
+    if (root / "fashion_mnist").is_dir():
+        return _load("fashion_mnist", data_dir, validation, False, _read)
+    splits = []
+    for prefix, count in (("train", facts.train), ("t10k", facts.test)):
+        images = _idx(root, f"{prefix}-images-idx3-ubyte", (count, 28, 28))[..., None]
+        labels = _idx(root, f"{prefix}-labels-idx1-ubyte", (count,)).astype(np.int32)
+        order = _content_order(images, labels)
+        splits.append(Split(images[order], labels[order], facts.mean, facts.std))
+    train, test = splits
+    parts = train[validation:], train[:validation], test
+    return Dataset("fashion_mnist", *parts, facts.classes)
+
+
+def _idx(root: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One of the four files, wherever it is."""
+    folders = (root, root / "fashion-mnist", root / "downloads" / "manual")
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                found = idx.read(path)
+                if found.shape != shape:
+                    raise ValueError(f"{path}: expected {shape}, found {found.shape}")
+                return found
+    raise FileNotFoundError(
+        f"fashion_mnist: expected {name}.gz in one of "
+        f"{', '.join(map(str, folders))}, found it in none; put the four idx files of "
+        "Fashion-MNIST there (Debian: dataset-fashion-mnist, in /usr/share/datasets), "
+        "or pass the data_dir (--data-dir) that holds them"
+    )
 
 
 @door
@@ -428,10 +492,9 @@ def prepare(name: str, data_dir) -> Path:
     Example:
       >>> prepare("cifar10", "data")  # doctest: +SKIP
     """
-    if name not in _STORED:
-        raise ValueError(
-            f"prepare: expected one of {', '.join(_STORED)}, found {name!r}"
-        )
+    known = [one for one in _STORED if one != "fashion_mnist"]
+    if name not in known:
+        raise ValueError(f"prepare: expected one of {', '.join(known)}, found {name!r}")
     directory = _directory(name, data_dir)
     if not directory.exists():
         write = _write_imagenet if name == "imagenet2012" else _write_cifar
@@ -522,6 +585,7 @@ class _Stored:
 _STORED = {
     "cifar10": _Stored(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": _Stored(100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "fashion_mnist": _Stored(10, (0.2860,), (0.3530,), train=60_000),
     "imagenet2012": _Stored(
         *(1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         *(1_281_167, 50_000, "validation"),  # the test split has no labels
@@ -595,13 +659,13 @@ def _records(builder, split: str):
 
 
 def _read(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of a split of CIFAR, in the order of their content."""
+    """All images and labels of a split in memory, in the order of their content."""
     from PIL import Image
 
     formats = ("PNG", "WEBP")
     source = _records(builder, split)
     size = len(source)
-    images = np.empty((size, 32, 32, 3), np.uint8)
+    images = np.empty((size, *builder.info.features["image"].shape), np.uint8)
     labels = np.empty(size, np.int32)
     chunks = range(0, size, 1000)
     for start in track(chunks, f"Reading {builder.name} {split}", len(chunks)):
@@ -611,7 +675,7 @@ def _read(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
         for i, record in enumerate(records, start):
             # Naming the formats spares Pillow the search among all it knows.
             with Image.open(io.BytesIO(record["image"]), formats=formats) as image:
-                images[i] = np.asarray(image)
+                images[i] = np.asarray(image).reshape(images.shape[1:])
             labels[i] = record["label"]
     order = _content_order(images, labels)
     return images[order], labels[order]

@@ -335,6 +335,19 @@ def vgg9(classes: int) -> VGG:
 
 
 @door
+def vgg7(classes: int) -> VGG:
+    """A VGG of 6 convolutions, 16 to 64 channels wide, for the 28x28 grey images of
+    Fashion-MNIST: 78,000 parameters that train in minutes.
+
+    Example:
+      >>> parameters(vgg7(10), (28, 28, 1))
+      77786
+    """
+    plan = (16, 16, "M", 32, 32, "M", 64, 64, "M")
+    return VGG(plan, classes, bias=False)
+
+
+@door
 def vgg_tiny(classes: int) -> VGG:
     """A VGG of four convolutions and two pools for 8x8 images (digits, tests).
 
@@ -493,12 +506,13 @@ NETWORKS = {
     "vgg13": vgg13,
     "vgg16": vgg16,
     "vgg19": vgg19,
+    "vgg7": vgg7,
     "vgg9": vgg9,
     "vgg_tiny": vgg_tiny,
     "vit": vit,
     "vit_tiny": vit_tiny,
 }
-"""For images of 32x32, those called tiny of 8x8."""
+"""For images of 32x32, `vgg7` of 28x28, those called tiny of 8x8."""
 
 IMAGENET = {
     "resnet18": resnet18_imagenet,
