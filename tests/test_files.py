@@ -1,6 +1,7 @@
 """Files are old or new, whole; whatever interrupts a writer or stands in its way."""
 
 import errno
+import io
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -155,3 +157,28 @@ def test_a_lock_says_who_has_it_and_dies_with_its_owner(tmp_path):
     with locked(tmp_path):
         pass
     assert not os.listdir(tmp_path)
+
+
+def test_an_archive_must_be_as_large_as_it_says(tmp_path):
+    path = tmp_path / "archive.npz"
+    np.savez(path, a=np.arange(5), b=np.str_("text"))
+    with files.archive(path) as file:
+        assert file["a"].sum() == 10 and str(file["b"]) == "text"
+    np.savez_compressed(path, a=np.zeros(5_000_000, np.int64))  # 40 MB in 39 kB
+    with pytest.raises(ValueError, match="a.npy unpacks to much more"):
+        with files.archive(path):
+            pass
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    )
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.npy", header.getvalue() + bytes(80))
+    with pytest.raises(ValueError, match="a.npy is not as large as its header says"):
+        with files.archive(path):
+            pass
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.npy", b"\x80\x04no array")
+    with pytest.raises(ValueError, match="magic"):
+        with files.archive(path):
+            pass

@@ -39,7 +39,7 @@ from jaxburst import run
 from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.graph import Input
-from jaxburst.io.files import as_path, folder, write
+from jaxburst.io.files import archive, as_path, folder, write
 from jaxburst.run import Model
 
 __all__ = [
@@ -68,7 +68,7 @@ print(program("infer")(program("prepare")(weights), images).argmax(-1))
 """Runs an artefact without jaxburst: `python program.py network.npz images.npy`."""
 
 WRONG = (ValueError, LookupError, TypeError, AttributeError, EOFError, OSError)
-WRONG += (BadZipFile, zlib.error)
+WRONG += (BadZipFile, zlib.error, NotImplementedError, RecursionError)
 """What reading a damaged archive may raise."""
 
 
@@ -387,7 +387,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
 def is_artefact(path: Path) -> bool:
     """Whether a file is one, of any version; only its header is read."""
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with archive(path) as file:
             header = json.loads(str(file["header"]))
         return header["format"].rpartition(" ")[0] == FORMAT
     except WRONG:
@@ -420,7 +420,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected an artefact")
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with archive(path) as file:
             header = json.loads(str(file["header"]))
             kind, _, version = header["format"].rpartition(" ")
             newer = kind == FORMAT and int(version) > VERSION

@@ -36,6 +36,7 @@ from jaxburst.batching import length, sweep
 from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.io.artefact import WRONG, free
+from jaxburst.io.files import archive
 from jaxburst.run import Model
 
 __all__ = [
@@ -202,7 +203,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected a file of events")
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with archive(path) as file:
             header = _header(file)
             events = file["events"]
         if events.dtype != ROW:
@@ -218,7 +219,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], np.ndarray]:
 def is_events(path: Path) -> bool:
     """Whether a file is one of events; only its header is read."""
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with archive(path) as file:
             _header(file)
     except WRONG:
         return False

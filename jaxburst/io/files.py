@@ -8,11 +8,16 @@ with locked("runs/vgg16"):          # by one process at a time
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 try:
     import fcntl
@@ -110,6 +115,42 @@ def folder(path: str | os.PathLike, name: str = "path") -> Path:
         finally:
             probe.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def archive(path: str | os.PathLike) -> Iterator[Any]:
+    """Opens an archive of NumPy's whose arrays are as large as it says.
+
+    An array takes as much memory as its own header says, and a short file can unpack to
+    a very long one. So both are compared with the archive first.
+
+    Raises:
+      ValueError: an array is not as large as the archive has it, or unpacks to more
+        than a hundred times its size; `np.load`'s errors for what is no archive.
+    """
+    with open(path, "rb") as stream:
+        with zipfile.ZipFile(stream) as members:
+            for member in members.infolist():
+                if member.file_size > 2**20 + 100 * member.compress_size:
+                    raise ValueError(f"{member.filename} unpacks to much more")
+                with members.open(member) as file:
+                    _check_size(file, member)
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as file:
+            yield file
+
+
+def _check_size(file, member: zipfile.ZipInfo) -> None:
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in read:
+        raise ValueError(f"{member.filename} is of an unknown version {version}")
+    shape, _, kind = read[version](file)
+    if file.tell() + math.prod(shape) * kind.itemsize != member.file_size:
+        raise ValueError(f"{member.filename} is not as large as its header says")
 
 
 @contextlib.contextmanager
