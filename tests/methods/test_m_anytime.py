@@ -27,10 +27,10 @@ def double():
         yield
 
 
-def network(name, neuron, count):
+def network(name, neuron, count, seed=5):
     """A network of the table, and random images for it."""
     it = case(name)
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     images = rng.normal(size=(count, *it.network.input_shapes[0]))
     return it.model(neuron), it.spiking(Burst(3), "channel", 0.4), images
 
@@ -53,22 +53,23 @@ def gradual(margins):
     return np.array(found)
 
 
-@pytest.mark.parametrize("neuron", [Burst(5), Refining()], ids=["burst", "refining"])
-@pytest.mark.parametrize(
-    "name", ["windows", "resnet", "channels first", "spellings", "recurrent"]
-)
-def test_each_image_is_as_in_a_simulation_up_to_its_own_step(name, neuron):
+EACH = [("windows", Refining(), 14), ("resnet", Burst(5), 5)]  # margins that differ
+EACH += [("channels first", Refining(), 5), ("spellings", Burst(5), 5)]
+EACH += [("recurrent", Refining(), 5)]
+
+
+@pytest.mark.parametrize("name, neuron, seed", EACH)
+def test_each_image_is_as_in_a_simulation_up_to_its_own_step(name, neuron, seed):
     """Leaving the batch, and the batch shrinking, changes nothing for who stays."""
-    model, spiking, images = network(name, neuron, 7)
+    model, spiking, images = network(name, neuron, 7, seed)
     classes, margins, events = course(name, neuron, spiking, images)
     threshold = gradual(margins)
     found = decide(model, spiking, images, Margins(threshold))
     settled = margins >= threshold.reshape(-1, 1)
     settled[-1] = True
     np.testing.assert_array_equal(found.steps, settled.argmax(0) + 1)
-    # Some stop early, some late, and the batch shrinks to 3 in between.
-    stopped = np.bincount(found.steps, minlength=STEPS + 1)
-    assert stopped[1] and stopped[3:].any() and stopped[1:3].sum() >= 4
+    # Batches of 7, 7, 3 and 3: with and without those who have stopped.
+    assert np.bincount(found.steps).tolist() == [0, 2, 2, 1, 2]
     last = classes[found.steps - 1, np.arange(7)]
     np.testing.assert_array_equal(found.classes, last)
     ran = np.arange(1, STEPS + 1).reshape(-1, 1) <= found.steps
@@ -201,10 +202,11 @@ def test_what_does_not_fit_is_refused(labelled):
     with pytest.raises(ValueError, match="the converted network has no weights"):
         first = {"conv0": spiking["conv0"]}
         evaluate_anytime(model, first, (images, labels), rule)
-    for it in (case("u net"), case("several")):
-        with pytest.raises(ValueError, match="two classes or more"):
-            decide(it.model(Burst(5)), it.spiking(Burst(5)), it.inputs, rule)
-    weights, ones = np.ones((2, 1)), np.ones((1, 2))
-    single = trace(lambda w, x: jax.nn.relu(x @ w), weights, ones)
+    weights, inputs = np.ones((2, 1)), np.ones((1, 2))
+    single = trace(lambda w, x: jax.nn.relu(x @ w), weights, inputs)
+    spiking = convert(single, weights, {"relu0": 1.0})
     with pytest.raises(ValueError, match="two classes or more"):
-        decide(Model(single), convert(single, weights, {"relu0": 1.0}), ones, rule)
+        decide(Model(single), spiking, inputs, rule)
+    for it in map(case, ("u net", "several")):
+        with pytest.raises(ValueError, match="two classes or more"):
+            decide(it.model(), it.spiking(Burst(5)), it.inputs, rule)

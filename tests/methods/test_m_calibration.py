@@ -5,6 +5,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from nets import LAYERS, case
 
@@ -45,7 +46,7 @@ def it(double):
 def seven(it):
     """Seven images and their activations `[n, C]`."""
     rng = np.random.default_rng(5)
-    images = rng.normal(size=(7, *it.network.input_shapes[0]))
+    images = rng.normal(size=(7, *it.network.input_shapes[0])) + 0.6
     found = {k: np.asarray(x) for k, x in activations(it, images).items()}
     return images, {name: x.reshape(-1, x.shape[-1]) for name, x in found.items()}
 
@@ -57,20 +58,22 @@ def thresholds(it, seven, **settings):
 
 
 @pytest.mark.parametrize("batch_size", [3, 7])
-@pytest.mark.parametrize("percentile", [90, 99, 99.9, 100])
+@pytest.mark.parametrize("percentile", [70, 99, 99.9, 100])
 def test_layer_thresholds_are_percentiles(it, seven, percentile, batch_size):
     found = thresholds(it, seven, percentile=percentile, batch_size=batch_size)
     assert tuple(found) == it.network.neurons
     for name, values in seven[1].items():
-        assert 0.2 < (values == 0).mean() < 0.9, "zeros count, and there are many"
+        assert 0.2 < (values == 0).mean() < 0.7, "zeros count, and there are many"
         expected = np.percentile(values, percentile)
         np.testing.assert_allclose(found[name], expected, rtol=1e-13)
         assert found[name].shape == ()
 
 
+@pytest.mark.parametrize("batch_size", [3, 7])
 @pytest.mark.parametrize("percentile", [90, 99.9, 100])
-def test_channel_thresholds_are_percentiles(it, seven, percentile):
-    found = thresholds(it, seven, percentile=percentile, per="channel")
+def test_channel_thresholds_are_percentiles(it, seven, percentile, batch_size):
+    how = {"percentile": percentile, "batch_size": batch_size}
+    found = thresholds(it, seven, **how, per="channel")
     for name, values in seven[1].items():
         expected = np.percentile(values, percentile, axis=0)
         assert len(set(expected)) == values.shape[-1]
@@ -167,6 +170,10 @@ def test_activations_that_are_not_finite_are_named(it, seven):
         thresholds(it, seven, inputs=images)
     with pytest.raises(ValueError, match="inputs: a number is not finite"):
         calibrate_mse(it.network, it.variables, images, Burst(2))
+    images[5] = 1.7e308  # sums of such numbers overflow
+    for method in (calibrate, calibrate_mse):
+        with pytest.raises(ValueError, match="relu0: an activation is not finite"):
+            method(it.network, it.variables, images, Burst(2))
 
 
 @pytest.mark.parametrize(
@@ -223,27 +230,27 @@ def test_least_squares_thresholds_are_the_best_of_a_hundred(name, per):
         assert (silent == chosen.max()).all()
 
 
-def test_the_percentile_chosen_without_labels_diverges_least(it, seven):
-    """A second way: every candidate converted, simulated and compared by itself."""
-    candidates = (90, 99, 100)
-    images = np.concatenate([seven[0], seven[0][:3] + 0.1])
-    neuron = Burst(3)
+def test_the_percentile_chosen_without_labels_diverges_least(it):
+    """A second way: every candidate converted and simulated by the oracle."""
+    candidates, neuron = (60, 99, 100), Burst(3)
+    layers, shape = LAYERS["residual first"]
+    images = np.random.default_rng(7).normal(size=(10, *shape)) + 1.2
     chosen, scores = choose_percentile(
         *(it.network, it.variables, images, neuron),
         steps=4,
         candidates=(10, *candidates),  # 10 leaves a threshold 0 and is passed over
         batch_size=3,
     )
-    expected = np.asarray(it.function(it.variables, images[1::2]))
+    expected, _ = oracle.ann(layers, it.variables, images[1::2])
+    _, seen = oracle.ann(layers, it.variables, images[::2])
     own = {}
     for p in candidates:
-        theta = {
-            name: np.percentile(a, p) / 3
-            for name, a in activations(it, images[::2]).items()
-        }
-        spiking = convert(it.network, it.variables, theta)
-        logits = simulate(Model(it.network, neuron), spiking, images[1::2], 4).logits
-        own[p] = divergence(expected, np.asarray(logits[-1])).mean()
+        theta = [np.percentile(a, p) / 3 for a in seen]
+        logits, spikes, _ = oracle.snn(
+            *(layers, it.variables, images[1::2], 4, neuron, "lateral", theta, 0.5)
+        )
+        assert all(n.any() for n in spikes)
+        own[p] = divergence(expected, logits[-1]).mean()
     assert scores.keys() == own.keys()
     np.testing.assert_allclose(list(scores.values()), list(own.values()), rtol=1e-9)
     assert chosen == min(own, key=own.get)
