@@ -1,4 +1,4 @@
-"""Puts a network that was trained here into the package, in 16 bits.
+"""Puts a network that was trained here into the package, in 16 or 8 bits.
 
     python experiments/release.py --dataset cifar100 --arch vgg9 \\
         --checkpoint runs/cifar100/vgg9/training
@@ -23,16 +23,18 @@ import jaxburst as jb
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rounds a trained network to 16 bits, measures it and ships it.
+    """Rounds a trained network to 16 or 8 bits, measures it and ships it.
 
     Attributes:
       dataset: what the network was trained on.
       source: which network, with which weights and data; give --checkpoint.
+      bits: of a kernel's weight.
       out: folder of all released networks.
     """
 
-    dataset: Literal["cifar10", "cifar100"]
+    dataset: Literal["cifar10", "cifar100", "fashion_mnist"]
     source: tyro.conf.OmitArgPrefixes[common.Source] = common.Source()
+    bits: Literal[16, 8] = 16
     out: Path = jb.released.FOLDER
 
 
@@ -51,12 +53,12 @@ def main() -> None:
     exact = jb.accuracy(network, variables, test)
     with tempfile.TemporaryDirectory() as made:
         trial = Path(made, "trial.safetensors")
-        jb.released.save(trial, arch, dataset.classes, variables)
+        jb.released.save(trial, arch, dataset.classes, variables, bits=config.bits)
         rounded = jb.accuracy(network, jb.released.load(trial)[1], test)
     path = config.out / f"{arch}-{config.dataset}.safetensors"
     print(
-        f"{path.stem}: {exact:.2%} of {len(test):,} test images, {rounded:.2%} in 16 "
-        "bits"
+        f"{path.stem}: {exact:.2%} of {len(test):,} test images, {rounded:.2%} in "
+        f"{config.bits} bits"
     )
     if abs(exact - rounded) > 0.001:
         raise ValueError("rounding changes the accuracy by more than 0.1 points")
@@ -71,7 +73,7 @@ def main() -> None:
         "test_accuracy_32_bits": exact,
         "provenance": common.provenance(),
     }
-    jb.released.save(path, arch, dataset.classes, variables, notes)
+    jb.released.save(path, arch, dataset.classes, variables, notes, bits=config.bits)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -79,3 +79,18 @@ def test_the_four_files_make_a_dataset(tmp_path, some, monkeypatch):
     written(folder / "t10k-labels-idx1-ubyte.gz", labels[:19])
     with pytest.raises(ValueError, match=r"expected \(20,\), found \(19,\)"):
         jb.data.load("fashion_mnist", tmp_path, validation=10)
+
+
+def test_refining_spikes_keep_the_accuracy_of_the_released_network(some):
+    images, labels = (x[:500] for x in some)
+    module, variables = jb.pretrained("vgg7-fashion_mnist")
+    notes = jb.released.notes("vgg7-fashion_mnist")
+    inputs = data.normalise(images[..., None], notes["mean"], notes["std"])
+    network = jb.trace(module.apply, variables, inputs[:1])
+    ann = jb.accuracy(network, variables, (inputs, labels))
+    # Four standard errors of 500 images.
+    assert ann == pytest.approx(notes["test_accuracy"], abs=0.047)
+    model, spiking = jb.presets.refining(network, variables, inputs[:100])
+    curves = jb.evaluate(model, spiking, (inputs, labels), steps=4)
+    assert curves.accuracy[3] >= ann - 0.01
+    assert curves.events["relu0"][0] > 100
