@@ -22,10 +22,11 @@ def test_released_networks_are_whole(name):
     module, variables = released.pretrained(name)
     assert isinstance(module, nn.Module)
     assert module == zoo.NETWORKS[network](module.classes)
-    images = np.zeros((2, 32, 32, 3), np.float32)
-    logits = jax.jit(module.apply)(variables, images)
-    assert logits.shape == (2, {"cifar10": 10, "cifar100": 100}[dataset])
     notes = released.notes(name)
+    side = 28 if dataset == "fashion_mnist" else 32
+    images = np.zeros((2, side, side, len(notes["mean"])), np.float32)
+    logits = jax.jit(module.apply)(variables, images)
+    assert logits.shape == (2, 100 if dataset == "cifar100" else 10)
     assert notes["dataset"] == dataset and 0.5 < notes["test_accuracy"] < 1
     assert notes["recipe"]["seed"] >= 0
 
