@@ -82,7 +82,10 @@ def main() -> None:
         codes[name] = code(model, curves)
         units = ("quanta",) if name == "bursts" else jb.energy.UNITS
         reports[name] = {
-            cost.name: {unit: priced(model, curves, cost, unit) for unit in units}
+            cost.name: {
+                unit: priced(model, curves, cost, unit, name in ("refining", "bursts"))
+                for unit in units
+            }
             for cost in jb.energy.PRESETS.values()
         }
         if name == "refining":
@@ -100,6 +103,9 @@ def main() -> None:
     }
     rows = table(codes, reports, conventional)
     print(common.markdown(*rows))
+    accuracies = {b: float(curves.accuracy[0]) for b, curves in quantised.items()}
+    lines = verdicts(ann, codes, accuracies, conventional, reports)
+    print("\n".join(["", *lines]))
     common.write_record(
         *(folder, "memory", config),
         test_images=len(test),
@@ -108,7 +114,8 @@ def main() -> None:
         depth=jb.energy.depth(network),
         macs=sum(jb.energy.macs(network).values()),
         codes=codes,
-        quantised={b: float(curves.accuracy[0]) for b, curves in quantised.items()},
+        quantised=accuracies,
+        verdicts=lines,
         conventional=conventional,
         reports=reports,
         break_even=even,
@@ -160,11 +167,14 @@ def code(model, curves) -> dict:
     }
 
 
-def priced(model, curves, cost, unit: str) -> dict:
-    """Joules per image up to each step, and of the last step by column."""
+def priced(model, curves, cost, unit: str, whole: bool) -> dict:
+    """Joules per image up to each step, over the ANN's, and by column."""
     found = jb.energy.report(model, curves, cost=cost, unit=unit)
     rows = [row for row in found.rows if row["steps"]]
-    columns = {column: [row[column] for row in rows] for column in jb.energy.COLUMNS}
+    columns = {}
+    if whole:
+        for column in jb.energy.COLUMNS:
+            columns[column] = [row[column] for row in rows]
     total = np.array([row["total"] for row in rows])
     ratios = {
         f"over_{name.replace(' ', '_')}": total / found[name]["total"]
@@ -197,6 +207,29 @@ def thresholds(model, cost, steps: int, quantised: dict) -> dict:
         for name, options in (("", {}), (f"{bits}_bits_zeros_skipped_", some))
         for reuse in ("no", "full")
     }
+
+
+def verdicts(ann, codes, quantised, conventional, reports) -> list[str]:
+    """The least energy within a point of the ANN, of spikes and of rounded numbers."""
+    lines = []
+    near = [bits for bits, accuracy in quantised.items() if accuracy >= ann - 0.01]
+    t = common.reached(codes["refining"]["accuracy"], ann - 0.01)
+    if not near or t is None:
+        return ["nothing is within a point of the ANN"]
+    for cost, found in conventional.items():
+        units = reports["refining"][cost]
+        unit = min(units, key=lambda unit: units[unit]["joules"][t - 1])
+        spent = f"{1e6 * units[unit]['joules'][t - 1]:.1f} µJ at T = {t} ({unit})"
+        others = []
+        for reuse, own in found.items():
+            names = [f"{bits}_bits_zeros_skipped" for bits in near]
+            name = min(names, key=own.get)
+            others.append(f"{1e6 * own[name]:.1f} with {reuse.replace('_', ' ')}")
+        lines.append(
+            f"{cost}: refining bursts {spent}; quantised, {min(near)} bits, zeros "
+            f"skipped: {', '.join(others)}; within a point of the ANN's accuracy"
+        )
+    return lines
 
 
 def table(codes: dict, reports: dict, conventional: dict):
