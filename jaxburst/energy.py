@@ -88,12 +88,6 @@ __all__ = [
     "report",
 ]
 
-PICOJOULES_PER_AC = HOROWITZ_FP32.accumulate
-"""One accumulate, 32-bit floating point, 45 nm (Horowitz, ISSCC 2014)."""
-
-PICOJOULES_PER_MAC = HOROWITZ_FP32.mac
-"""One multiply-accumulate, 32-bit floating point, 45 nm (Horowitz, ISSCC 2014)."""
-
 UNITS = ("quanta", "events", "digits")
 
 COLUMNS = (
