@@ -40,14 +40,14 @@ from jaxburst.evaluation import Curves
 from jaxburst.graph import Input
 from jaxburst.io import artefact, checkpoint, events, files
 from jaxburst.io.artefact import free
-from jaxburst.io.sealed import is_sealed
+from jaxburst.io.sealed import is_sealed, unseal
 from jaxburst.plot import interval
 from jaxburst.sources import Data, Source, Unread, read_data, zeros
 
-Presets = Literal["refining", "paper"]
-Targets = Literal["artefact", "nir", "events"]
+Presets = Literal["refining", "paper", "once", "if"]
+Targets = Literal["artefact", "integers", "c", "nir", "events"]
 Pictures = Literal["accuracy", "energy", "raster", "graph"]
-STEPS = {"refining": 4, "paper": 32}
+STEPS = {"refining": 4, "paper": 32, "once": 1, "if": 64}
 """Of the presets, where nothing else is said."""
 
 
@@ -112,7 +112,7 @@ class _Makes(_Reads):
         out = free(self.out, _is_saved, "a saved network")
         unread = Unread(self.network, self.weights)
         data = self.read(self.calibration, unread.shapes(), "train")
-        inputs = jax.tree.map(lambda x: np.asarray(x[: len(data)]), data.inputs)
+        inputs = _read(data.inputs)
         first = jax.tree.map(lambda x: x[:1], inputs)
         return unread, dataclasses.replace(data, inputs=inputs), unread.open(first), out
 
@@ -189,6 +189,13 @@ class Info(_Command):
         if path.is_file() and _is_saved(path):
             found = checkpoint.describe(path)
             return _listed("saved conversion", found | found.pop("notes"))
+        if path.is_file() and is_sealed(path, "jaxburst integers 1"):
+            found, arrays = unseal(path, "jaxburst integers 1")
+            parts = [{k: row[k] for k in ("name", "kind", "shape") if k in row}
+                     for row in found.pop("parts")]  # fmt: skip
+            del found["links"]
+            numbers = sum(array.size for array in arrays.values())
+            return _listed("integers", found | {"numbers": numbers, "parts": parts})
         unread = Unread(self.file, self.weights)
         source = unread.open(zeros(unread.shapes(), self.shape or None))
         network = source.network
@@ -214,9 +221,10 @@ class Convert(_Makes):
     """
 
     preset: Presets = "refining"
-    """How: refining bursts for a few steps, or bursts as in the paper for tens."""
+    """How: refining bursts for a few steps, bursts as in the paper for tens, everything
+    at once as graded events, or integrate-and-fire neurons as NIR has them."""
     steps: int | None = None
-    """Number of time steps to report on; 4 of refining, 32 of the paper's."""
+    """Number of time steps to report on; 4, 32, 1 and 64 if left out."""
     data: str | None = None
     """Images to report on, with labels if there are any; otherwise the report compares
     the two networks on the calibration images."""
@@ -225,7 +233,9 @@ class Convert(_Makes):
         steps = self.steps or STEPS[self.preset]
         unread, seen, source, out = self.opened()
         judged = self._judged(unread, seen)
-        make = getattr(jb.presets, self.preset)
+        make = _integrate_and_fire
+        if self.preset != "if":
+            make = getattr(jb.presets, self.preset)
         model, spiking = make(source.network, source.variables, seen.inputs)
         error = jb.verify(
             source.network, source.variables, spiking,
@@ -349,11 +359,13 @@ class Tune(_Makes):
 class Export(_Uses):
     """Writes a saved network for others to run or to read.
 
-    artefact: a file that runs wherever JAX does, without jaxburst. nir: a graph for
-    neuromorphic tools. events: the spikes of the images of --data.
+    artefact: a file that runs wherever JAX does, without jaxburst. integers: whole
+    numbers alone, 8-bit weights. c: a program that works where an event arrives. nir: a
+    graph for neuromorphic tools. events: the spikes of the images of --data.
 
     Examples:
       jaxburst export net --to artefact --out net.npz --platforms cpu tpu
+      jaxburst export net --to c --data x.npy --out net.c
       jaxburst export net --to nir --out net.nir
       jaxburst export net --to events --data x.npy --images 10 --out spikes.npz
     """
@@ -365,9 +377,11 @@ class Export(_Uses):
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     """Of an artefact: where it shall run."""
     data: str | None = None
-    """Of events: the images."""
+    """Images: of events, to record; of integers and c, to find their range."""
 
     def run(self) -> Found:
+        if self.data is None and self.to in ("integers", "c", "events"):
+            raise ValueError(f"--data: {self.to} needs images")
         model, spiking, _ = self.opened()
         if self.to == "artefact":
             example = zeros(_rows(model.network))
@@ -378,14 +392,35 @@ class Export(_Uses):
         elif self.to == "nir":
             path = jb.to_nir(model, spiking, self.out)
         else:
-            if self.data is None:
-                raise ValueError("--data: events need images")
-            data = self.read(self.data, _rows(model.network), "test")
-            path = events.write(self.out, model, spiking, data.inputs, self.steps)
+            path = self._with_images(model, spiking)
         size = path.stat().st_size
         return Found(
             f"{path}: {self.to}, {size / 1e6:.2f} MB", out=str(path), bytes=size
         )
+
+    def _with_images(self, model, spiking) -> Path:
+        inputs = self.read(self.data, _rows(model.network), "test").inputs
+        if self.to == "events":
+            return events.write(self.out, model, spiking, inputs, self.steps)
+        from jaxburst.io import c, integers
+
+        suffixes = (".c", ".h") if self.to == "c" else ("",)
+        for suffix in suffixes:
+            path = Path(self.out).with_suffix(suffix) if suffix else Path(self.out)
+            free(path, self._replaces, f"{self.to} of jaxburst's")
+        found = integers.to_integers(model, spiking, _read(inputs), self.steps)
+        if self.to == "c":
+            c.to_c(found, self.out)
+        else:
+            found.save(self.out)
+        return Path(self.out)
+
+    def _replaces(self, path: Path) -> bool:
+        if self.to == "integers":
+            from jaxburst.io import integers
+
+            return is_sealed(path, integers.FORMAT)
+        return f"{path.stem}_infer" in path.read_text(errors="replace")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -567,6 +602,19 @@ def _distance(found, targets) -> np.ndarray:
     expected = flat(targets)
     size = np.maximum(np.linalg.norm(expected, axis=1), 1e-30)
     return np.linalg.norm(flat(found) - expected, axis=1) / size
+
+
+def _integrate_and_fire(network, variables, inputs) -> tuple[jb.Model, Any]:
+    """Neurons as NIR has them: one spike at a step, potentials that start at 0."""
+    neuron = jb.Burst(1)
+    thresholds = jb.calibrate(network, variables, inputs, neuron, percentile=99.9)
+    spiking = jb.convert(network, variables, thresholds, initial=0.0)
+    return jb.Model(network, neuron), spiking
+
+
+def _read(inputs):
+    """Inputs in memory."""
+    return jax.tree.map(lambda x: np.asarray(x[: len(x)]), inputs)
 
 
 def _answers(network, variables, inputs) -> list[np.ndarray]:

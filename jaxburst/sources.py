@@ -28,7 +28,7 @@ from jaxburst import released
 from jaxburst.io.sealed import is_sealed
 from jaxburst.tracing import Network, trace
 
-DATASETS = ("digits", "cifar10", "cifar100", "imagenet2012")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
 INPUTS, LABELS = ("inputs", "x", "images"), ("labels", "y", "targets")
 
 
@@ -119,6 +119,7 @@ class Unread:
         name = Path(self.text).stem
         for known, shape in {
             "digits": (8, 8, 1),
+            "fashion_mnist": (28, 28, 1),
             "cifar": (32, 32, 3),
             "imagenet": (224, 224, 3),
         }.items():
