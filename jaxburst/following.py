@@ -67,7 +67,16 @@ _FUNCTIONS = frozenset(
     + ("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh")
     + ("atanh", "sqrt", "rsqrt", "cbrt", "square", "integer_pow", "pow", "erf_inv")
     + ("lgamma", "digamma", "eq", "ne", "and", "or", "not", "is_finite", "select_n")
-    + ("cumlogsumexp", "cumprod", "cummax", "cummin", "reduce_prod", "clamp", *COMPARE)
+    + (
+        "sign",
+        "cumlogsumexp",
+        "cumprod",
+        "cummax",
+        "cummin",
+        "reduce_prod",
+        "clamp",
+        *COMPARE,
+    )
 )
 AT_END = frozenset(("argmax", "argmin", "top_k", "sort"))
 """What may be set aside behind an output, and nowhere else."""
@@ -77,7 +86,7 @@ _INFERENCE = (
     "eqx.nn.inference_mode(model); Haiku: is_training=False)"
 )
 _RANDOM = ("random_", "threefry", "rng_")
-_ROUNDING = frozenset(("floor", "ceil", "round", "sign", "rem", "nextafter"))
+_ROUNDING = frozenset(("floor", "ceil", "round", "rem", "nextafter"))
 _LONGEST = 4096  # rounds of a loop that is unrolled
 
 
@@ -761,12 +770,15 @@ def _is_zero(value) -> bool:
     return isinstance(value, Held) and not np.any(value.value)
 
 
+ROUNDS = (
+    "rounding a signal has no spiking meaning: what it sends would not follow what it "
+    "receives"
+)
+
+
 def _why(name: str) -> str:
     if name in _ROUNDING:
-        return (
-            "rounding a signal has no spiking meaning: what it sends would not follow "
-            "what it receives"
-        )
+        return ROUNDS
     return (
         "is not known as a function of signals; say what it is by roles={...}, or "
         "write it with others"

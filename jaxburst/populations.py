@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxburst.following import AT_END, Follower
+from jaxburst.following import AT_END, ROUNDS, Follower
 from jaxburst.graph import (
     Constant,
     Graph,
@@ -292,7 +292,9 @@ class _Groups:
         inside = self.between(drive, name)
         drive = self.further(drive, inside)
         inside = self.between(drive, name)
-        node = self.nodes[name]
+        node, role = self.nodes[name], self.nodes[function].role
+        if isinstance(role, Wire) and role.primitive.name == "sign":
+            self.refuse(self.nodes[function], ROUNDS)
         for one in inside.values():
             if isinstance(one.role, Wire) and one.role.primitive.name in AT_END:
                 self.refuse(one, "has a spiking meaning at the end of a network only")
