@@ -7,15 +7,19 @@ addresses and of undefined behaviour.
 import os
 import subprocess
 
+import jax
 import nets
 import numpy as np
 import pytest
 from nets import case
 
+from jaxburst.convert import convert
 from jaxburst.energy import reach
-from jaxburst.io.c import to_c
-from jaxburst.io.integers import to_integers
+from jaxburst.io import c
+from jaxburst.io.integers import _Run, to_integers
 from jaxburst.neurons import Burst, Refining
+from jaxburst.run import Model
+from jaxburst.tracing import trace
 
 REFINING, SIGNED = Refining(15, 2, 0.6), Burst(5, signed=True)
 FLAGS = "-std=c11 -O2 -Wall -Wextra -Werror -fsanitize=address,undefined"
@@ -61,8 +65,8 @@ int main(int argc, char **argv) {
 """
 
 
-def build(integers, folder, flags=FLAGS):
-    to_c(integers, folder / "net.c")
+def build(integers, folder, flags: str):
+    c.to_c(integers, folder / "net.c")
     inputs = range(len(integers.of("input")))
     outputs = range(len(integers.of("output")))
     text = MAIN.replace(
@@ -107,25 +111,32 @@ def states(run_, steps, frames=None):
     return {name: np.stack([step[name] for step in found]) for name in found[0]}
 
 
+WIDE = FLAGS + " -march=native"
+"""Sums by vectors, if the processor has some."""
+
 NETS = {
-    "vgg": REFINING, "windows": SIGNED, "resnet": REFINING, "residual first": Burst(1),
-    "dense": REFINING, "inception": Burst(5), "one dimension": REFINING,
-    "three dimensions": SIGNED, "depthwise": REFINING, "dilated": Burst(5),
-    "averages": REFINING, "maxima": REFINING, "norm after relu": SIGNED,
-    "capped": REFINING, "several": REFINING, "channels first": Burst(2, reset="zero"),
+    "vgg": (REFINING, FLAGS), "windows": (SIGNED, FLAGS), "resnet": (REFINING, FLAGS),
+    "inception": (Burst(5), WIDE), "three dimensions": (SIGNED, WIDE),
+    "averages": (REFINING, FLAGS), "maxima": (REFINING, FLAGS),
+    "capped": (REFINING, WIDE),
+    "several": (Burst(1), FLAGS), "channels first": (Burst(2, reset="zero"), FLAGS),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_fires_the_same_spikes(name, tmp_path):
-    from jaxburst.io.integers import _Run
+@pytest.fixture
+def wide(monkeypatch):
+    """Channels of small networks come in fours: vectors of so many, too."""
+    monkeypatch.setattr(c, "FEWEST", 2)
 
-    neuron, own = NETS[name], case(name)
+
+@pytest.mark.parametrize("name", NETS)
+def test_fires_the_same_spikes(name, tmp_path, wide):
+    (neuron, flags), own = NETS[name], case(name)
     steps = 4 if neuron is REFINING else 6
     model, spiking = own.model(neuron), own.spiking(neuron, "channel")
     integers = to_integers(model, spiking, own.inputs, steps)
     images = integers.quantised(own.inputs)
-    build(integers, tmp_path)
+    build(integers, tmp_path, flags)
 
     expected = states(_Run(integers, images, stream=False), steps)
     found, counters = run(integers, tmp_path, images, steps)
@@ -146,6 +157,31 @@ def test_fires_the_same_spikes(name, tmp_path):
     for part, values in expected.items():
         np.testing.assert_array_equal(found[part][0], first[part][0], err_msg=part)
         np.testing.assert_array_equal(found[part][1:], values[:, 0], err_msg=part)
+
+
+def test_vectors_add_as_single_numbers_do(tmp_path):
+    """Rows of kernels as wide as those of processors' registers, and wider."""
+    rng = np.random.default_rng(0)
+    shapes = (6, 32), (32, 128), (128, 160), (160, 3)
+    weights = [rng.normal(size=s).astype(np.float32) / s[0] ** 0.5 for s in shapes]
+
+    def function(weights, x):
+        for w in weights[:-1]:
+            x = jax.nn.relu(x @ w)
+        return x @ weights[-1]
+
+    x = rng.normal(size=(nets.IMAGES, 6)).astype(np.float32)
+    network = trace(function, weights, x)
+    spiking = convert(network, weights, dict.fromkeys(network.neurons, 0.4))
+    integers = to_integers(Model(network, REFINING), spiking, x, 3)
+    images = integers.quantised(x)
+    expected = states(_Run(integers, images, stream=False), 3)
+    build(integers, tmp_path, WIDE)
+    found, _ = run(integers, tmp_path, images, 3)
+    for part, values in expected.items():
+        assert values.any()
+        got = found[part].reshape(nets.IMAGES, 3, -1).swapaxes(0, 1)
+        np.testing.assert_array_equal(got, values, err_msg=part)
 
 
 def check_counters(integers, network, sent, images, counters, steps, merged):

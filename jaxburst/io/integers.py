@@ -978,6 +978,7 @@ class _Builder:
             charges = np.abs(matrix.data) * unit[matrix.indices]
             reference = max(reference, float(charges.max()))
         constant, width = value.constant[places], node.image_shape[order[-1]]
+        reference = max(reference, float(np.abs(constant).max()) / 2**8)
 
         def attempt(bits: int):
             bias = _rounded(constant / (reference / 2**bits), width)
@@ -1167,7 +1168,7 @@ def _places(shape, order) -> np.ndarray:
 
 def _rounded(value: np.ndarray, width: int) -> np.ndarray:
     """As whole numbers `[places, channels]`, or `[1, channels]` where all are alike."""
-    whole = np.rint(value).astype(np.int64).reshape(-1, width)
+    whole = np.rint(value).clip(-(2**62), 2**62).astype(np.int64).reshape(-1, width)
     return whole[:1] if (whole == whole[:1]).all() else whole
 
 
