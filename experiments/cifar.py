@@ -36,7 +36,7 @@ class Config:
       warmup_epochs: length of the warm-up; may be a fraction.
       label_smoothing: share of the target that is spread evenly over all classes.
       augment: how training images are varied: cropped and flipped, moreover by
-        AutoAugment and Cutout as Li and Zeng do (authors), or not at all.
+        AutoAugment and Cutout as Li and Zeng do (li2022), or not at all.
       cutout: side of Cutout's squares in pixels, if not that of --augment.
       cutout_until: share of the training that has Cutout, such as 0.8.
       alternate_flips: flip an image in every other epoch, and not at random.
@@ -59,7 +59,7 @@ class Config:
     nesterov: bool = False
     warmup_epochs: float = 0
     label_smoothing: float = 0.1
-    augment: Literal[jb.training.augmentation.KINDS] = "authors"
+    augment: Literal[jb.training.augmentation.KINDS] = "li2022"
     cutout: int | None = None
     cutout_until: float = 1.0
     alternate_flips: bool = False

@@ -180,7 +180,7 @@ def prepared(arch: str, batch: int, steps: int, config):
 
 def inference(model, spiking, images, steps: int, schedule: str) -> Program:
     """The logits after some steps, of weights that are prepared once."""
-    each = jb.devices.of_each(len(images))
+    each = jb.devices.per_device(len(images))
     note = f"{jb.run.plan(each, steps, schedule)}, on {len(images) // each} devices"
 
     def function(circuit, images):
@@ -213,11 +213,11 @@ def ann(model, circuit, images) -> jax.Array:
 
 def program(kind: str, options, function, weights, images, note="") -> Program:
     """A function of weights and images, compiled; all devices share the images."""
-    cut, copy = jb.devices.share(len(images))
-    arguments = copy(weights), cut(jnp.asarray(images))
+    shard, replicate = jb.devices.share(len(images))
+    arguments = replicate(weights), shard(jnp.asarray(images))
     start = time.perf_counter()
-    divided = jb.devices.divided(function, len(images))
-    compiled = jax.jit(divided, compiler_options=options).lower(*arguments).compile()
+    data_parallel = jb.devices.data_parallel(function, len(images))
+    compiled = jax.jit(data_parallel, compiler_options=options).lower(*arguments).compile()
     seconds = time.perf_counter() - start
 
     def call():

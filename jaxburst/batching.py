@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxburst.devices import divided, evenly, share
+from jaxburst.devices import data_parallel, evenly, share
 from jaxburst.progress import track
 
 
@@ -76,10 +76,10 @@ def sweep(
     """
     run, copied = None, None
     for count, size, batch in batches(data, batch_size, description):
-        cut, copy = share(size)
+        shard, replicate = share(size)
         if run is None:
-            run, copied = _compiled(function, size, _frozen(options)), copy(weights)
-        yield count, jax.device_get(run(copied, cut(batch)))
+            run, copied = _compiled(function, size, _frozen(options)), replicate(weights)
+        yield count, jax.device_get(run(copied, shard(batch)))
 
 
 def add_up(
@@ -113,12 +113,12 @@ def add_up(
     )
     run, copied = None, None
     for count, size, batch in batches(data, batch_size, description):
-        cut, copy = share(size)
+        shard, replicate = share(size)
         if run is None:
             run = _compiled(_Rows(function), size, _frozen(options))
-            copied = copy(weights)
+            copied = replicate(weights)
         counts = (np.arange(size) < count).astype(np.int32)
-        found = jax.device_get(run(copied, cut((batch, counts))))
+        found = jax.device_get(run(copied, shard((batch, counts))))
         total = jax.tree.map(lambda a, b: a + b.sum(0, dtype=a.dtype), total, found)
     return together(total)
 
@@ -135,10 +135,10 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
       What the function returned, as NumPy arrays.
     """
     size = length(inputs)
-    cut, copy = share(size)
+    shard, replicate = share(size)
     batch = jax.tree.map(np.asarray, inputs)
     run = _compiled(function, size, ())
-    return jax.device_get(run(copy(weights), cut(batch)))
+    return jax.device_get(run(replicate(weights), shard(batch)))
 
 
 def batches(
@@ -168,7 +168,7 @@ def batches(
 @lru_cache(maxsize=64)
 def _compiled(function, size: int, options: tuple) -> Callable:
     """One program for all sweeps with a function."""
-    return jax.jit(divided(function, size), compiler_options=dict(options))
+    return jax.jit(data_parallel(function, size), compiler_options=dict(options))
 
 
 def _frozen(options: dict | None) -> tuple:

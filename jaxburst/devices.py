@@ -1,8 +1,8 @@
 """Several devices share a batch: each gets a part of the images and all the weights.
 
-    cut, copy = share(len(images))
-    run = jax.jit(divided(function, len(images)))
-    found = run(copy(weights), cut(images))
+    shard, replicate = share(len(images))
+    run = jax.jit(data_parallel(function, len(images)))
+    found = run(replicate(weights), shard(images))
 
 The cores of a CPU are one device unless JAX is told otherwise before it starts:
 
@@ -33,7 +33,7 @@ def share(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
       images: number of images in the batch.
 
     Returns:
-      `(cut, copy)`. `cut` puts arrays `[images, ...]` on the devices in parts, `copy`
+      `(shard, replicate)`. `shard` puts arrays `[images, ...]` on the devices in parts, `replicate`
       a whole pytree on each of them. With one device there is nothing to do, and
       neither does anything.
     """
@@ -47,7 +47,7 @@ def share(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     return put(_IMAGES), put(_WHOLE)
 
 
-def divided(function: Callable[[Any, Any], Any], images: int) -> Callable:
+def data_parallel(function: Callable[[Any, Any], Any], images: int) -> Callable:
     """A function of weights and images that every device applies to its own part.
 
     What follows shared data by itself may be gathered on the way: a reshape that puts
@@ -59,7 +59,7 @@ def divided(function: Callable[[Any, Any], Any], images: int) -> Callable:
       images: number of images in the batch, as for `share`.
 
     Returns:
-      The same function for what `copy` and `cut` return, for `jax.jit`. With one device
+      The same function for what `replicate` and `shard` return, for `jax.jit`. With one device
       it is the function itself.
     """
     mesh = _mesh(images)
@@ -75,11 +75,11 @@ def divided(function: Callable[[Any, Any], Any], images: int) -> Callable:
 
 
 def mean_over(x: jax.Array, images: int) -> jax.Array:
-    """Inside a `divided` function: the mean of what all devices have."""
+    """Inside a `data_parallel` function: the mean of what all devices have."""
     return jax.lax.pmean(x, "images") if _sharing(images) > 1 else x
 
 
-def of_each(images: int) -> int:
+def per_device(images: int) -> int:
     """How many images each of the devices gets that share so many."""
     return images // _sharing(images)
 

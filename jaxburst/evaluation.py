@@ -12,7 +12,7 @@ import numpy as np
 from jaxburst.batching import check_batch_size, first, length, own_rows, sweep, together
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, check_spiking
-from jaxburst.devices import divided, evenly, of_each, share
+from jaxburst.devices import data_parallel, evenly, per_device, share
 from jaxburst.run import (
     Model,
     check,
@@ -118,7 +118,7 @@ def evaluate(
     count = length(inputs)
     check_targets(model.network, targets, count, metric)
     size = evenly(min(batch_size, len(own_rows(count)) or 1))
-    order = plan(of_each(size), steps, schedule)
+    order = plan(per_device(size), steps, schedule)
     score = _scorer(model, steps, schedule, metric is None)
     total, traffic = np.zeros(steps), {}
     words = f"Simulating {steps} steps, {order}" if progress else ""
@@ -268,13 +268,13 @@ def compiled(
         leaves = model.network.leaves(inputs)
         count = leaves[0].shape[0]
         if count not in programs:
-            cut, copy = share(count)
+            shard, replicate = share(count)
             run = jax.jit(
-                divided(part, count), compiler_options=compiler_options(model.network)
+                data_parallel(part, count), compiler_options=compiler_options(model.network)
             )
-            programs[count] = cut, copy(circuit), run
-        cut, weights, run = programs[count]
-        return model.network.outputs(run(weights, cut(leaves)))
+            programs[count] = shard, replicate(circuit), run
+        shard, weights, run = programs[count]
+        return model.network.outputs(run(weights, shard(leaves)))
 
     return answer
 

@@ -280,7 +280,7 @@ def test_kinds_build_on_each_other(policy):
     cropped = crop_and_flip(keys[0], images, 4)
     np.testing.assert_array_equal(augment("crop_flip", key, images), cropped)
     expected = cutout(keys[2], policy(keys[1], cropped), 16)
-    np.testing.assert_array_equal(augment("authors", key, images), expected)
+    np.testing.assert_array_equal(augment("li2022", key, images), expected)
 
 
 def test_the_side_of_cutout_can_be_chosen_while_running(policy):
@@ -291,5 +291,5 @@ def test_the_side_of_cutout_can_be_chosen_while_running(policy):
     traced = jax.jit(lambda side: augment("crop_flip", key, images, side=side))
     np.testing.assert_array_equal(traced(8), expected)
     np.testing.assert_array_equal(traced(0), cropped)
-    whole = augment("authors", key, images, side=0)
+    whole = augment("li2022", key, images, side=0)
     np.testing.assert_array_equal(whole, policy(jax.random.split(key, 3)[1], cropped))

@@ -226,7 +226,7 @@ BAD = {
         *(jb.anytime.Margins(v) for v in (np.nan, [], np.ones((2, 2)), [np.nan], "a")),
     ],
     "module": [None, net, NETWORK, "vgg", jb.zoo.VGG],
-    "recipe": [None, {}, "authors", jb.Recipe],
+    "recipe": [None, {}, "li2022", jb.Recipe],
     "trace": [None, X, {}, MODEL],
     "mapping": [3, "curves", [3]],
     "rows": [3, "rows", [3], None],

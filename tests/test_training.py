@@ -314,7 +314,7 @@ def test_cutout_has_the_side_of_the_recipe():
     recipe = dataclasses.replace(RECIPE, augment="none", cutout=4)
     batch, _ = seen(recipe, 0, np.full((90, 8, 8, 1), 200, np.uint8))
     assert (batch == 0).sum((1, 2, 3)).max() == 16
-    policy = dataclasses.replace(RECIPE, augment="authors")
+    policy = dataclasses.replace(RECIPE, augment="li2022")
     without, never = (
         seen(dataclasses.replace(policy, **options), 0, SPLIT.images)[0]
         for options in ({"cutout": 0}, {"cutout_until": 0})
@@ -322,7 +322,7 @@ def test_cutout_has_the_side_of_the_recipe():
     np.testing.assert_array_equal(without, never)
 
 
-@pytest.mark.parametrize(("kind", "side"), [("none", 4), ("authors", None)])
+@pytest.mark.parametrize(("kind", "side"), [("none", 4), ("li2022", None)])
 def test_the_last_steps_are_without_cutout(kind, side):
     def recipe(until):
         return dataclasses.replace(

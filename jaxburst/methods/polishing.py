@@ -19,7 +19,7 @@ from jaxburst import energy as joules
 from jaxburst.batching import check_batch_size, first, length
 from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking
-from jaxburst.devices import divided, mean_over, share
+from jaxburst.devices import data_parallel, mean_over, share
 from jaxburst.graph import over
 from jaxburst.methods.balancing import caused
 from jaxburst.methods.channels import by_channel, centred, shape_of
@@ -103,10 +103,10 @@ def polish(
     check(model, spiking, first(inputs), steps)
     spiking = _with_rows(model, spiking, steps)
     size = min(batch_size, count)
-    cut, copy = share(size)
+    shard, replicate = share(size)
     budget = energy * joules.ann_joules(model, cost=cost)
     prices = _prices(model, spiking, first(inputs, size), steps, budget, cost, unit)
-    there = copy((spiking, prices))
+    there = replicate((spiking, prices))
     names = model.network.neurons
     start = {name: (spiking[name].theta, spiking[name].bias) for name in names}
     change = jax.tree.map(jnp.zeros_like, start)
@@ -119,7 +119,7 @@ def polish(
     for i in track(numbers, "Polishing") if progress else numbers:
         chosen = rng.choice(count, size, replace=False)
         batch = jax.tree.map(lambda x, rows=chosen: np.asarray(x[rows]), inputs)
-        found = gradient((*there, copy(change)), cut(batch))
+        found = gradient((*there, replicate(change)), shard(batch))
         change, memory = _update(change, memory, jax.device_get(found), rates(i))
     return corrected_for(model.neuron, _changed(spiking, change))
 
@@ -162,7 +162,7 @@ def _gradient(soft: Model, steps: int, size: int, unit: str) -> Callable:
         (found,) = pull((1 / error, 2 * _STRICTNESS * (spent - 1)))
         return jax.tree.map(lambda x: mean_over(x, size)[None], found)
 
-    return jax.jit(divided(function, size))
+    return jax.jit(data_parallel(function, size))
 
 
 def _outputs(network, found: list) -> list[jax.Array]:

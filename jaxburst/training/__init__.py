@@ -5,11 +5,11 @@ variables, history = fit(module, dataset.train, recipe, directory="runs/vgg16")
 variables = restore(module, "runs/vgg16")
 """
 
-from jaxburst.training.recipe import AUTHORS, PRECISIONS, Recipe, schedule
+from jaxburst.training.recipe import LI2022, PRECISIONS, Recipe, schedule
 from jaxburst.training.trainer import accuracy, fit, record, restore
 
 __all__ = [
-    "AUTHORS",
+    "LI2022",
     "PRECISIONS",
     "Recipe",
     "accuracy",

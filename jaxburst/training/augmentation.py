@@ -1,6 +1,6 @@
 """Augmentation of the training images: crop and flip, AutoAugment, Cutout.
 
-    images = augment("authors", key, images)    # uint8 [B, H, W, C] in and out
+    images = augment("li2022", key, images)    # uint8 [B, H, W, C] in and out
 
 AutoAugment's policy for CIFAR-10 is that of Cubuk et al. (CVPR 2019, appendix, table
 7) in the variant that published ANN-SNN conversions train with. It departs from the
@@ -23,7 +23,7 @@ from jax import lax
 
 from jaxburst.checks import one_of
 
-KINDS = ("none", "crop_flip", "authors")
+KINDS = ("none", "crop_flip", "li2022")
 """What `augment` can do."""
 
 _LEVELS = 10
@@ -42,7 +42,7 @@ def augment(
 
     Args:
       kind: `none`; `crop_flip`, with a border of an eighth of the height (4 pixels of
-        32); or `authors`, all four, with squares of half the height (16 pixels of 32),
+        32); or `li2022`, all four, with squares of half the height (16 pixels of 32),
         as in the published code of Li and Zeng (IJCAI 2022).
       key: JAX random key.
       images: pixels, before `normalise` (so that black is black). uint8 `[B, H, W, C]`.
@@ -57,7 +57,7 @@ def augment(
     height = images.shape[1]
     if kind != "none":
         images = crop_and_flip(crop_key, images, height // 8, flips)
-    if kind == "authors":
+    if kind == "li2022":
         images = auto_augment(policy_key, images)
         side = height // 2 if side is None else side
     return images if side is None else cutout(cutout_key, images, side)

@@ -30,10 +30,10 @@ class Recipe:
       warmup_epochs: length of the warm-up; may be a fraction.
       label_smoothing: share of the target that is spread evenly over all classes.
       augment: how images are varied. `crop_flip`: flipped, and shifted by up to an
-        eighth of their height (4 pixels of 32). `authors`: moreover by AutoAugment's
+        eighth of their height (4 pixels of 32). `li2022`: moreover by AutoAugment's
         policy and Cutout; see `augmentation.augment`. Or `none`.
       cutout: side of Cutout's squares, in pixels; None for those of `augment` (half the
-        height with `authors`, else none).
+        height with `li2022`, else none).
       cutout_until: share of the steps that have Cutout, the first ones. The last ones
         train on whole images, which are what the network is for.
       alternate_flips: whether an image is flipped in every other epoch, and not at
@@ -60,7 +60,7 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup_epochs: float = 0
     label_smoothing: float = 0.1
-    augment: str = "authors"
+    augment: str = "li2022"
     cutout: int | None = None
     cutout_until: float = 1.0
     alternate_flips: bool = False
@@ -135,7 +135,7 @@ def is_number(value, high: float = math.inf) -> bool:
     return known and 0 <= value < high
 
 
-AUTHORS = Recipe()
+LI2022 = Recipe()
 """The recipe of Li and Zeng (IJCAI 2022)."""
 
 

@@ -36,7 +36,7 @@ from jaxburst.devices import evenly, share
 from jaxburst.kernels.training import accelerate
 from jaxburst.training import checkpoints
 from jaxburst.training.augmentation import alternating_flips, augment
-from jaxburst.training.recipe import AUTHORS, Recipe, is_whole, schedule
+from jaxburst.training.recipe import LI2022, Recipe, is_whole, schedule
 from jaxburst.training.stopping import noticed
 from jaxburst.training.stopping import stop as stop_run
 
@@ -54,7 +54,7 @@ FLAGS = {
 def fit(
     module: nn.Module,
     split: Split | tuple[Any, Any],
-    recipe: Recipe = AUTHORS,
+    recipe: Recipe = LI2022,
     *,
     optimiser: optax.GradientTransformation | None = None,
     validation: Split | tuple[Any, Any] | None = None,
@@ -264,12 +264,12 @@ def accuracy(
     _require_own(module, variables, _example(data))
     correct, size = 0, len(data.labels)
     batch_size = evenly(min(batch_size, size))
-    cut, copy = share(batch_size)
-    variables = copy(variables)
+    shard, replicate = share(batch_size)
+    variables = replicate(variables)
     for start in range(0, size, batch_size):
         # The last batch begins again from the front, so that one compilation serves.
         rows = np.arange(start, start + batch_size)
-        inputs = cut(data.inputs[rows % size])
+        inputs = shard(data.inputs[rows % size])
         guesses = _guess(
             variables, inputs, module=_Static(module), mean=data.mean, std=data.std
         )
@@ -559,7 +559,7 @@ def _augment(recipe: Recipe, step, rows, pixels, size: int):
         flips = alternating_flips(key, rows, step // steps_per_epoch)
     if recipe.cutout_until < 1:
         if side is None:
-            side = pixels.shape[1] // 2 if recipe.augment == "authors" else 0
+            side = pixels.shape[1] // 2 if recipe.augment == "li2022" else 0
         last = round(recipe.cutout_until * recipe.epochs * steps_per_epoch)
         side = jnp.where(step < last, side, 0)
     key = jax.random.fold_in(augmentation, step)
