@@ -24,7 +24,9 @@ from jaxburst.evaluation import accuracy, compiled, evaluate
 from jaxburst.graph import read
 from jaxburst.io import artefact, events
 from jaxburst.io.artefact import export
+from jaxburst.io.c import to_c
 from jaxburst.io.checkpoint import describe, load, save
+from jaxburst.io.integers import Integers, to_integers
 from jaxburst.io.state_dict import load_pytorch
 from jaxburst.methods import analysis, anytime, calibration, presets
 from jaxburst.methods.balancing import balance
@@ -45,6 +47,7 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "Burst",
+    "Integers",
     "Model",
     "Network",
     "Recipe",
@@ -85,6 +88,8 @@ __all__ = [
     "save",
     "simulate",
     "summary",
+    "to_c",
+    "to_integers",
     "trace",
     "training",
     "tune",

@@ -60,8 +60,9 @@ NAMES = {
     name: name
     for name in (
         *("arguments", "classes", "images", "optimiser", "rate", "source"),
-        *("cost", "data", "first_layer", "graph", "margins", "model", "module"),
-        *("network", "neuron", "per", "percentile", "platform", "recipe", "reuse"),
+        *("cost", "data", "first_layer", "graph", "integers", "margins", "model"),
+        *("module", "network", "neuron", "per", "percentile", "platform", "recipe"),
+        *("reuse",),
         *("schedule", "seed", "shortcut", "split", "steps", "thresholds", "times"),
         *("trace", "unit", "variables"),
     )
@@ -374,6 +375,13 @@ def model(name, value, given):
     from jaxburst.run import Model
 
     return instance(name, value, Model, "a Model", "Model(network, neuron) makes one")
+
+
+@kind
+def integers(name, value, given):
+    from jaxburst.io.integers import Integers
+
+    return instance(name, value, Integers, "what to_integers returns")
 
 
 @kind

@@ -29,6 +29,7 @@ import re
 
 import numpy as np
 
+from jaxburst.checks import door
 from jaxburst.io.files import as_path, write
 from jaxburst.io.integers import RANGE, Axis, Integers, Link, Part
 
@@ -39,6 +40,7 @@ FEWEST = 8
 """Numbers of a vector; with less, single ones are faster."""
 
 
+@door
 def to_c(integers: Integers, path: str | os.PathLike) -> None:
     """Writes the C program of a network of whole numbers, and its header beside it.
 
@@ -52,11 +54,22 @@ def to_c(integers: Integers, path: str | os.PathLike) -> None:
     Raises:
       ValueError: if the file's name is none of C.
       OSError: if it cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import jax, jaxburst as jb
+      >>> weights, x = (np.eye(2), np.ones((2, 1))), np.array([[0.5, 1.0]], np.float32)
+      >>> network = jb.trace(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], weights, x)
+      >>> spiking = jb.convert(network, weights, {"relu0": 0.5})
+      >>> whole = jb.to_integers(jb.Model(network, jb.Refining()), spiking, x)
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> to_c(whole, folder / "net.c")
+      >>> "int net_infer(const int16_t *input0, int32_t steps);" in (
+      ...     folder / "net.h"
+      ... ).read_text()
+      True
     """
-    if not isinstance(integers, Integers):
-        raise TypeError(
-            f"to_c: expected what to_integers returns, found {type(integers).__name__}"
-        )
     path = as_path(path)
     if path.suffix != ".c" or not re.fullmatch(r"[A-Za-z]\w*", path.stem):
         raise ValueError(

@@ -42,7 +42,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from jaxburst.convert import Spiking, check_spiking
+from jaxburst.checks import door
+from jaxburst.convert import Spiking
 from jaxburst.graph import (
     Graph,
     Input,
@@ -187,6 +188,19 @@ class Integers:
       refining: whether spikes are changes.
       settings: of the neurons: `ratio`, `silence` (refining), `signed`, `reset`.
       steps: the largest number of steps for which nothing can overflow.
+
+    Example:
+      >>> import jaxburst as jb
+      >>> weights, x = (np.eye(2), np.ones((2, 1))), np.array([[0.5, 1.0]], np.float32)
+      >>> network = jb.trace(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], weights, x)
+      >>> spiking = jb.convert(network, weights, {"relu0": 0.5})
+      >>> whole = jb.to_integers(jb.Model(network, jb.Refining()), spiking, x)
+      >>> [(part.name, part.kind) for part in whole.parts][:3]
+      [('input0', 'input'), ('0', 'synapse'), ('relu0', 'neuron')]
+      >>> whole["0"].arrays["kernel"].dtype, whole["relu0"].bits
+      (dtype('int8'), 23)
+      >>> whole.stream(np.stack([x, x])).events["relu0"].ravel().tolist()
+      [24, 0]
     """
 
     parts: tuple[Part, ...]
@@ -591,6 +605,7 @@ def _largest(part: Part, x: np.ndarray) -> np.ndarray:
 # From the graph.
 
 
+@door
 def to_integers(model: Model, spiking: Spiking, inputs, steps: int = 4) -> Integers:
     """Writes a converted network in whole numbers.
 
@@ -623,12 +638,6 @@ def to_integers(model: Model, spiking: Spiking, inputs, steps: int = 4) -> Integ
       >>> integers.simulate(x, 1).spikes["relu0"].tolist()  # of 0.5, ½ and 1
       [[[1, 2, 0]]]
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a Model, found {type(model).__name__}")
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, found {steps!r}")
-    check_spiking(model.network, spiking)
-    model.neuron.check_steps(steps)
     return _Builder(model, spiking, model.network.leaves(inputs), steps).build()
 
 
