@@ -165,7 +165,7 @@ class _Uses(_Reads):
 class Info(_Command):
     """Says what a file or a network is.
 
-    Examples:
+    For example:
       jaxburst info model.onnx --shape 3 224 224
       jaxburst info net
       jaxburst info vgg9-cifar100 --json
@@ -213,7 +213,7 @@ class Info(_Command):
 class Convert(_Makes):
     """Converts a trained network into a spiking one, and saves it.
 
-    Examples:
+    For example:
       jaxburst convert model.onnx --calibration x.npy --out net
       jaxburst convert model.onnx --calibration x.npy --data test.npz --out net
       jaxburst convert vgg9-cifar100 --calibration cifar100 --preset paper --out net
@@ -267,7 +267,7 @@ class Evaluate(_Uses):
     With labels its accuracy is measured, without them how often it agrees with the
     trained network.
 
-    Examples:
+    For example:
       jaxburst evaluate net --data test.npz
       jaxburst evaluate net --data cifar10 --images 1000 --steps 8
       jaxburst evaluate net.npz --data test.npz --json
@@ -319,7 +319,7 @@ class Evaluate(_Uses):
 class Tune(_Makes):
     """Searches settings for a budget of energy or of agreement, and saves the best.
 
-    Examples:
+    For example:
       jaxburst tune model.onnx --calibration x.npy --energy 0.2 --out tuned
       jaxburst tune vgg9-cifar100 --calibration cifar100 --agreement 0.98 --out tuned
     """
@@ -363,7 +363,7 @@ class Export(_Uses):
     numbers alone, 8-bit weights. c: a program that works where an event arrives. nir: a
     graph for neuromorphic tools. events: the spikes of the images of --data.
 
-    Examples:
+    For example:
       jaxburst export net --to artefact --out net.npz --platforms cpu tpu
       jaxburst export net --to c --data x.npy --out net.c
       jaxburst export net --to nir --out net.nir
@@ -430,7 +430,7 @@ class Plot(_Uses):
     accuracy, energy: the curve over time steps, or over energy. raster: the spikes of a
     layer for the first image. graph: the network.
 
-    Examples:
+    For example:
       jaxburst plot net --data test.npz --out curve.png
       jaxburst plot net --kind raster --layer relu1 --data x.npy --out raster.svg
       jaxburst plot net --kind graph --out graph.pdf
@@ -507,27 +507,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if tyro is None:
         return _error('the command line needs tyro: pip install "jaxburst[cli]"')
-    try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="jaxburst", args=arguments,
-            description="Trained networks become spiking ones: convert, evaluate, tune "
-            "and export them. See `jaxburst convert --help`.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )  # fmt: skip
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    command = None
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = _note
         try:
+            command = tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="jaxburst", args=arguments,
+                description="Trained networks become spiking ones: convert, evaluate, "
+                "tune and export them. See `jaxburst convert --help`.",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )  # fmt: skip
             found = command.run()
             print(json.dumps(found) if command.json else found.text, flush=True)
+        except SystemExit as stop:  # help, or not understood
+            return int(stop.code or 0)
         except KeyboardInterrupt:
             return _error("interrupted", 130)
         except BrokenPipeError:  # whoever reads, such as `head`, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except Exception as error:
-            if command.debug:
+            if command is None or command.debug:
                 traceback.print_exc()
                 return 1
             words = str(error)
@@ -588,7 +588,7 @@ def table(report: dict[str, Any]) -> str:
     note = "energy: up to the step, over the trained network's; spikes: of an image"
     if share:
         low, high = interval(last, count)
-        note += f"; 95 % of such samples: {low:.2%} .. {high:.2%}"
+        note += f"; 95 % of such samples: {max(low, 0):.2%} .. {high:.2%}"
     return "\n".join([*lines, note])
 
 

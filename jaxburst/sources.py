@@ -116,6 +116,8 @@ class Unread:
         """
         if self.kind == "onnx":
             return _declared(_onnx(self.text))
+        if self.kind == "python":
+            _imported(self.text)
         name = Path(self.text).stem
         for known, shape in {
             "digits": (8, 8, 1),
@@ -318,7 +320,10 @@ def read_data(
                 f"{', '.join(arrays) or 'nothing'}"
             )
         inputs = arrays[names[0]]
-    inputs = jax.tree.map(lambda x: _numbers(text, x, mean, std)[:images], inputs)
+    whole = any(np.issubdtype(dtype, np.integer) for _, _, dtype in rows)
+    inputs = jax.tree.map(
+        lambda x: _numbers(text, x, mean, std, whole)[:images], inputs
+    )
     count = len(jax.tree.leaves(inputs)[0])
     if labels is not None:
         if len(labels) < count:
@@ -359,11 +364,17 @@ def _archive(path: str):
         ) from error
 
 
-def _numbers(text: str, x: np.ndarray, mean, std) -> np.ndarray:
+def _numbers(text: str, x: np.ndarray, mean, std, whole: bool) -> np.ndarray:
     """Pixels are normalised, where constants for that are given."""
     if not x.ndim:
         raise ValueError(f"{text}: expected images [N, ...], found one number")
     if not (mean or std):
+        if x.dtype == np.uint8 and not whole:
+            raise ValueError(
+                f"{text}: holds pixels 0..255 (uint8), but the network takes floating-"
+                "point numbers: give --mean and --std, in units of pixel/255, as in "
+                "training"
+            )
         return x
     if x.dtype != np.uint8:
         raise ValueError(
