@@ -40,6 +40,7 @@ from jaxburst.neurons import Burst, Refining
 from jaxburst.normalise import normalise
 from jaxburst.released import pretrained
 from jaxburst.run import Model, infer, simulate
+from jaxburst.streams import stream
 from jaxburst.tracing import Network, Refused, summary, trace
 from jaxburst.training import Recipe, fit
 
@@ -87,6 +88,7 @@ __all__ = [
     "rounded",
     "save",
     "simulate",
+    "stream",
     "summary",
     "to_c",
     "to_integers",

@@ -478,6 +478,7 @@ def block(
     *,
     record: tuple[str, ...] = (),
     respond: Respond | None = None,
+    changes: bool = False,
     platform: str | None = None,
 ) -> tuple[State, Info]:
     """Advances by some steps, every node by all of them before the next node.
@@ -491,6 +492,8 @@ def block(
       record: the populations whose potentials are wanted.
       respond: how a population answers its current, if not by the neuron's equations:
         `respond(node, threshold, state, current, t, f)`, the threshold with all rows.
+      changes: whether what is held is what has changed, which arrives as it is, and not
+        what is presented.
       platform: where it will run, if not here.
 
     Returns:
@@ -527,8 +530,8 @@ def block(
         if signal.constant:
             if steps > 1 and node.batch_axis is not None:
                 value = jnp.concatenate([value] * steps, node.batch_axis)
-            if not jnp.issubdtype(value.dtype, jnp.floating):
-                return value  # a mask or a place
+            if changes or not jnp.issubdtype(value.dtype, jnp.floating):
+                return value  # or a mask, or a place
             return along(presented, value, node)
         if signal.whole:
             unit = circuit.units[node.name]

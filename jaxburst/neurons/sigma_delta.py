@@ -103,10 +103,11 @@ class SigmaDelta(Neuron):
 
     def _wanted(self, threshold, potential, f):
         """The activation over the threshold; rectified last, see `Refining`."""
-        drive = potential + over(threshold.bias, potential)
         if f.other is not None:
-            drive = f(drive)
-            return drive / over(threshold.theta, drive)
+            found = f(potential)
+            found = found + over(threshold.bias, found)
+            return found / over(threshold.theta, found)
+        drive = potential + over(threshold.bias, potential)
         theta = over(threshold.theta, drive)
         wanted = jnp.maximum(drive / theta, 0.0)
         return wanted if f.cap is None else jnp.minimum(wanted, f.cap / theta)

@@ -1,0 +1,173 @@
+"""Inputs that change over time: one frame at every step, one state carried on.
+
+trace, state = stream(model, spiking, frames)             # [T, B, ...]
+trace, state = stream(model, spiking, more, state)        # and so on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxburst.checks import door
+from jaxburst.convert import Spiking
+from jaxburst.graph import Wire
+from jaxburst.neurons import Neuron, Refining, SigmaDelta, Threshold
+from jaxburst.run import (
+    Info,
+    Model,
+    State,
+    Trace,
+    block,
+    check,
+    constants,
+    prepare,
+    rest,
+)
+
+
+class Streamed(NamedTuple):
+    """What is carried from one chunk of a stream to the next.
+
+    Attributes:
+      state: of the neurons, pools, products and outputs.
+      held: what the last frame was, as far as no neuron leads to it.
+    """
+
+    state: State
+    held: dict[str, jax.Array]
+
+
+@door(frames="anything", state="anything")
+def stream(
+    model: Model,
+    spiking: Spiking,
+    frames,
+    state: Streamed | None = None,
+    *,
+    step: int = 4,
+) -> tuple[Trace, Streamed]:
+    r"""Presents frames, one at every time step.
+
+    Neurons that repeat receive frame `t` at step `t`; outputs are the mean over all
+    frames so far. Neurons that send changes receive what has changed since the last
+    frame and send what that changes, so that a still scene costs nothing, and the
+    outputs are those of the frame. `Refining` neurons do so with the quantum of one
+    step of a refinement, :math:`\theta_s = \theta / r^{s-1}`, as sigma-delta neurons:
+    after any stream what they have sent stands for the network of the last frame, every
+    population rounded to its quantum.
+
+    Args:
+      model: the network, neuron and pooling.
+      spiking: its converted weights.
+      frames: `[T, B, ...]`, as the network takes them, with time in front.
+      state: what the call before returned; None at the beginning.
+      step: of refining neurons, the step `s` whose quantum is sent. A correction for
+        that step stands for all frames; limits and silence are not used.
+
+    Returns:
+      `(trace, state)`: outputs and events of every frame, and what the next call needs.
+
+    Raises:
+      ValueError: for frames that do not fit the network, and, with neurons that send
+        changes, for a network that computes a mask from its inputs: where that changes,
+        what has been sent before would not follow.
+
+    Example:
+      >>> trace, state = stream(model, spiking, jnp.stack([inputs, inputs]))
+      >>> trace.logits[:, 1].tolist()  # of a still scene: a simulation
+      [[3.0], [2.75]]
+      >>> trace, state = stream(model, spiking, inputs[None], state)  # and so on
+      >>> trace.logits.shape, int(state.state["time"])
+      ((1, 2, 1), 3)
+
+    References:
+      O'Connor and Welling, "Sigma Delta Quantized Networks", ICLR 2017.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(frames)]
+    lengths = {shape[0] if shape else 0 for shape in shapes}
+    if len(lengths) != 1 or not min(lengths):
+        raise ValueError(
+            "stream: frames must be [T, B, ...], of the same length T of at least 1 in "
+            f"each input; found the shapes {shapes}"
+        )
+    check(model, spiking, jax.tree.map(lambda x: x[0], frames), step)
+    if not model.neuron.repeats:
+        _check_masks(model)
+    model, spiking = _still(model, spiking, step)
+    found, state = _stream(model, spiking, frames, state)
+    return found._replace(logits=model.network.outputs(found.logits)), state
+
+
+def _check_masks(model: Model) -> None:
+    graph = model.network.graph
+    for node in graph.of(Wire):
+        moving = node.name in graph.dynamic and node.role.primitive.name == "select_n"
+        if moving and node.role.operands[0] is None:
+            raise ValueError(
+                f"stream: {node.name} ({node.source}) chooses by a mask of the inputs; "
+                "where that changes, what has been sent before would not follow; "
+                "simulate every frame by itself"
+            )
+
+
+def _still(model: Model, spiking: Spiking, step: int) -> tuple[Model, Spiking]:
+    """Refining neurons at the quantum of one of their steps."""
+    neuron: Neuron = model.neuron
+    if not isinstance(neuron, Refining):
+        return model, spiking
+    t, found = jnp.asarray(step), dict(spiking)
+    for name, own in spiking.items():
+        if isinstance(own, Threshold):
+            theta = own.theta * jnp.asarray(neuron.worth(t)).astype(own.theta.dtype)
+            half = jnp.full_like(own.initial, 0.5)
+            found[name] = Threshold(theta, half, neuron.correction(own.bias, t))
+    return dataclasses.replace(model, neuron=SigmaDelta()), found
+
+
+@partial(jax.jit, static_argnames="model")
+def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None):
+    circuit, network = prepare(model, spiking), model.network
+    leaves = jax.tree.leaves(frames)
+    count = leaves[0].shape[1]
+
+    def of(frame: list) -> dict[str, jax.Array]:
+        return constants(model, circuit, network.leaves(_tree(network, frame)))
+
+    if carried is None:
+        shapes = jax.eval_shape(of, [x[0] for x in leaves])
+        held = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        carried = Streamed(rest(model, circuit, count), held)
+
+    def advance(carried: Streamed, frame: list):
+        state, before = carried
+        after = of(frame)
+        changes = not model.neuron.repeats
+        arriving = after
+        if changes:
+            arriving = {
+                name: x - before[name] if jnp.issubdtype(x.dtype, jnp.inexact) else x
+                for name, x in after.items()
+            }
+        state, info = block(model, circuit, arriving, state, changes=changes)
+        return Streamed(state, after), _seen(network, info)
+
+    carried, seen = jax.lax.scan(advance, carried, leaves)
+    return seen, carried
+
+
+def _tree(network, leaves: list) -> Any:
+    return jax.tree.unflatten(network.tree[0], leaves)
+
+
+def _seen(network, info: Info) -> Trace:
+    """One step, without the axis of steps."""
+    outputs = [
+        jnp.moveaxis(value[0], network.graph[name].batch_axis, 0)
+        for name, value in zip(network.graph.outputs, info.outputs, strict=True)
+    ]
+    return Trace(outputs, jax.tree.map(lambda x: x[0], info.traffic), {}, {})

@@ -1,0 +1,116 @@
+"""Streams: a state carried on, frame after frame, stands for the last of them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import pytest
+
+from jaxburst.convert import convert
+from jaxburst.methods.direct import direct
+from jaxburst.neurons import Burst, Refining
+from jaxburst.run import Model, simulate
+from jaxburst.streams import stream
+from jaxburst.tracing import trace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+class Gated(nn.Module):
+    """Max pooling, a ReLU, a gate, a norm and a shift behind the ReLU."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), param_dtype=float)(x))
+        x = nn.max_pool(x, (2, 2), (2, 2)) + 0.25
+        if self.kind == "gated":
+            gate = nn.sigmoid(nn.Dense(4, param_dtype=float)(x.mean((1, 2))))
+            x = nn.LayerNorm(param_dtype=float)(x * gate[:, None, None])
+        return nn.Dense(3, param_dtype=float)(nn.relu(x).reshape(x.shape[0], -1))
+
+
+def build(kind: str):
+    images = nets.images(4, 4, 2).astype(np.float64)
+    module = Gated(kind)
+    variables = module.init(jax.random.key(0), images)
+    network = trace(module.apply, variables, images[:1])
+    thresholds = dict.fromkeys(network.neurons, 0.31)
+    return network, convert(network, variables, thresholds)
+
+
+def moving(steps: int, seed: int = 0) -> np.ndarray:
+    """A scene that drifts."""
+    rng = np.random.default_rng(seed)
+    moves = rng.random((steps, 3, 1, 1, 1)) < 0.6
+    jumps = rng.normal(size=(steps, 3, 4, 4, 2)) * moves
+    return jumps.cumsum(0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_after_a_stream_the_state_is_the_network_of_the_last_frame(kind):
+    """To one quantum: to the last bit the quantised network, at every frame."""
+    network, spiking = build(kind)
+    model = Model(network, Refining())
+    frames = moving(6)
+    found, _ = stream(model, spiking, frames, step=3)
+    exact = Model(network, Refining(gamma=None, silence=0))
+    spiking = jax.tree.map(jnp.asarray, spiking)
+    for frame, logits in zip(frames, found.logits, strict=True):
+        (expected,) = direct(exact, spiking, frame, (3,))
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
+    assert all(counts.any() for counts in found.events.values())
+
+
+def test_a_still_scene_costs_nothing_and_chunks_are_one_stream():
+    network, spiking = build("gated")
+    model = Model(network, Refining())
+    frames = moving(5)
+    frames[3] = frames[2]
+    whole, end = stream(model, spiking, frames)
+    first, state = stream(model, spiking, frames[:2])
+    second, last = stream(model, spiking, frames[2:], state)
+    joined = np.concatenate([first.logits, second.logits])
+    np.testing.assert_allclose(joined, whole.logits, rtol=0, atol=1e-9)
+    for one, other in zip(jax.tree.leaves(end), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
+    for counts in whole.events.values():
+        assert not counts[3].any() and counts[2].any()
+
+
+@pytest.mark.parametrize("neuron", [Burst(5), Burst(None, signed=True)])
+def test_bursts_on_a_still_scene_are_a_simulation(neuron):
+    network, spiking = build("plain")
+    model, frame = Model(network, neuron), moving(1)[0]
+    found, _ = stream(model, spiking, np.stack([frame] * 5))
+    expected = simulate(model, spiking, frame, 5)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-9)
+    for name, counts in expected.events.items():
+        assert counts.any()
+        np.testing.assert_array_equal(found.events[name], counts)
+
+
+def test_what_streams_refuse():
+    network, spiking = build("plain")
+    model = Model(network, Refining())
+    with pytest.raises(ValueError, match=r"frames must be \[T, B"):
+        stream(model, spiking, np.zeros((0, 3, 4, 4, 2)))
+    with pytest.raises(ValueError, match="inputs must have the shape"):
+        stream(model, spiking, moving(2)[0])
+
+    def masked(w, inputs):
+        x, ids = inputs
+        return jnp.where(ids > 0, jax.nn.relu(x @ w), 0.5) @ w
+
+    w, inputs = np.eye(3), (np.ones((2, 3)), np.ones((2, 3), int))
+    network = trace(masked, w, inputs)
+    spiking = convert(network, w, {"relu0": 0.3})
+    frames = jax.tree.map(lambda x: x[None], inputs)
+    with pytest.raises(ValueError, match="mask of the inputs"):
+        stream(Model(network, Refining()), spiking, frames)
