@@ -28,7 +28,7 @@ from jax import lax
 import jaxburst.tracing as tracing
 from jaxburst.convert import convert
 from jaxburst.neurons import Burst
-from jaxburst.run import Model, simulate
+from jaxburst.run import Model, Plan, prepare, simulate, trace_of
 
 IMAGES = 3
 relu = jax.nn.relu
@@ -921,8 +921,13 @@ _convert = quick(convert, 0)
 
 @functools.partial(quick, static=(0, 3, 4))
 def _simulate(model, spiking, inputs, steps, schedule):
+    """By a plan of its own, or by a schedule."""
     record = model.network.neurons
-    return simulate(model, spiking, inputs, steps, record=record, schedule=schedule)
+    if not isinstance(schedule, Plan):
+        return simulate(model, spiking, inputs, steps, record=record, schedule=schedule)
+    circuit, leaves = prepare(model, spiking), model.network.leaves(inputs)
+    trace = trace_of(model, circuit, leaves, steps, schedule, record)
+    return trace._replace(logits=model.network.outputs(trace.logits))
 
 
 @functools.cache

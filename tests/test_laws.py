@@ -6,7 +6,7 @@
 4. Bursts of γ for T steps are integrate-and-fire on `I / γ` for γT steps.
 5. What is affine in the input up to the first neuron is a constant current.
 6. Signed and unbounded: `N(t) = max(0, floor((v_0 + ΣI) / θ))`, from one pass.
-7. Unsigned and unbounded: the running maximum of `floor((v_0 + ΣI) / θ)`.
+7. Unsigned and unbounded: the running maximum, from 0, of `floor((v_0 + ΣI) / θ)`.
 8. Prefix and batch: shorter runs are parts of longer ones, images are alone.
 9. Limit: T times the error stays flat under lateral pooling, grows under gating.
 10. Fold: the traced network is the user's function.
@@ -34,8 +34,10 @@ from nets import LAYERS, TABLE, case
 import jaxburst.tracing as tracing
 from jaxburst.convert import convert, verify
 from jaxburst.graph import RELU, Synapse, Wire, over
+from jaxburst.graph import Neuron as Population
+from jaxburst.methods.direct import direct
 from jaxburst.neurons import Burst, Neuron, Refining, Threshold
-from jaxburst.run import Model, infer, simulate
+from jaxburst.run import Model, Plan, infer, simulate
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -62,11 +64,10 @@ def close(found, expected, tolerance: float) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * size)
 
 
-def grown(logits, expected) -> tuple[float, float]:
-    """The largest T times error up to T = 64, and from 256 on."""
+def grown(logits, expected) -> np.ndarray:
+    """T times the largest error, `[T]`."""
     errors = np.abs(logits - expected).reshape(len(logits), -1).max(1)
-    scaled = errors * np.arange(1, len(logits) + 1)
-    return scaled[16:64].max(), scaled[256:].max()
+    return errors * np.arange(1, len(logits) + 1)
 
 
 def at_rates(network, spiking, inputs, rates):
@@ -98,8 +99,10 @@ def test_the_network_is_the_function_and_spikes_approach_it(name):
 
     outputs = jax.tree.leaves(trace.logits)
     for logits, expected in zip(outputs, it.traced, strict=True):
-        early, late = grown(logits, expected)
-        assert late <= 2 * early, "law 9"
+        distance = grown(logits, expected)
+        least, most = (0.1, 1.5) if name in LAYERS else (0.02, 2)
+        assert distance[:32].max() > least * np.abs(expected).max(), "law 9"
+        assert distance.max() < most * distance[:32].max()
 
     # Laws 1 and 3, and the readout: after t steps the network is the conventional one
     # in which every population gives its rate.
@@ -125,45 +128,76 @@ def test_the_network_is_the_function_and_spikes_approach_it(name):
         np.testing.assert_array_equal(trace.events[path], counted)
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_prefix_and_batch(name):
-    """Law 8: a shorter run in another order of the work, of other batches."""
-    it, steps = case(name), 6
-    spiking = it.spiking(Burst(5))
+NEURONS = Burst(5), Burst(4, signed=True), Refining(), Burst(2, allowance=2)
+
+
+@pytest.mark.parametrize("i, name", list(enumerate(SOME)))
+def test_prefix_and_batch(i, name):
+    """Law 8: a shorter run of other batches, and in another order of the work: blocks
+    of four steps, which leave a rest, and images in parts. And law 5."""
+    it, steps, neuron = case(name), 6, NEURONS[i % len(NEURONS)]
+    spiking = it.spiking(Burst(3), "channel")
     order = np.array([2, 0, 1, 0, 1, 2])
     swapped = jax.tree.map(lambda x: x[order], it.inputs)
-    trace = it.run(it.model(), spiking, 2 * steps, schedule="step")
-    again = it.run(it.model(), spiking, steps, inputs=swapped, schedule="layer")
+    model = it.model(neuron)
+    trace = it.run(model, spiking, 2 * steps, schedule=Plan(1, 3))
+    again = it.run(model, spiking, steps, inputs=swapped, schedule=Plan(4, 2))
+    assert all(spikes.any() for spikes in trace.spikes.values())
     for path, spikes in trace.spikes.items():
         np.testing.assert_array_equal(again.spikes[path], spikes[:steps, order])
-        events = trace.events[path][:steps, order]
-        np.testing.assert_array_equal(again.events[path], events)
+        potentials = trace.potentials[path][:steps, order]
+        close(again.potentials[path], potentials, 10 * precision(name))
+    for path, events in trace.events.items():
+        np.testing.assert_array_equal(again.events[path], events[:steps, order])
     outputs = [jax.tree.leaves(found.logits) for found in (again, trace)]
     for one, other in zip(*outputs, strict=True):
         close(one, other[:steps, order], precision(name))
+    if neuron == Burst(5):
+        closed_form(it, spiking, trace.spikes)
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_refining_is_the_quantised_network(name):
-    """Without silence and limit, at every step; and law 6 for bursts."""
-    it, steps = case(name), 6
-    neurons = Refining(gamma=None, silence=0), Burst(None, signed=True)
-    for neuron in neurons:
-        spiking = it.spiking(neuron, "channel", share=0.2)
-        model = it.model(neuron)
-        outputs = jax.tree.leaves(it.run(model, spiking, steps).logits)
+def closed_form(it, spiking, spikes):
+    """Law 5: what sees a constant current sends what `N(t)` says, without a loop."""
+    graph, seen = it.network.graph, 0
+    for node in graph.of(Population):
+        if node.inputs[0] in graph.dynamic:
+            continue
+        current = it.activations[node.name]  # a negative one never fires: 0 will do
+        theta = np.asarray(over(spiking[node.name].theta, current))
+        for t in range(1, 13):
+            most = np.floor(t * (node.role.cap or np.inf) / theta)
+            expected = np.floor(0.5 + t * current / theta)
+            expected = np.clip(expected, 0, np.minimum(5 * t, most))
+            sent = it.placed(node.name, spikes[node.name][:t].sum(0))
+            np.testing.assert_array_equal(sent, expected)
+            seen += (0 < expected).sum()
+    assert seen > 10
 
-        @nets.quick
-        def quantised(spiking, inputs, t, neuron=neuron):
-            def direct(node, x, f):
-                return neuron.direct(spiking[node.name], x, t, f)
 
-            return tracing.forward(it.network, spiking, inputs, direct)[0]
+SUMS = Burst(None, signed=True), Refining(None, 2, 0), Refining(None, 3, 0)
 
-        for t in (1, 2, steps):
-            expected = quantised(spiking, it.inputs, jnp.asarray(t))
-            for found, other in zip(outputs, expected, strict=True):
-                close(found[t - 1], jax.device_get(other), 10 * precision(name))
+
+@pytest.mark.parametrize("i, name", list(enumerate(SOME)))
+def test_one_pass_gives_the_outputs_of_any_time(i, name):
+    """Law 6, of bursts; and refining neurons without silence and limit are the
+    quantised network at every step. With corrections of each step, too."""
+    it, neuron = case(name), SUMS[i % len(SUMS)]
+    spiking = dict(it.spiking(Burst(3), "channel", 0.37))
+    rng = np.random.default_rng(0)
+    for path in it.network.neurons:
+        theta = np.asarray(spiking[path].theta)
+        bias = 0.05 * rng.normal(size=(3, *theta.shape)) * theta
+        spiking[path] = spiking[path]._replace(bias=jnp.asarray(bias, theta.dtype))
+    times = (1, 2, 5, 12) if neuron.repeats else (1, 2, 4)
+    model = it.model(neuron)
+    trace = it.run(model, spiking, times[-1])
+    assert all(count.any() for count in trace.events.values())
+    passes = nets.quick(functools.partial(direct, times=times), 0)
+    found = jax.tree.leaves(jax.device_get(passes(model, spiking, it.inputs)))
+    rows = np.array(times) - 1
+    for one, other in zip(found, jax.tree.leaves(trace.logits), strict=True):
+        assert np.ptp(other[rows], axis=0).max() > 1e-3
+        close(one, other[rows], 1e3 * precision(name))
 
 
 # Every spike, derived a second way.
@@ -256,8 +290,10 @@ def test_gating_keeps_its_error():
     for pool in ("lateral", "gated"):
         logits = simulate(Model(network, Burst(5), pool), spiking, x, STEPS).logits
         how[pool] = grown(jax.device_get(logits), expected)
-    assert 0.1 < how["lateral"][1] < 2 * how["lateral"][0]
-    assert how["gated"][1] > 20 * how["lateral"][1]
+    lateral, gated = how["lateral"], how["gated"]
+    assert 0.1 < lateral.max() < 2 * lateral[:32].max()
+    assert gated[511] > 20 * lateral.max()
+    assert gated[511] == pytest.approx(2 * gated[255], rel=0.1)
 
 
 # Conversion is a pure function.
