@@ -79,3 +79,43 @@ def test_weights_beyond_16_bits_are_refused(tmp_path, variables):
     with np.errstate(over="ignore"), pytest.raises(ValueError, match="conv0/kernel"):
         released.save(tmp_path / "net.safetensors", "vgg_tiny", 3, large)
     assert not list(tmp_path.iterdir())
+
+
+def test_eight_bits_of_a_kernel(tmp_path, variables):
+    """Within half of the last place of its channel; all else as it was."""
+    wide, narrow = (
+        released.save(tmp_path / f"{n}.safetensors", "vgg_tiny", 3, variables, bits=n)
+        for n in (16, 8)
+    )
+    assert narrow.stat().st_size < 0.75 * wide.stat().st_size
+    _, found, _ = released.load(narrow)
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+
+    def close(path, a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        if path[-1].key != "kernel":
+            np.testing.assert_array_equal(a, b)
+            return
+        step = np.abs(b).max(tuple(range(b.ndim - 1))) / 127
+        assert (np.abs(a - b) <= 0.5001 * step).all() and (a != b).any()
+        assert len(np.unique(np.rint(a / step))) > 50
+
+    jax.tree_util.tree_map_with_path(close, found, variables)
+    with pytest.raises(ValueError, match="bits: expected 8 or 16, found 4"):
+        released.save(tmp_path / "net", "vgg_tiny", 3, variables, bits=4)
+
+
+def test_variables_of_another_network_are_refused(tmp_path, variables):
+    with pytest.raises(ValueError, match="variables: .* only one of resnet_tiny"):
+        released.save(tmp_path / "net", "resnet_tiny", 3, variables)
+
+
+def test_weights_lie_where_the_environment_says(tmp_path, variables, monkeypatch):
+    released.save(tmp_path / "own-digits.safetensors", "vgg_tiny", 3, variables)
+    with pytest.raises(ValueError, match="put own-digits.safetensors .*JAXBURST_WEIG"):
+        released.pretrained("own-digits")
+    monkeypatch.setenv("JAXBURST_WEIGHTS", str(tmp_path))
+    assert "own-digits" in released.names() and len(released.names()) > 1
+    assert released.pretrained("own-digits")[0] == MODULE
+    with pytest.raises(ValueError, match="found '../own-digits'"):
+        released.pretrained("../own-digits")
