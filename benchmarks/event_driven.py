@@ -3,12 +3,14 @@
     python benchmarks/event_driven.py --data-dir TFDS --weights FOLDER
 
 For every network: the accuracy that whole numbers cost, on the same test images; time
-per image of the C program after 1 to 4 steps, of refining bursts, and of onnxruntime's
-8-bit and floating-point networks; and of streams, frames in which a square of some size
-is that of another image, time per frame against the share of activations that change,
-with the share at which both are as fast. Times are those of the processor, the least of
-some repetitions of each image or frame, on average over images. Constants and state are
-those of the generated program, code that of an optimised build for size.
+per image of the C program after 1 to 4 steps, of refining bursts (thresholds that
+describe activations best with four levels, neither balanced nor corrected), and of
+onnxruntime's 8-bit and floating-point networks; and of streams, frames in which a
+square of some size is that of another image, time per frame against the share of
+activations that change, with the share at which both are as fast. Times are those of
+the processor, the least of some repetitions of each image or frame, on average over
+images. Constants and state are those of the generated program, code that of an
+optimised build for size.
 
 Needs onnx, onnxruntime and a C compiler. Released networks are jaxburst's own; FOLDER
 holds others' state dicts, ARCH_DATASET.safetensors, whose images are normalised with
@@ -18,6 +20,7 @@ the constants of ImageNet.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import subprocess
@@ -144,22 +147,26 @@ def machine() -> dict:
     }  # fmt: skip
 
 
+@functools.cache
+def read(data: str, folder: str):
+    return jb.data.load(data, folder, validation=0)
+
+
 def load(name: str, options):
     """`(network, variables, images to calibrate on, test images, labels)`."""
     arch, data = name.split("-")
-    dataset = jb.data.load(data, options.data_dir, validation=0)
+    dataset = read(data, options.data_dir)
     if name in jb.released.names():
         module, variables = jb.pretrained(name)
     else:
         dataset = dataset.with_normalisation(MEAN, STD)
         module = jb.zoo.NETWORKS[arch](dataset.classes)
         path = options.weights / f"{arch}_{data}.safetensors"
-        example = dataset.test[:1].inputs
-        variables = jb.load_pytorch(module, path, example).variables
+        variables = jb.load_pytorch(module, path, dataset.test[:1].inputs).variables
     test = dataset.test[: options.images]
-    network = jb.trace(module.apply, variables, test[:1].inputs)
-    some = dataset.train[:400].inputs
-    return network, variables, np.asarray(some), np.asarray(test.inputs), test.labels
+    some, images = np.asarray(dataset.train[:400].inputs), np.asarray(test.inputs)
+    network = jb.trace(module.apply, variables, images[:1])
+    return network, variables, some, images, test.labels
 
 
 def measure(name: str, options) -> dict:
@@ -229,7 +236,12 @@ def converted(name: str, network, variables, some, images, labels, work: Path):
     work.mkdir(parents=True, exist_ok=True)
     path, right = work / f"{name}.safetensors", work / f"{name}.npy"
     if not right.exists():
-        model, spiking = jb.presets.refining(network, variables, some, progress=False)
+        neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
+        thresholds = jb.calibrate_mse(
+            network, variables, some[:200], jb.Burst(4), progress=False
+        )
+        model = jb.Model(network, neuron)
+        spiking = jb.convert(network, variables, thresholds, initial=0.4)
         to_integers(model, spiking, some, STEPS).save(path)
         print(f"{name}: converted", flush=True)
         np.save(right, hits(model, spiking, images, labels))
