@@ -29,6 +29,7 @@ from jaxburst.io.checkpoint import describe, load, save
 from jaxburst.io.integers import Integers, to_integers
 from jaxburst.io.state_dict import load_pytorch
 from jaxburst.methods import analysis, anytime, calibration, presets
+from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
@@ -55,6 +56,7 @@ __all__ = [
     "Refining",
     "Refused",
     "accuracy",
+    "allot",
     "analysis",
     "anytime",
     "artefact",

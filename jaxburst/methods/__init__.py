@@ -1,6 +1,7 @@
 """From a trained network to a good spiking one, and what it did: one file each."""
 
 from jaxburst.methods import analysis, anytime, presets
+from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
@@ -9,6 +10,7 @@ from jaxburst.methods.polishing import polish
 from jaxburst.methods.tuning import tune
 
 __all__ = [
+    "allot",
     "analysis",
     "anytime",
     "balance",

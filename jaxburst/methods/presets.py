@@ -11,10 +11,11 @@ import warnings
 from jaxburst.batching import first
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, convert
+from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.run import Model
 from jaxburst.tracing import Network
 
@@ -42,6 +43,46 @@ def paper(network: Network, variables, inputs) -> tuple[Model, Spiking]:
     neuron = Burst(5)
     thresholds = calibrate(network, variables, inputs, neuron, percentile=99.9)
     return Model(network, neuron), convert(network, variables, thresholds, initial=0.0)
+
+
+@door
+def once(
+    network: Network,
+    variables,
+    inputs,
+    *,
+    error: float = 0.005,
+    batch_size: int = 50,
+) -> tuple[Model, Spiking]:
+    """Everything said once: the quantised network as graded events, for one time step.
+
+    Where hardware sends graded events, or pays by the signed digit, it is as close to
+    the trained network as refining bursts at about half of their events; where every
+    quantum is paid, refining sends fewer. It has no earlier answer to stop at.
+    Thresholds per channel are allotted by harm and cost (`allot`, on two hundred
+    images), and means corrected on as many.
+
+    Args:
+      network: the network.
+      variables: its trained variables.
+      inputs: calibration inputs `[N, ...]`, normalised; no labels.
+      error: of the outputs by rounding, squared, over their mean square; less costs
+        more events and more digits.
+      batch_size: number of images at a time; memory grows with it.
+
+    Returns:
+      `(model, spiking)`, for `simulate`, `infer` and `evaluate` with `steps=1`.
+
+    Example:
+      >>> model, spiking = once(network, weights, inputs)
+      >>> model.neuron
+      SigmaDelta(gamma=None, digits=None)
+    """
+    some = first(inputs, 200)
+    thresholds = allot(network, variables, some, error=error, batch_size=batch_size)
+    model = Model(network, SigmaDelta())
+    spiking = convert(network, variables, thresholds)
+    return model, correct(model, spiking, some, steps=1)
 
 
 @door

@@ -1,0 +1,168 @@
+"""Thresholds per channel, allotted by what their errors harm and their spikes cost.
+
+thresholds = allot(network, variables, inputs[:200], error=0.01)
+model = Model(network, SigmaDelta())
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxburst.batching import add_up, length
+from jaxburst.checks import door
+from jaxburst.convert import Thresholds, check_finite
+from jaxburst.graph import Pool
+from jaxburst.methods.balancing import charged
+from jaxburst.methods.channels import by_channel, centred, shape_of
+from jaxburst.tracing import Network, forward
+
+_DRAWS = 4
+
+
+@door
+def allot(
+    network: Network,
+    variables,
+    inputs,
+    *,
+    error: float = 0.01,
+    batch_size: int = 50,
+) -> Thresholds:
+    r"""Chooses the threshold of each channel, for least traffic at a given error.
+
+    .. math::
+        \theta_c = \mu \sqrt{K_c / D_c}, \qquad
+        \frac{1}{12} \sum_c D_c\, \theta_c^2 = \mathrm{error} \cdot E \|y\|^2
+
+    An activation that is rounded to `θ` errs by :math:`\theta^2 / 12` on average, which
+    moves the outputs `y` by :math:`D_c`, the sum of squared derivatives over the
+    channel's active neurons, times as much. A threshold half as large costs about a
+    third of a signed binary digit more for each active neuron, each of which reaches so
+    many synapses: :math:`K_c` is the sum of these. Lagrange's rule gives the root. So
+    `calibrate_mse` divides the range of each channel alike, this its harm.
+
+    Derivatives are those of random signs of the outputs (Hutchinson), of logits less
+    their mean. Errors of neurons are taken to be independent.
+
+    Args:
+      network: the network.
+      variables: its trained variables.
+      inputs: calibration inputs `[N, ...]`, normalised; no labels. A hundred or two.
+      error: of the outputs by rounding, squared, over their mean square.
+      batch_size: number of images at a time.
+
+    Returns:
+      `{name: θ}`, one threshold per channel. A channel that nobody hears, or that
+      stays silent, takes the largest of its population.
+
+    Raises:
+      ValueError: for an error that is not positive, or a population that stays silent.
+
+    Example:
+      >>> thresholds = allot(network, weights, inputs, error=0.001)
+      >>> [name for name in thresholds]
+      ['relu0']
+
+    References:
+      Reverse water-filling, with sensitivities in place of variances: Cover and
+      Thomas, Elements of Information Theory, chapter 10.
+    """
+    check_finite(variables)
+    weights = network.weights(variables)
+    found, size = add_up(_sensitivities(network), weights, inputs, batch_size)
+    count = length(inputs)
+    size = size / count
+    events = {name: own[1].sum() / count for name, own in found.items()}
+    for pool in network.graph.of(Pool):
+        senders = network.graph.senders[pool.name]
+        passed = [found[name][2].sum() / count for name in senders if name in found]
+        events[pool.name] = sum(passed)
+    spent = charged(network, events)
+    harms, costs = {}, {}
+    for name, (harm, _, heard) in found.items():
+        if not heard.any():
+            raise ValueError(
+                f"{name}: none of its neurons is active and heard on these inputs; "
+                "pass other inputs, or calibrate"
+            )
+        harms[name] = harm / count / _DRAWS
+        costs[name] = spent[name] * heard / heard.sum()
+    total = sum(costs[name][harms[name] > 0].sum() for name in found)
+    scale = np.sqrt(12 * error * size / total)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(weights)}
+    kind = jnp.result_type(*(k for k in kinds if jnp.issubdtype(k, jnp.floating)))
+    return {
+        name: jnp.asarray(
+            _filled(scale, harms[name], costs[name]).reshape(shape_of(network, name)),
+            kind,
+        )
+        for name in network.neurons
+    }
+
+
+def _filled(scale: float, harm: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    known = (harm > 0) & (cost > 0)
+    theta = np.zeros(len(harm))
+    theta[known] = scale * np.sqrt(cost[known] / harm[known])
+    theta[~known] = theta.max()
+    return theta
+
+
+@lru_cache(maxsize=8)
+def _sensitivities(network: Network):
+    """Of every population, by channel: squared derivatives at active neurons, how many
+    of these there are, and how many of them are heard; and the outputs' squares."""
+
+    def function(weights, batch, counts):
+        once = counts.astype(jnp.float32)
+
+        def outputs(noise):
+            def shifted(node, drive, f):
+                return f(drive) + noise[node.name]
+
+            found, _ = forward(network, weights, batch, shifted)
+            names = network.graph.outputs
+            return [
+                centred(by_channel(network, name, x)).astype(jnp.float32)
+                for name, x in zip(names, found, strict=True)
+            ]
+
+        _, record = forward(network, weights, batch)
+        found, pull = jax.vjp(outputs, jax.tree.map(jnp.zeros_like, record))
+        # Several outputs count alike, whatever their unit.
+        sizes = [jnp.square(x).mean() if len(found) > 1 else 1.0 for x in found]
+
+        def drawn(key):
+            signs = [
+                jax.random.rademacher(key, x.shape, x.dtype) / jnp.sqrt(size)
+                for x, size in zip(found, sizes, strict=True)
+            ]
+            (own,) = pull(signs)
+            return {
+                name: jnp.square(by_channel(network, name, x)) * once.reshape(-1, 1, 1)
+                for name, x in own.items()
+            }
+
+        keys = jax.random.split(jax.random.key(0), _DRAWS)
+        squares = jax.lax.map(drawn, keys)
+        seen = {}
+        for name, x in record.items():
+            active = by_channel(network, name, x) != 0
+            square = squares[name].sum(0)
+            heard = active & (square > 0)
+            counted = active * once.reshape(-1, 1, 1)
+            seen[name] = (
+                (square * active).sum((0, 1)), counted.sum((0, 1)),
+                heard.astype(jnp.float32).sum((0, 1)),
+            )  # fmt: skip
+        whole = sum(
+            (jnp.square(x).sum((1, 2)) * once).sum() / size
+            for x, size in zip(found, sizes, strict=True)
+        )
+        return seen, whole
+
+    return function
