@@ -78,7 +78,10 @@ def sweep(
     for count, size, batch in batches(data, batch_size, description):
         shard, replicate = share(size)
         if run is None:
-            run, copied = _compiled(function, size, _frozen(options)), replicate(weights)
+            run, copied = (
+                _compiled(function, size, _frozen(options)),
+                replicate(weights),
+            )
         yield count, jax.device_get(run(copied, shard(batch)))
 
 
@@ -136,9 +139,11 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
     """
     size = length(inputs)
     shard, replicate = share(size)
-    batch = jax.tree.map(np.asarray, inputs)
+    there = jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else np.asarray(x), inputs
+    )
     run = _compiled(function, size, ())
-    return jax.device_get(run(replicate(weights), shard(batch)))
+    return jax.device_get(run(replicate(weights), shard(there)))
 
 
 def batches(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxburst.batching import at_once, first, length
 from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking
-from jaxburst.devices import mean_over
+from jaxburst.devices import mean_over, share
 from jaxburst.methods.channels import channel_mean, shape_of
 from jaxburst.run import Model, check, prepare, unroll
 from jaxburst.tracing import forward
@@ -69,9 +69,11 @@ def correct(
         name: jnp.zeros((steps, *mean.shape[1:]), mean.dtype)
         for name, mean in targets.items()
     }
+    shard, replicate = share(batch)
+    there, images = replicate(spiking), shard(first(inputs, batch))  # once for them all
     for name, target in targets.items():
-        rate = at_once(rates, _with_biases(spiking, biases), inputs)[name]
-        biases[name] = biases[name] + (target - rate)
+        rate = at_once(rates, _with_biases(there, biases), images)[name]
+        biases[name] = biases[name] + (target - rate)[:1]  # all devices agree
     return corrected_for(model.neuron, _with_biases(spiking, biases))
 
 
