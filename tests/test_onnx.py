@@ -565,3 +565,40 @@ def test_the_docstrings_example_runs():
     finder = doctest.DocTestFinder(recurse=False)
     (test,) = finder.find(from_onnx, "from_onnx", globs=names)
     assert test.examples and doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_a_file_is_converted_and_the_result_needs_it_no_more(tmp_path, capsys):
+    """By the command line; what it saved holds the trained network."""
+    import json
+
+    import jaxburst as jb
+    from jaxburst.cli import main
+
+    nodes = [
+        node("Conv", "x stem bias", "a", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("Relu", "a", "b"),
+        node("MaxPool", "b", "c", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Flatten", "c", "d"),
+        node("Gemm", "d dense bias2", "y", transB=1),
+    ]
+    tensors = weights(stem=(5, 2, 3, 3), bias=(5,), dense=(3, 20), bias2=(3,))
+    proto, name = model(nodes, tensors, ["n", 2, 8, 8], 13), str(tmp_path / "m.onnx")
+    x = inputs_of(proto, 20)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    np.save(tmp_path / "x.npy", x)
+    data, net = str(tmp_path / "x.npy"), str(tmp_path / "net")
+    assert main(["info", name]) == 0
+    words = ["convert", name, "--calibration", data, "--out", net, "--json"]
+    assert main(words) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (tmp_path / "m.onnx").unlink()
+    assert main(["evaluate", net, "--data", data, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["steps"] == said["steps"] and again["steps"][0]["spikes"] > 10
+    made, spiking = jb.load(net)
+    trained, variables = jb.io.checkpoint.restored(net)
+    assert made.network == trained
+    wanted = run(proto, x)[0]
+    assert_equal(wanted, np.asarray(trained(variables, x)))
+    found = jb.infer(made, spiking, x, 8)
+    assert np.abs(found - wanted).mean() < 0.02 * np.abs(wanted).max()
