@@ -523,6 +523,8 @@ def inputs(name, value, given):
     """Images `[N, ...]` as the network takes them, at least one."""
     if traced(value):
         return value
+    if hasattr(value, "pair"):
+        refuse(name, "arrays [N, ...]", value, "pass split.inputs; labels are not read")
     leaves = jax.tree.leaves(value)
     for leaf in leaves:
         array(name, leaf)

@@ -88,6 +88,64 @@ def test_a_network_traces_under_its_own_names():
     assert network.neurons[:2] == ("relu0", "block0/relu0")
 
 
+def traced(name, classes):
+    module = zoo.NETWORKS[name](classes)
+    made = jax.tree.map(lambda x: np.full(x.shape, 0.1, x.dtype), shapes(module, name))
+    side, channels = (8, 1) if "tiny" in name else (32, 3)
+    return jb.trace(module.apply, made, np.zeros((1, side, side, channels), "f4"))
+
+
+def test_the_summary_of_a_network():
+    expected = """
+        name role output parameters MACs source
+        input0 input 8x8x1
+        conv0 synapse 8x8x16 160 7,744
+        relu0 neuron 8x8x16
+        block0/conv0 synapse 8x8x16 2,320 123,904
+        block0/relu0 neuron 8x8x16
+        block0/conv1 synapse 8x8x16 2,320 123,904
+        block0/relu1 neuron 8x8x16
+        block1/conv0 synapse 4x4x32 4,640 61,952
+        block1/relu0 neuron 4x4x32
+        block1/conv1 synapse 4x4x32 9,248 102,400
+        block1/relu1 neuron 4x4x32
+        dense0 synapse 3 99 96
+        total 18,787 420,000
+    """
+    found = str(traced("resnet_tiny", 3))
+    assert len(found.splitlines()) == 14
+    assert found.split() == expected.split()
+
+
+def taps(side, stride=1):
+    """Of a 3x3 kernel that is padded by 1, along one axis: those on the map."""
+    return 3 * side - 2 if stride == 1 else 3 * side // 2 - 1
+
+
+MACS = {
+    "resnet20": taps(32) ** 2 * (3 * 16 + 6 * 16 * 16)
+    + taps(32, 2) ** 2 * 16 * 32
+    + taps(16) ** 2 * 5 * 32 * 32
+    + taps(16, 2) ** 2 * 32 * 64
+    + taps(8) ** 2 * 5 * 64 * 64
+    + 64 * 10,
+    "vgg16": taps(32) ** 2 * (3 * 64 + 64 * 64)
+    + taps(16) ** 2 * (64 * 128 + 128 * 128)
+    + taps(8) ** 2 * (128 * 256 + 2 * 256 * 256)
+    + taps(4) ** 2 * (256 * 512 + 2 * 512 * 512)
+    + taps(2) ** 2 * 3 * 512 * 512
+    + 512 * 10,
+}
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_multiplications_by_formula(name):
+    network = traced(name, 10)
+    assert sum(jb.energy.macs(network).values()) == MACS[name]
+    *_, total = str(network).splitlines()
+    assert total.split()[-1] == f"{MACS[name]:,}"
+
+
 def test_an_unknown_shortcut_is_refused():
     with pytest.raises(ValueError, match="shortcut: .*, found 'identity'"):
         shapes(zoo.resnet_tiny(3, shortcut="identity"), "tiny")

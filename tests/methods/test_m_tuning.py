@@ -11,6 +11,7 @@ import pytest
 from nets import TABLE
 
 from jaxburst import energy as joules
+from jaxburst.data import Split
 from jaxburst.methods import presets, tuning
 from jaxburst.methods.tuning import tune
 from jaxburst.neurons import Burst
@@ -143,6 +144,9 @@ def test_labels_are_out_of_reach():
         tune(net, variables, (images, labels), energy=0.2)
     with pytest.raises(TypeError, match="uint8"):
         tune(net, variables, pixels, energy=0.2)
+    split = Split(pixels, labels, (0.5,) * 2, (0.25,) * 2)
+    with pytest.raises(ValueError, match="inputs: .*found Split; pass split.inputs"):
+        tune(net, variables, split, energy=0.2)
     for name in ("Split", "evaluate", "accuracy", "data"):
         assert not hasattr(tuning, name), "nothing that reads labels is at hand"
 
