@@ -168,7 +168,7 @@ def test_refusals_name_what_and_what_instead():
     refused("gated.*lateral", own.model(SIGNED, "gated"))
     refused("allowance.*signed=True", Model(own.network, Burst(5, allowance=2)))
     many = own.model(Burst(2**20, signed=True))
-    refused("conv.*2.31.*fewer steps.*smaller gamma", many, steps=2**16)
+    refused("relu.*2.31.*fewer steps.*smaller gamma", many, steps=2**16)
     words = case("embedding")
     refused(
         "input0: .*embedding.*vectors", words.model(SIGNED), words.inputs,

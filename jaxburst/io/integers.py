@@ -899,6 +899,8 @@ class _Builder:
         geometric = gamma and gamma * sum(self.ratio**i for i in range(self.steps))
         if gamma and not self.refining:
             geometric = gamma * self.steps
+        # Refining neurons compare their sums with all that they have sent.
+        compared = (geometric or 0) + 2 if self.refining else 2
         self.add(node, "neuron", order, gamma=gamma)
 
         def attempt(bits: int):
@@ -912,7 +914,8 @@ class _Builder:
                 whole = np.stack(each).astype(np.int64)
                 same = (whole == whole[:, :1]).all()
                 arrays["rows"] = whole[:, :1] if same else whole
-            more = np.abs(arrays["bias"]).max() * self.times + (2 << bits)
+            more = np.abs(arrays["bias"]).max() * self.times
+            more += (2 + self.ratio) << bits
             if rows:
                 more += np.abs(arrays["rows"]).max()
             if cap is not None:
@@ -922,7 +925,7 @@ class _Builder:
             return arrays, int(more)
 
         bits, arrays, bound = self.settle(
-            name, value, places, group, thetas[:width], attempt, (geometric or 0) + 2
+            name, value, places, group, thetas[:width], attempt, compared
         )
         total = geometric or (bound >> bits) + 1 + self.ratio
         count = gamma if gamma and not self.refining else total
@@ -1029,10 +1032,10 @@ class _Builder:
             self.receive(target, value, places, group, unit)
             arrays, more = attempt(bits)
             bound = self.most(target, "total") + more
-            if max(bound, spikes << bits) <= LIMIT:
+            if bound <= LIMIT and spikes << bits <= LIMIT:
                 return bits, arrays, bound
             del self.links[count:]
-        raise self.overflow(target, bound)
+        raise self.overflow(target, max(bound, spikes << bits))
 
     # What arrives.
 
