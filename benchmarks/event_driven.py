@@ -237,7 +237,7 @@ def converted(name: str, network, variables, some, images, labels, work: Path):
     path, right = work / f"{name}.safetensors", work / f"{name}.npy"
     if not right.exists():
         neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
-        thresholds = jb.calibrate_mse(
+        thresholds = jb.methods.calibrate_mse(
             network, variables, some[:200], jb.Burst(4), progress=False
         )
         model = jb.Model(network, neuron)
@@ -411,7 +411,7 @@ def dense_model(network, variables) -> onnx.ModelProto:
             return values[0]
         raise SystemExit(f"{name}: {kind} has no dense form here")
 
-    (output,) = jb.read(network.graph, visit, "input")
+    (output,) = jb.graph.read(network.graph, visit, "input")
     shape = network.graph.nodes[0].image_shape
     given = helper.make_tensor_value_info(
         "input", TensorProto.FLOAT, [1, shape[3], shape[1], shape[2]]

@@ -104,7 +104,7 @@ def repeating(
     """Codes that are presented the input at every step: a percentile for the range, or
     least squares; corrected means if asked for."""
     if percentile is None:
-        thresholds = jb.calibrate_mse(network, variables, images, neuron)
+        thresholds = jb.methods.calibrate_mse(network, variables, images, neuron)
     else:
         thresholds = jb.calibrate(
             network, variables, images, neuron, percentile=percentile
@@ -112,7 +112,7 @@ def repeating(
     model = jb.Model(network, neuron)
     spiking = jb.convert(network, variables, thresholds, initial=initial)
     if correct:
-        spiking = jb.correct(
+        spiking = jb.methods.correct(
             model, spiking, images[:200], steps=correct, each_step=each_step
         )
     return model, spiking
@@ -121,12 +121,12 @@ def repeating(
 def changing(network, variables, images, *, neuron, levels=None, initial=0.5, rows=1):
     """Codes that are presented the input once: least squares, balanced, corrected."""
     own = Burst(levels) if levels else neuron
-    thresholds = jb.calibrate_mse(network, variables, images, own)
+    thresholds = jb.methods.calibrate_mse(network, variables, images, own)
     some = images[:100]
-    thresholds = jb.balance(network, variables, thresholds, some, neuron, steps=rows)
+    thresholds = jb.methods.balance(network, variables, thresholds, some, neuron, steps=rows)
     model = jb.Model(network, neuron)
     spiking = jb.convert(network, variables, thresholds, initial=initial)
-    return model, jb.correct(model, spiking, images[:200], steps=rows)
+    return model, jb.methods.correct(model, spiking, images[:200], steps=rows)
 
 
 def exact(network, variables, images, *, neuron):
@@ -138,7 +138,7 @@ def exact(network, variables, images, *, neuron):
 def phases(network, variables, images, *, period):
     """Weighted spikes: thresholds of the numbers that a period can say."""
     neuron = Phase(period)
-    thresholds = jb.calibrate_mse(network, variables, images, neuron)
+    thresholds = jb.methods.calibrate_mse(network, variables, images, neuron)
     return jb.Model(network, neuron), jb.convert(network, variables, thresholds)
 
 

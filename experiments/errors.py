@@ -76,7 +76,7 @@ def remedies(network, variables, images) -> dict[str, tuple[jb.Model, dict]]:
     highest = jb.calibrate(network, variables, images, one)
     split = {name: theta / GAMMA for name, theta in highest.items()}
     with common.silent_channels():
-        best = jb.calibrate_mse(network, variables, images, burst)
+        best = jb.methods.calibrate_mse(network, variables, images, burst)
     rows = {
         "integrate-and-fire": (one, "gated", highest, 0.0),
         f"+ bursts, γ = {GAMMA}": (burst, "gated", split, 0.0),

@@ -128,19 +128,19 @@ def balanced(network, variables, images, levels: int) -> dict:
     """Refining bursts as of the preset, balanced for quanta and for graded events."""
     neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
     with common.silent_channels():
-        start = jb.calibrate_mse(network, variables, images, jb.Burst(levels))
+        start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(levels))
     found = {}
     for unit, cost in (
         ("quanta", jb.energy.HOROWITZ_FP32),
         ("digits", jb.energy.HOROWITZ_INT8),
         ("events", jb.energy.LEMAIRE),
     ):
-        thresholds = jb.balance(
+        thresholds = jb.methods.balance(
             *(network, variables, start, images[:100], neuron), cost=cost, unit=unit
         )
         model = jb.Model(network, neuron)
         spiking = jb.convert(network, variables, thresholds, initial=0.4)
-        spiking = jb.correct(model, spiking, images[:200], steps=4)
+        spiking = jb.methods.correct(model, spiking, images[:200], steps=4)
         found[f"{levels} levels, balanced for {unit}, {cost.name}"] = (model, spiking)
     return found
 

@@ -18,31 +18,24 @@ The ten-line program:
     print(jb.energy.relative(network, curves.events))  # over the ANN's
 """
 
-from jaxburst import data, energy, neurons, plot, released, training, zoo
+from jaxburst import data, energy, methods, neurons, plot, released, training, zoo
 from jaxburst.convert import convert, verify
 from jaxburst.evaluation import accuracy, compiled, evaluate
-from jaxburst.graph import read
 from jaxburst.io import artefact, events
 from jaxburst.io.artefact import export
 from jaxburst.io.c import to_c
-from jaxburst.io.checkpoint import describe, load, save
+from jaxburst.io.checkpoint import load, save
 from jaxburst.io.integers import Integers, to_integers
 from jaxburst.io.state_dict import load_pytorch
 from jaxburst.methods import analysis, anytime, calibration, presets
-from jaxburst.methods.allotting import allot
-from jaxburst.methods.balancing import balance
-from jaxburst.methods.calibration import calibrate, calibrate_mse
-from jaxburst.methods.corrections import correct
+from jaxburst.methods.calibration import calibrate
 from jaxburst.methods.direct import direct
-from jaxburst.methods.polishing import polish
-from jaxburst.methods.rounding import quantise, rounded
 from jaxburst.methods.tuning import tune
 from jaxburst.neurons import Burst, Refining
-from jaxburst.normalise import normalise
 from jaxburst.released import pretrained
 from jaxburst.run import Model, infer, simulate
 from jaxburst.streams import stream
-from jaxburst.tracing import Network, Refused, summary, trace
+from jaxburst.tracing import Network, Refused, trace
 from jaxburst.training import Recipe, fit
 
 __version__ = "0.2.0.dev0"
@@ -56,19 +49,14 @@ __all__ = [
     "Refining",
     "Refused",
     "accuracy",
-    "allot",
     "analysis",
     "anytime",
     "artefact",
-    "balance",
     "calibrate",
-    "calibrate_mse",
     "calibration",
     "compiled",
     "convert",
-    "correct",
     "data",
-    "describe",
     "direct",
     "energy",
     "evaluate",
@@ -78,20 +66,15 @@ __all__ = [
     "infer",
     "load",
     "load_pytorch",
+    "methods",
     "neurons",
-    "normalise",
     "plot",
-    "polish",
     "presets",
     "pretrained",
-    "quantise",
-    "read",
     "released",
-    "rounded",
     "save",
     "simulate",
     "stream",
-    "summary",
     "to_c",
     "to_integers",
     "trace",

@@ -70,12 +70,12 @@ def run() -> dict:
     labels = np.asarray(net(weights, inputs)).argmax(-1)
     network = jb.trace(net, weights, inputs[:1])
     found = {}
-    for name, calibrate in (("percentile", jb.calibrate), ("mse", jb.calibrate_mse)):
+    for name, calibrate in (("percentile", jb.calibrate), ("mse", jb.methods.calibrate_mse)):
         thresholds = calibrate(network, weights, inputs, jb.Burst(3), batch_size=8)
         found[name] = {key: np.asarray(x).tolist() for key, x in thresholds.items()}
     model = jb.Model(network, jb.Burst(3))
     spiking = jb.convert(network, weights, thresholds)
-    spiking = jb.correct(model, spiking, inputs[:12], 4)
+    spiking = jb.methods.correct(model, spiking, inputs[:12], 4)
     found["corrected"] = {
         name: np.asarray(spiking[name].bias).tolist() for name in network.neurons
     }
