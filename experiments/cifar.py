@@ -10,6 +10,7 @@ import tyro
 from common import (
     Simulation,
     Source,
+    check_settings,
     compare,
     one_device_per_core,
     prepare_folder,
@@ -73,10 +74,7 @@ class Config:
     simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation()
 
     def __post_init__(self):
-        if self.train_limit is not None and self.train_limit < 1:
-            raise ValueError(
-                f"--train-limit must be at least 1, found {self.train_limit}"
-            )
+        check_settings(self)
         if self.epochs and (self.source.checkpoint or self.source.torch_weights):
             raise ValueError("give --epochs to train or weights to load, not both")
 

@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 import jaxburst as jb
+from jaxburst import checks
 from jaxburst.io import files
 from jaxburst.io.files import folder as prepare_folder
 from jaxburst.training.stopping import Stopped
@@ -29,6 +30,36 @@ from jaxburst.training.stopping import Stopped
 COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
 
 # Settings: which network, on which data, and how it is converted.
+
+
+KINDS = {
+    name: kind
+    for kind, names in {
+        "count": "at_once bits calibration draws gamma gammas levels limit selection "
+        "train_limit trials",
+        "steps": "steps longest",
+        "fraction": "agreement initial",
+        "percentile": "percentile percentiles",
+        "positive": "budgets",
+        "seed": "seed",
+    }.items()
+    for name in names.split()
+}
+"""What settings of these names are, as for the arguments of functions."""
+
+
+def check_settings(settings) -> None:
+    """Refuses settings that cannot be meant, before minutes of work.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    for field in dataclasses.fields(settings):
+        value, kind = getattr(settings, field.name), KINDS.get(field.name)
+        if kind and value is not None:
+            option = f"--{field.name.replace('_', '-')}"
+            for one in value if isinstance(value, tuple) else (value,):
+                checks.KINDS[kind](option, one, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +136,9 @@ class Study:
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
     out: Path | None = None
 
+    def __post_init__(self):
+        check_settings(self)
+
     @property
     def name(self) -> str:
         """DATASET_ARCH."""
@@ -144,14 +178,7 @@ class Simulation:
     at_once: int = 100
 
     def __post_init__(self):
-        jb.Burst(self.gamma)
-        jb.calibration.check_percentile(self.percentile)
-        if not 0 <= self.initial <= 1:
-            raise ValueError(f"initial must be between 0 and 1, found {self.initial}")
-        for name in ("steps", "calibration", "limit", "at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
+        check_settings(self)
 
 
 # Measurements.

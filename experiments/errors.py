@@ -61,13 +61,6 @@ class Config(common.Study):
     steps: int = 32
     seed: int = 0
 
-    def __post_init__(self):
-        for name in ("limit", "calibration", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"--{name} must be at least 1, found {getattr(self, name)}"
-                )
-
 
 def remedies(network, variables, images) -> dict[str, tuple[jb.Model, dict]]:
     """`{name: (model, spiking)}`: each adds one remedy to those before."""

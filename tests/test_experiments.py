@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -110,14 +111,37 @@ def untrained(tmp_path):
     return "--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors"
 
 
-def test_compare(run, tiny_cifar, untrained, tmp_path, capsys):
-    few = ("--limit", "10", "--draws", "2", "--calibration", "20", "--steps", "2")
-    run("compare", *untrained, *few, "--out", "here")
-    record = _results(tmp_path / "here", "compare")
-    assert len(record["rows"]) == 10
-    assert "refining (preset)" in (tmp_path / "here/compare.md").read_text()
-    assert all(row["largest_burst"] >= 1 for row in record["rows"])
-    assert [len(row["accuracy"]) for row in record["headlines"]] == [4, 4]
+def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
+    (tmp_path / "foreign.safetensors").rename(tmp_path / "vgg_tiny_cifar10.safetensors")
+    few = ("--limit", "20", "--draws", "2", "--calibration", "20", "--choice", "20")
+    where = ("--network", "vgg_tiny-cifar10", "--weights", ".", "--out", "here")
+    for code in (("once, least",), ("once, least", "refining, no silence", "quant")):
+        run("codes", *where, *few, "--code", *code)
+    assert "continuing with 2 results" in capsys.readouterr().out
+    record = json.loads((tmp_path / "here/codes.json").read_text())
+    found = record["networks"]["vgg_tiny-cifar10"]
+    assert list(found["rows"]) == [
+        "once, least squares", "refining, no silence", "quantised ANN"
+    ]  # fmt: skip
+    for row in found["rows"].values():
+        for own in row["settings"].values():
+            assert len(own["draws"]) == 2 and min(own["joules"]["lemaire"]) > 0
+            quanta, events, digits = own["draws"][0]["operations"][0]
+            assert 0 < events <= digits <= quanta
+    (refining,) = found["rows"]["refining, no silence"]["settings"].values()
+    assert 1 <= refining["anytime"]["steps"] <= 4
+    assert "| once, least squares | 1 |" in (tmp_path / "here/codes.md").read_text()
+    for figure in ("codes", "goals", "anytime"):
+        data = (tmp_path / f"here/{figure}.png").read_bytes()
+        assert data.startswith(b"\x89PNG")
+
+
+def test_codes_are_all_described():
+    """Every kind of neuron is in the table of the documentation."""
+    table = (EXPERIMENTS.parent / "docs/codes.md").read_text()
+    for name, kind in vars(jb.neurons).items():
+        if isinstance(kind, type) and issubclass(kind, jb.neurons.Neuron):
+            assert kind is jb.neurons.Neuron or f"`{name}" in table
 
 
 def test_trained(run, tmp_path, capsys, monkeypatch):
@@ -477,17 +501,17 @@ def _as_pytorch(variables):
     ("arguments", "says"),
     [
         (["--gamma", "0"], "gamma"),
-        (["--percentile", "101"], "between 0 and 100"),
-        (["--steps", "0"], "steps must be at least 1"),
-        (["--limit", "0"], "limit must be at least 1"),
-        (["--train-limit", "0"], "--train-limit must be at least 1"),
+        (["--percentile", "101"], "--percentile: expected a number"),
+        (["--steps", "0"], "--steps: expected a whole number of at least 1"),
+        (["--limit", "0"], "--limit: expected a whole number of at least 1"),
+        (["--train-limit", "0"], "--train-limit: expected a whole number of at"),
         (["--arch", "alexnet"], "invalid choice"),
         (["--mean", "0.5", "0.5", "0.5"], "--mean and --std go together"),
         (["--checkpoint", "a", "--torch-weights", "b"], "not both"),
         (["--out", "/dev/null/results"], "cannot be written"),
         (["--checkpoint", "nothing/there"], "nothing/there"),
         (["--torch-weights", "nothing.safetensors"], "no such file of weights"),
-        (["--initial", "nan"], "initial must be between 0 and 1"),
+        (["--initial", "nan"], "--initial: expected a number between 0 and 1"),
         (["--learning-rate", "-1", "--epochs", "1"], "learning_rate"),
         (
             ["--arch", "resnet20", "--torch-weights", "broken"],
@@ -506,3 +530,32 @@ def test_bad_input_ends_in_one_clear_line(
     assert says in message.replace("│ ", "").replace("\\n", "")
     assert "Traceback" not in message
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "experiment, option, value",
+    [
+        *(("tune", "--trials", "0"), ("tune", "--agreement", "2")),
+        *(("tune", "--budgets", "0"), ("compare", "--draws", "-1")),
+        *(("ablation", "--percentiles", "101"), ("errors", "--limit", "-9990")),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(
+    run, capsys, experiment, option, value
+):
+    with pytest.raises(SystemExit) as stop:
+        run(experiment, option, value, "--data-dir", "nowhere")
+    said = f"{stop.value.code} {capsys.readouterr().err}"
+    assert f"{option}: expected" in said and "nowhere" not in said
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_an_experiment_in_one_line(capsys, number, code):
+    import common
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        common.run(lambda: signal.raise_signal(number))
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err.splitlines()
+    assert stop.value.code == code and len(said) == 1 and "--resume" in said[0]
