@@ -73,6 +73,9 @@ class Config:
     seed: int = 0
     out: Path = Path("runs/codes")
 
+    def __post_init__(self):
+        common.check_settings(self)
+
 
 # The codes.
 

@@ -536,7 +536,7 @@ def test_bad_input_ends_in_one_clear_line(
     "experiment, option, value",
     [
         *(("tune", "--trials", "0"), ("tune", "--agreement", "2")),
-        *(("tune", "--budgets", "0"), ("compare", "--draws", "-1")),
+        *(("tune", "--budgets", "0"), ("codes", "--draws", "-1")),
         *(("ablation", "--percentiles", "101"), ("errors", "--limit", "-9990")),
     ],
 )
