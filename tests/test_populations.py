@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxburst.convert import convert, verify
 from jaxburst.graph import Neuron, Product
+from jaxburst.methods.anytime import Margins, decide
 from jaxburst.methods.calibration import calibrate_mse
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
@@ -465,3 +466,19 @@ def test_graphs_with_functions_are_static_and_equal():
     inner = [n.role.function for n in again.graph.of(Neuron) if n.role.function]
     assert len(again.graph.weighing) > len(again.graph.nodes)
     assert all(graph.of(Neuron, Product) or graph.nodes for graph in inner)
+
+
+def test_images_that_stop_leave_products_too():
+    """Anytime inference: the batch shrinks, and what remains is what it was."""
+    it = case("vit")
+    model, inputs = it.model(Refining()), np.concatenate([it.inputs] * 3)
+    logits = simulate(model, it.spiking, inputs, 5).logits
+    ordered = np.sort(np.asarray(logits), -1)
+    margins = ordered[..., -1] - ordered[..., -2]
+    wanted = np.array([np.median(margins[0]), np.median(margins[1]), 0.3, 0, 0])
+    steps = 1 + (margins >= wanted[:, None]).argmax(0)
+    assert len(set(steps)) > 1
+    found = decide(model, it.spiking, inputs, Margins(wanted))
+    np.testing.assert_array_equal(found.steps, steps)
+    last = logits[steps - 1, np.arange(len(steps))]
+    np.testing.assert_array_equal(found.classes, last.argmax(-1))

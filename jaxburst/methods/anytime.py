@@ -22,9 +22,8 @@ from jaxburst.batching import batches, first, in_order, length, sweep, together
 from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.evaluation import check_targets, pair
-from jaxburst.graph import Node, Pool
+from jaxburst.graph import Node, Pool, Product
 from jaxburst.methods.channels import has_classes
-from jaxburst.neurons import Pooled
 from jaxburst.run import (
     Circuit,
     Model,
@@ -345,12 +344,14 @@ def _take(model: Model, held: dict, state: State, rows: jax.Array):
 
     held = {name: of(graph[name], value) for name, value in held.items()}
     found = dict(state)
-    for node in map(graph.__getitem__, model.network.senders):
-        if isinstance(node.role, Pool):
-            total, sent = state[node.name]
-            found[node.name] = Pooled(of(graph[node.inputs[0]], total), of(node, sent))
-        else:
-            found[node.name] = of(node, state[node.name])
+    for node in graph.nodes:
+        before = state.get(node.name)
+        if isinstance(node.role, Pool | Product) and before is not None:
+            # What arrived from each, and what was passed on.
+            owners = [*map(graph.__getitem__, node.inputs), node]
+            found[node.name] = type(before)(*map(of, owners, before))
+        elif before is not None:
+            found[node.name] = of(node, before)
     pairs = zip(graph.outputs, state["outputs"], strict=True)
     found["outputs"] = tuple(of(graph[name], total) for name, total in pairs)
     return held, found
