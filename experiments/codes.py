@@ -125,8 +125,9 @@ def changing(network, variables, images, *, neuron, levels=None, initial=0.5, ro
     """Codes that are presented the input once: least squares, balanced, corrected."""
     own = Burst(levels) if levels else neuron
     thresholds = jb.methods.calibrate_mse(network, variables, images, own)
-    some = images[:100]
-    thresholds = jb.methods.balance(network, variables, thresholds, some, neuron, steps=rows)
+    thresholds = jb.methods.balance(
+        network, variables, thresholds, images[:100], neuron, steps=rows
+    )
     model = jb.Model(network, neuron)
     spiking = jb.convert(network, variables, thresholds, initial=initial)
     return model, jb.methods.correct(model, spiking, images[:200], steps=rows)

@@ -35,8 +35,8 @@ COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
 KINDS = {
     name: kind
     for kind, names in {
-        "count": "at_once bits calibration choice draws gamma gammas levels limit selection "
-        "train_limit trials",
+        "count": "at_once bits calibration choice draws gamma gammas levels limit "
+        "selection train_limit trials",
         "steps": "steps longest",
         "fraction": "agreement initial",
         "percentile": "percentile percentiles",
