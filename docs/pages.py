@@ -50,6 +50,11 @@ def execute(path: Path) -> list[str]:
     return wrong
 
 
+def prepare(folder: Path) -> None:
+    """Lets a page that runs in a folder read the records of experiments."""
+    (folder / "results").symlink_to(DOCS.parent / "results")
+
+
 def images(path: Path) -> list[str]:
     """The pictures that a page shows."""
     return _IMAGE.findall(path.read_text())
@@ -72,6 +77,7 @@ def notebook(path: Path, target: Path) -> None:
     for number, cell in enumerate(made.cells):
         cell.id = f"{path.stem}-{number}"
     with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
         NotebookClient(made, resources={"metadata": {"path": folder}}).execute()
     for cell in made.cells:
         cell.metadata.clear()  # the time it took
@@ -84,6 +90,7 @@ def main(names: list[str]) -> None:
         if names and path.name not in names or not any(blocks(path)):
             continue
         with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder))
             with contextlib.chdir(folder):
                 wrong = execute(path)
             for name in images(path):
