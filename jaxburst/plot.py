@@ -320,7 +320,7 @@ def layers(
     return [above, below]
 
 
-@door(energy="mapping", unit="text")
+@door(energy="energies", unit="text")
 def accuracy(
     curves: Mapping[str, Curves],
     *,
@@ -374,7 +374,8 @@ def accuracy(
         axes.axhline(100 * ann, color=_GREY, ls="--", lw=1, label=f"ANN, {ann:.2%}")
         if energy is not None:
             axes.plot(ann_energy, 100 * ann, "*", color=_GREY, ms=11)
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], 100 * ann - 10))
+        best = max([ann, *(np.max(found.accuracy) for found in curves.values())])
+        axes.set_ylim(max(axes.get_ylim()[0], 100 * ann - 10), 100 * best + 1)
     axes.set(title=title, ylabel="accuracy on test images (%)")
     doubling(axes, "time step" if energy is None else f"{unit} (a mark per time step)")
     _legend(axes, loc="lower right")
