@@ -34,7 +34,7 @@ KINDS: dict[str, Kind] = {}
 NAMES = {
     name: kind
     for kind, of in {
-        "count": "batch_size bits checkpoint_every count iterations levels "
+        "count": "batch_size checkpoint_every count iterations levels "
         "size steps_per_epoch trials",
         "natural": "image step validation",
         "fraction": "agreement ann initial",
@@ -50,8 +50,7 @@ NAMES = {
         "events": "events rounded sent",
         "json": "notes",
         "percentiles": "candidates",
-        "anything": "axes kinds neurons reports roles share",
-        "mapping": "curves",
+        "anything": "kinds roles",
         "constants": "mean std",
         "rows": "rows",
     }.items()
@@ -59,7 +58,8 @@ NAMES = {
 } | {
     name: name
     for name in (
-        *("arguments", "classes", "images", "optimiser", "rate", "source"),
+        *("arguments", "axes", "bits", "classes", "curves", "images", "neurons"),
+        *("optimiser", "rate", "reports", "share", "source"),
         *("cost", "data", "first_layer", "graph", "integers", "margins", "model"),
         *("module", "network", "neuron", "per", "percentile", "platform", "recipe"),
         *("reuse",),
@@ -204,6 +204,11 @@ def positive(name, value, given):
 def rate(name, value, given):
     """Of learning."""
     return number(name, value, "a number in 0 < x <= 1", lambda x: 0 < x <= 1)
+
+
+@kind
+def bits(name, value, given):
+    return whole(name, value, 1, 32)
 
 
 @kind
@@ -621,8 +626,8 @@ def arguments(name, value, given):
         return value
     for leaf in jax.tree.leaves(value[-1:]):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            refuse("inputs", "arrays [N, ...], as an example", leaf)
-        array("inputs", leaf)
+            refuse(name, "arrays [N, ...], as an example of the inputs", leaf)
+        array(name, leaf)
     return value
 
 
@@ -677,6 +682,74 @@ def trace(name, value, given):
 @kind
 def mapping(name, value, given):
     return instance(name, value, Mapping, "a dictionary, {label: ...}")
+
+
+@kind
+def curves(name, value, given):
+    """`{label: Curves}`, at least one."""
+    from jaxburst.evaluation import Curves
+
+    instance(name, value, Mapping, "{label: Curves}")
+    for label, one in value.items() or [("it", None)]:
+        instance(f"{name}: {label}", one, Curves, "the Curves that evaluate returns")
+    return value
+
+
+@kind
+def energies(name, value, given):
+    """`{label: [T]}`, for all curves."""
+    instance(name, value, Mapping, "{label: [T]}, as energy.relative returns")
+    for label, one in given["curves"].items():
+        found, steps = np.asarray(value.get(label, ())), np.shape(one.accuracy)
+        if found.shape != steps or found.dtype.kind not in "iuf":
+            refuse(f"{name}: {label}", f"a number for each step, {list(steps)}", found)
+        if not np.isfinite(found).all():
+            refuse(f"{name}: {label}", "finite numbers", np.nan)
+    return value
+
+
+@kind
+def reports(name, value, given):
+    """`{label: rows of analysis.report}`, or the rows of one."""
+    for one in value.values() if isinstance(value, Mapping) else [value]:
+        rows(name, one, given)
+        if not one or not all(hasattr(row, "events") for row in one):
+            refuse(name, "the rows that analysis.report returns", one)
+    return value or refuse(name, "the rows that analysis.report returns", value)
+
+
+@kind
+def neurons(name, value, given):
+    """How many, or which."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(natural(name, one, given) for one in value)
+    return count(name, value, given)
+
+
+@kind
+def axes(name, value, given):
+    """Of Matplotlib, one or several."""
+    several = value if isinstance(value, Iterable) else [value]
+    for one in np.ravel(np.array(several, object)):
+        if not hasattr(one, "plot"):
+            instance(name, one, (), "axes of Matplotlib to draw on")
+    return value
+
+
+@kind
+def share(name, value, given):
+    found = np.asarray(value)
+    fine = found.dtype.kind in "iuf" and found.size
+    if not fine or not ((found >= 0) & (found <= 1)).all():
+        refuse(name, "shares between 0 and 1", value)
+    return value
+
+
+@kind
+def sample(name, value, given):
+    """An example of inputs, of what has no network yet."""
+    arguments(name, (value,), given)
+    return value if jax.tree.leaves(value) else refuse(name, "arrays", value)
 
 
 @kind

@@ -5,12 +5,14 @@ are: a new function is covered as it is, and fails here if nobody says what its
 arguments are.
 """
 
+import importlib
 import inspect
 import traceback
 from pathlib import Path
 
 import flax.linen as nn
 import jax
+import matplotlib
 import numpy as np
 import optax
 import pytest
@@ -18,6 +20,8 @@ import pytest
 import jaxburst as jb
 from jaxburst import checks
 
+matplotlib.use("Agg")
+plt = importlib.import_module("matplotlib.pyplot")
 PACKAGE = str(Path(jb.__file__).parent)
 INTERNAL = {
     "free": "who may overwrite a file, for writers of this package",
@@ -93,6 +97,7 @@ def one(**fields):
     return SPIKING | {"relu0": OWN._replace(**fields)}
 
 
+CURVES = jb.evaluate(MODEL, SPIKING, (X, Y), 2, progress=False)
 EVENTS = {"relu0": np.ones(4)}
 GOOD = {
     "network": NETWORK,
@@ -145,6 +150,14 @@ GOOD = {
     "optimiser": optax.sgd(0.1),
     "rate": 0.1,
     "source": {},
+    "axes": plt.figure().subplots(),
+    "bits": 8,
+    "curves": {"a": CURVES},
+    "energies": {"a": np.ones(2)},
+    "neurons": 3,
+    "reports": jb.analysis.report(MODEL, SPIKING, X, 2),
+    "sample": X,
+    "share": 0.5,
     "anything": optax.sgd(0.1),
 }
 WHOLE = [-1, 1.5, True, "3", np.nan, 2**70, np.array([1, 2]), [3], 1j, b"1"]
@@ -212,6 +225,14 @@ BAD = {
     "optimiser": ["adam", 3, optax.sgd],
     "source": [None, 3, "", [1]],
     "arguments": [],  # there are no bad ones for all functions
+    "axes": [3, "axes", [3], jb.plot],
+    "bits": [0, *WHOLE, 99],
+    "curves": [None, 3, {}, {"a": 3}, CURVES],
+    "energies": [3, {}, {"b": np.ones(2)}, {"a": [1]}, {"a": [np.nan, 1]}],
+    "neurons": [0, *WHOLE[:6], "a", [-1], ["a"]],
+    "reports": [None, 3, [], {}, [3], {"a": []}, {"a": 3}],
+    "sample": [None, 3, "x", [], [None]],
+    "share": [-1, 2, np.nan, "1", None, [], [0.5, 2], 1j],
     "percentile": [0, 101, *NUMBER],
     "percentiles": [None, 3, "99", (), (0,), (np.nan,), (99, 101), ("99",)],
     "flag": ["no", "false", 0, 1, None, np.ones(2)],
@@ -253,7 +274,7 @@ def test_every_kind_has_values_to_try():
     assert checks.KINDS.keys() == GOOD.keys()
     assert checks.KINDS.keys() - {"anything"} == BAD.keys()
     for kind in checks.KINDS:
-        given = {"network": NETWORK}
+        given = {"network": NETWORK, "curves": GOOD["curves"]}
         checks.KINDS[kind]("argument", GOOD[kind], given)
 
 

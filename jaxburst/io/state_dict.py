@@ -57,7 +57,7 @@ class Loaded(NamedTuple):
         return self.table
 
 
-@door(names="mapping", example="anything", arguments="anything")
+@door(names="mapping", example="sample", arguments="anything")
 def load_pytorch(
     module: nn.Module,
     source: str | os.PathLike | Mapping[str, Any],

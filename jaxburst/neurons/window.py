@@ -36,10 +36,10 @@ class Window(SigmaDelta, abc.ABC):
 
     def __post_init__(self):
         kind = type(self).__name__
-        if not is_whole(self.slots, 1):
+        if not is_whole(self.slots, 1) or self.slots > 24:
             raise ValueError(
                 f"{kind}: slots, of a window of time, must be a whole number of at "
-                f"least 1, found {self.slots!r}"
+                f"least 1 and at most 24, found {self.slots!r}"
             )
         object.__setattr__(self, "gamma", self._most())
         check_gamma(kind, self.gamma)
