@@ -298,6 +298,32 @@ def test_what_nir_cannot_say_is_refused_with_the_alternative(tmp_path, how, word
     assert not path.exists()
 
 
+def test_maps_of_one_channel_and_one_pixel(tmp_path):
+    """Where axes of size 1 could be taken for each other; channels come first."""
+
+    def function(w, x):
+        how = {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}
+        x = relu(jax.lax.conv_general_dilated(x, w[0], (1, 1), "SAME", **how))
+        x = jax.lax.reduce_window(
+            x, np.float32(0), jax.lax.add, (1, 1, 4, 2), (1, 1, 4, 2), "VALID"
+        )
+        x = relu(jax.lax.conv_general_dilated(x, w[1], (1, 1), "VALID", **how))
+        return x.reshape(x.shape[0], -1) @ w[2]
+
+    shapes = (1, 1, 3, 3), (2, 1, 1, 2), (2, 3)
+    rng = np.random.default_rng(0)
+    w = rounded([abs(rng.normal(size=shape)) for shape in shapes])
+    x = np.moveaxis(images(4, 4, 1), -1, 1)
+    network = jb.trace(function, w, x)
+    spiking = jb.convert(network, w, dict.fromkeys(network.neurons, 0.25), initial=0)
+    model = jb.Model(network, jb.Burst(1))
+    expected = jb.simulate(model, spiking, x, STEPS)
+    assert all(np.sum(count) > 5 for count in expected.events.values())
+    again = jb.from_nir(jb.to_nir(model, spiking, tmp_path / "network.nir"))
+    found = jb.simulate(*again, x, STEPS)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
 def test_a_file_that_is_something_else_is_kept(tmp_path):
     path = tmp_path / "network.nir"
     path.write_text("years of work")

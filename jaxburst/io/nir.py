@@ -181,17 +181,17 @@ class _Value(NamedTuple):
     @property
     def axes(self) -> tuple[int, ...] | None:
         """The node's axes in the order of NIR's, if it is the same map."""
-        if self.ids.size != np.prod(self.shape):
-            return None
-        counted = np.arange(1, self.ids.size + 1).reshape(self.shape)
         rank = self.ids.ndim
-        for axes in itertools.permutations(range(rank), len(self.shape)):
-            rest = tuple(i for i in range(rank) if i not in axes)
-            if all(self.ids.shape[i] == 1 for i in rest):
-                moved = self.ids.transpose(*axes, *rest).reshape(counted.shape)
-                if (moved == counted).all():
-                    return axes
-        return None
+        order = itertools.permutations(reversed(range(rank)), len(self.shape))
+        return next(filter(self.lies, order), None)
+
+    def lies(self, axes: Sequence[int]) -> bool:
+        """Whether it is the same map, the node's axes in this order."""
+        rest = [i for i in range(self.ids.ndim) if i not in axes]
+        moved = self.ids.transpose(*axes, *rest)
+        counted = np.arange(1, self.ids.size + 1)
+        shape = (*self.shape, *[1] * len(rest))
+        return moved.shape == shape and (moved.reshape(-1) == counted).all()
 
 
 class _Writer:
@@ -285,7 +285,7 @@ class _Writer:
         role, numbers = node.role, node.role.params["dimension_numbers"]
         params = role.params
         batch, *axes = numbers.lhs_spec
-        if value.axes is None or tuple(value.axes) != tuple(axes):
+        if not value.lies(axes):
             _refuse(
                 node, "a convolution over numbers that were rearranged", "keep maps"
             )
