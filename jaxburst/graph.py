@@ -294,14 +294,14 @@ class Node:
     """
 
     name: str
-    role: Role
+    role: Any  # one of the roles: a reading knows which where it reads its fields
     inputs: tuple[str, ...]
     shape: Shape
     source: str = ""
 
     @cached_property
-    def batch_axis(self) -> int | None:
-        """The axis in which the batch is."""
+    def batch_axis(self) -> Any:
+        """The axis in which the batch is; None if it is in none."""
         return next((i for i, n in enumerate(self.shape) if not is_number(n)), None)
 
     @cached_property
@@ -374,6 +374,32 @@ class Graph:
         return found
 
     @cached_property
+    def ahead(self) -> dict[str, int]:
+        """How many places stand before the images within the axis they share.
+
+        `[3 b, C]` from `[3, b, C]` has 3, from `[b, 3, C]` it has 1.
+        """
+        found: dict[str, int] = {}
+        for node in self.nodes:
+            axis, before = node.batch_axis, None
+            for name in node.inputs:
+                if self[name].batch_axis is not None:
+                    before = self[name]
+                    break
+            if axis is None or before is None or node.image_shape[axis] == 1:
+                found[node.name] = 1
+            elif getattr(node.role, "primitive", None) is lax.reshape_p:
+                # As many numbers come after an image as before.
+                old = before.batch_axis
+                after = before.image_shape[old] // found[before.name]
+                after *= math.prod(before.image_shape[old + 1 :])
+                after //= math.prod(node.image_shape[axis + 1 :])
+                found[node.name] = node.image_shape[axis] // max(after, 1)
+            else:
+                found[node.name] = found[before.name]
+        return found
+
+    @cached_property
     def senders(self) -> dict[str, tuple[str, ...]]:
         """Whose spikes reach each node through wires: neurons and pools, in order."""
         found: dict[str, tuple[str, ...]] = {}
@@ -432,7 +458,7 @@ def is_number(size) -> bool:
     return isinstance(size, int | np.integer)
 
 
-def at_batch(value, batch: int):
+def at_batch(value, batch: int) -> Any:
     """Replaces the symbol of the batch in shapes and parameters by another size."""
     if hasattr(value, "_evaluate"):  # a symbolic size
         found = value._evaluate({"b": batch})
@@ -546,6 +572,20 @@ def stands_for(node: Node, weights: dict, batch: int) -> Function:
 def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
     """The maximum that a pool stands for."""
     return node.role.primitive.bind(x, **at_batch(node.role.params, batch))
+
+
+def images_first(
+    graph: Graph, name: str, x: jax.Array, axis: int, *, back: bool = False
+) -> jax.Array:
+    """Values with the images as the leading part of the axis they share with others;
+    or back from there."""
+    ahead = graph.ahead[name]
+    if ahead == 1:
+        return x
+    parts = ahead, x.shape[axis] // graph[name].image_shape[graph[name].batch_axis]
+    parts = parts[::-1] if back else parts
+    shape = (*x.shape[:axis], *parts, -1, *x.shape[axis + 1 :])
+    return x.reshape(shape).swapaxes(axis, axis + 1).reshape(x.shape)
 
 
 def over(value, x) -> jax.Array:

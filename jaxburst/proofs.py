@@ -18,6 +18,7 @@ from jaxburst.graph import (
     Wire,
     apply,
     at_batch,
+    images_first,
     read,
 )
 from jaxburst.network import Network, Refused, forward
@@ -104,16 +105,26 @@ def _check_wires(network: Network, weights, inputs) -> None:
     def run(weights, given, integers):
         found = {}
 
+        def parts(name: str, value) -> list:
+            """The five images."""
+            axis = graph[name].batch_axis
+            return jnp.split(images_first(graph, name, value, axis), 5, axis)
+
+        def whole(node: Node, images: list) -> jax.Array:
+            axis = node.batch_axis
+            value = jnp.concatenate(images, axis)
+            return images_first(graph, node.name, value, axis, back=True)
+
         def note(name: str, value) -> None:
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 return
             value = jnp.where(jnp.isinf(value), 0, value)  # of masks
-            none, one, two, _, again = jnp.split(value, 5, graph[name].batch_axis)
+            none, one, two, _, again = parts(name, value)
             second, mixed = abs(none - 2 * one + two).max(), abs(one - again).max()
             found[name] = (second, mixed, abs(value).max() + 1e-30)
 
         def apart(name: str, value) -> None:
-            _, one, _, _, again = jnp.split(value, 5, graph[name].batch_axis)
+            _, one, _, _, again = parts(name, value)
             wrong = ~((one == again) | (jnp.isnan(one) & jnp.isnan(again)))
             size = abs(jnp.where(jnp.isfinite(one), one, 0)).max() + 1e-30
             mixed = jnp.where(wrong, abs(one - again), 0).max()
@@ -123,13 +134,12 @@ def _check_wires(network: Network, weights, inputs) -> None:
             """What is constant over time is the same in the first three images."""
             if node.batch_axis is None:
                 return value
-            _, one, _, other, again = jnp.split(value, 5, node.batch_axis)
-            return jnp.concatenate([one, one, one, other, again], node.batch_axis)
+            _, one, _, other, again = parts(node.name, value)
+            return whole(node, [one, one, one, other, again])
 
         def signal(node: Node, like) -> jax.Array:
             one, other = (x.astype(like) for x in given[node.name])
-            parts = [jnp.zeros_like(one), one, one + one, other, one]
-            return jnp.concatenate(parts, node.batch_axis)
+            return whole(node, [jnp.zeros_like(one), one, one + one, other, one])
 
         def visit(node: Node, *values):
             match node.role:

@@ -42,6 +42,7 @@ from jaxburst.graph import (
     apply,
     apply_wire,
     at_batch,
+    images_first,
     multiply,
     over,
     read,
@@ -556,7 +557,8 @@ def block(
         return jnp.moveaxis(value, 0, axis)
 
     def count(node: Node, spikes, whole: bool):
-        values = jnp.moveaxis(spikes, node.batch_axis + 1, 1)
+        values = images_first(graph, node.name, spikes, node.batch_axis + 1)
+        values = jnp.moveaxis(values, node.batch_axis + 1, 1)
         return traffic_of(values.reshape(steps, batch, -1), whole)
 
     def visit(node: Node, *signals):
@@ -815,6 +817,8 @@ def unroll(
     """
     count = inputs[0].shape[0]
     order = order or Plan(1, count)
+    if any(places > 1 for places in model.network.graph.ahead.values()):
+        order = order._replace(steps=1)  # steps side by side would mix with them
     if order.images < count:
         parts = [x.reshape(-1, order.images, *x.shape[1:]) for x in inputs]
 
@@ -959,6 +963,7 @@ def trace_of(
     def front(name: str, value) -> jax.Array:
         """The images in front of all else that is one image's."""
         node = model.network.graph[name]
+        value = images_first(model.network.graph, name, value, node.batch_axis + 1)
         value = jnp.moveaxis(value, node.batch_axis + 1, 1)
         parts = node.image_shape[node.batch_axis]
         if parts == 1:

@@ -482,3 +482,40 @@ def test_images_that_stop_leave_products_too():
     np.testing.assert_array_equal(found.steps, steps)
     last = logits[steps - 1, np.arange(len(steps))]
     np.testing.assert_array_equal(found.classes, last.argmax(-1))
+
+
+def crowded(w, x):
+    """Tokens before images, and merged with them, as PyTorch's attention has them."""
+    h = jax.nn.gelu(x @ w["d"]).transpose(1, 0, 2)
+    y = jax.nn.silu(h.reshape(-1, 6) @ w["a"]) @ w["b"]
+    return (y.reshape(4, -1, 6) + h).mean(0) @ w["c"]
+
+
+def test_images_that_stand_behind_tokens():
+    """In both orders of the work, and image by image."""
+    it = Case((crowded, W, TOKENS))
+    assert max(it.network.graph.ahead.values()) == 4
+    model = it.model(Refining())
+    runs = [
+        simulate(model, it.spiking, it.inputs, 4, schedule=kind, record="silu0")
+        for kind in ("step", "layer")
+    ]
+    for i in range(len(TOKENS)):
+        one = it.inputs[i : i + 1]
+        alone = simulate(model, it.spiking, one, 4, record="silu0")
+        for run in runs:
+            found = run.logits[:, i], run.spikes["silu0"][:, i]
+            expected = alone.logits[:, 0], alone.spikes["silu0"][:, 0]
+            for left, right in zip(found, expected, strict=True):
+                np.testing.assert_allclose(left, right, rtol=0, atol=1e-9)
+            for name, counts in alone.events.items():
+                np.testing.assert_array_equal(run.events[name][:, i], counts[:, 0])
+    margins = Margins(np.array([0.05, 0.02, 0.0]))
+    many = np.concatenate([it.inputs] * 3)
+    found = decide(model, it.spiking, many, margins)
+    for i in range(len(many)):
+        alone = decide(model, it.spiking, many[i : i + 1], margins)
+        assert found.steps[i] == alone.steps[0]
+        assert found.classes[i] == alone.classes[0]
+        for name, counts in alone.events.items():
+            np.testing.assert_array_equal(found.events[name][:, i], counts[:, 0])

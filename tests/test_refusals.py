@@ -130,7 +130,6 @@ REFUSED = {
     "reversed": (behind(lambda w, y: y + lax.rev(y, (0,))), "mixes"),
     "rolled": (behind(lambda w, y: jnp.roll(y, 1, 0)), "mixes"),
     "cumulated": (behind(lambda w, y: jnp.cumsum(y, 0)), "batch"),
-    "batch behind patches": (merged, "batch"),
     "concatenated batch": (twice, "images"),
     # what is no network
     "no relu": (lambda w, x: x @ w["a"] @ w["c"], "no ReLU"),
@@ -341,6 +340,7 @@ RIGHT = {
     "patches": lambda w, x: end(
         w, relu(x.reshape(-1, 3) @ w["a"][:3]).reshape(-1, 2, 8).mean(1)
     ),
+    "batch behind patches": merged,
     "inverse of weights": lambda w, x: end(
         w | {"b": jnp.linalg.inv(w["b"] + 2 * jnp.eye(8))}, hidden(w, x)
     ),

@@ -338,9 +338,17 @@ def _take(model: Model, held: dict, state: State, rows: jax.Array):
         axis = node.batch_axis
         if axis is None:
             return tree
-        own = node.image_shape[axis]  # rows of the axis that belong to one image
-        places = (rows[:, None] * own + jnp.arange(own)[None]).reshape(-1)
-        return jax.tree.map(lambda x: jnp.take(x, places, axis) if x.ndim else x, tree)
+        ahead = graph.ahead[node.name]
+        own = node.image_shape[axis] // ahead  # rows that stand together for an image
+
+        def chosen(x):
+            if not x.ndim:
+                return x
+            around = (*x.shape[:axis], ahead, -1, own, *x.shape[axis + 1 :])
+            found = jnp.take(x.reshape(around), rows, axis + 1)
+            return found.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+        return jax.tree.map(chosen, tree)
 
     held = {name: of(graph[name], value) for name, value in held.items()}
     found = dict(state)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.convert import threshold_shapes
+from jaxburst.graph import images_first
 from jaxburst.tracing import Network
 
 
@@ -15,6 +16,7 @@ def by_channel(network: Network, name: str, x: jax.Array) -> jax.Array:
     node, axis = network.graph[name], network.graph.channel_axes[name]
     batch = node.batch_axis
     images = x.shape[batch] // node.image_shape[batch]
+    x = images_first(network.graph, name, x, batch)
     if axis == batch:  # one number per image
         return x.reshape(images, -1, 1)
     return jnp.moveaxis(x, (batch, axis), (0, -1)).reshape(images, -1, x.shape[axis])
