@@ -251,7 +251,8 @@ def main() -> None:
             rows[name] = scope(name, task)
             print(line(name, rows[name]), flush=True)
             jax.clear_caches()
-        records[title] = {"ann": ann, "rows": rows}
+        streams = scope("streams", partial(streamed, *loaded, config))
+        records[title] = {"ann": ann, "rows": rows, "streams": streams}
     text = "\n\n".join(table(title, record) for title, record in records.items())
     print("\n" + text + "\n")
     common.write_record(folder, "codes", config, networks=records)
@@ -259,6 +260,7 @@ def main() -> None:
     draw(folder / "codes.png", records)
     draw_goals(folder / "goals.png", records)
     draw_anytime(folder / "anytime.png", records)
+    draw_streams(folder / "streams.png", records)
 
 
 def load(title: str, config: Config):
@@ -392,23 +394,61 @@ def measure(code, make, dataset, network, variables, draws, held, config) -> dic
 
 def record(model, spiking, inputs, steps: int, size: int = 100):
     """Logits `[T, N, C]`; operations per MAC `[T, N, 3]` in each unit; mean traffic."""
-    cost = jb.energy.cost_per_event(model.network)
-    macs = sum(jb.energy.macs(model.network).values())
     logits, spent, sums = [], [], {}
     for start in range(0, len(inputs), size):
         batch = inputs[start : start + size]
         trace = jax.device_get(jb.simulate(model, spiking, batch, steps))
         logits.append(trace.logits)
-        total = 0.0
+        spent.append(operations(model.network, trace.traffic))
         for name, counts in trace.traffic.items():
             for unit in UNITS:
                 mean = getattr(counts, unit).sum(1) / len(inputs)
                 own = sums.setdefault(name, dict.fromkeys(UNITS, 0.0))
                 own[unit] = own[unit] + mean
-            each = np.stack([getattr(counts, unit) for unit in UNITS], -1)
-            total = total + each * (cost.get(name, 0.0) / macs)
-        spent.append(total)
     return np.concatenate(logits, 1), np.concatenate(spent, 1), sums
+
+
+def operations(network, traffic) -> np.ndarray:
+    """What traffic causes per MAC of the trained network, `[..., 3]` in each unit."""
+    cost = jb.energy.cost_per_event(network)
+    macs = sum(jb.energy.macs(network).values())
+    return sum(
+        np.stack([getattr(counts, unit) for unit in UNITS], -1)
+        * (cost.get(name, 0.0) / macs)
+        for name, counts in traffic.items()
+    )
+
+
+def streamed(dataset, network, variables, config: Config) -> list[dict]:
+    """A second frame in which a square of another image appears: operations per MAC of
+    what it changes (sigma-delta), and of the whole frame sent once."""
+    rng = np.random.default_rng(config.seed)
+    images = common.drawn(dataset, config.calibration, rng)
+    frame = dataset.test[: min(config.limit, 100)].inputs
+    model, spiking = jb.presets.once(network, variables, images)
+    height, width = frame.shape[1:3]
+    found = []
+    for share in (0.01, 0.03, 0.1, 0.3, 1.0):
+        tall, wide = (max(1, round(n * share**0.5)) for n in (height, width))
+        after = frame.copy()
+        for i, image in enumerate(np.roll(frame, 1, axis=0)):
+            top = rng.integers(height - tall + 1)
+            left = rng.integers(width - wide + 1)
+            place = slice(top, top + tall), slice(left, left + wide)
+            after[(i, *place)] = image[place]
+        changed, _ = jb.stream(model, spiking, np.stack([frame, after]))
+        whole = jb.simulate(model, spiking, after, 1)
+        changed, whole = jax.device_get((changed, whole))
+        same = changed.logits[1].argmax(-1) == whole.logits[0].argmax(-1)
+        spent = [
+            operations(network, trace.traffic)[-1].mean(0).tolist()
+            for trace in (changed, whole)
+        ]
+        found.append({
+            "share": tall * wide / (height * width), "changes": spent[0],
+            "whole": spent[1], "agreement": float(same.mean()), "images": len(frame),
+        })  # fmt: skip
+    return found
 
 
 def answers(network, variables, inputs) -> np.ndarray:
@@ -521,7 +561,7 @@ def table(title: str, record: dict) -> str:
     )
     return f"{title}, ANN {ann['accuracy']:.2%}\n\n" + common.markdown(head, lines) + (
         f"\n\nAt the settings that lose at most 0.5 points on held-out "
-        " training images. Accuracy in %; difference from the ANN in points on "
+        "training images. Accuracy in %; difference from the ANN in points on "
         f"the same images, ± 95 %; first draw, {counts} test images. Slots: time until "
         "the answer, a step for each layer included. Energies over the ANN's without "
         "reuse, each code in the unit that its hardware is charged by."
@@ -622,7 +662,25 @@ def draw_anytime(path: Path, records: dict) -> None:
                 ylim=(100 * ann - 6, 100 * ann + 1),
             )
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=7, frameon=False)
+            if len(axis.lines) > 1:
+                axis.legend(fontsize=7, frameon=False)
+
+
+def draw_streams(path: Path, records: dict) -> None:
+    """Cost of a frame against the share of pixels that change."""
+    with common.figure(path, 1, len(UNITS), figsize=(12, 3.8)) as (_, axes):
+        for k, (unit, axis) in enumerate(zip(UNITS, axes, strict=True)):
+            for i, (title, found) in enumerate(records.items()):
+                rows = found["streams"]
+                share = [100 * row["share"] for row in rows]
+                for kind, style in (("changes", "o-"), ("whole", "--")):
+                    label = f"{title}, {kind}" + (" sent once" if "--" in style else "")
+                    spent = [row[kind][k] for row in rows]
+                    axis.plot(share, spent, style, color=f"C{i}", ms=4, label=label)
+            axis.set(xlabel="pixels that change (%)", xscale="log",
+                     ylabel=f"{unit} per MAC and frame", ylim=(0, None))  # fmt: skip
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=7, frameon=False)
 
 
 if __name__ == "__main__":

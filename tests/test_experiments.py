@@ -115,23 +115,26 @@ def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
     (tmp_path / "foreign.safetensors").rename(tmp_path / "vgg_tiny_cifar10.safetensors")
     few = ("--limit", "20", "--draws", "2", "--calibration", "20", "--choice", "20")
     where = ("--network", "vgg_tiny-cifar10", "--weights", ".", "--out", "here")
-    for code in (("once, least",), ("once, least", "refining, no silence", "quant")):
+    for code in (("once, two",), ("once, two", "sigma-delta, one")):
         run("codes", *where, *few, "--code", *code)
-    assert "continuing with 2 results" in capsys.readouterr().out
+    assert "continuing with 3 results" in capsys.readouterr().out
     record = json.loads((tmp_path / "here/codes.json").read_text())
     found = record["networks"]["vgg_tiny-cifar10"]
-    assert list(found["rows"]) == [
-        "once, least squares", "refining, no silence", "quantised ANN"
-    ]  # fmt: skip
+    names = ["once, two digits", "sigma-delta, one digit a step"]
+    assert list(found["rows"]) == names
     for row in found["rows"].values():
         for own in row["settings"].values():
             assert len(own["draws"]) == 2 and min(own["joules"]["lemaire"]) > 0
             quanta, events, digits = own["draws"][0]["operations"][0]
             assert 0 < events <= digits <= quanta
-    (refining,) = found["rows"]["refining, no silence"]["settings"].values()
-    assert 1 <= refining["anytime"]["steps"] <= 4
-    assert "| once, least squares | 1 |" in (tmp_path / "here/codes.md").read_text()
-    for figure in ("codes", "goals", "anytime"):
+    stepwise = found["rows"][names[1]]["settings"].values()
+    (settled,) = [own["anytime"] for own in stepwise if "anytime" in own]
+    assert 1 <= settled["steps"] <= 4
+    assert "| once, two digits | 1 |" in (tmp_path / "here/codes.md").read_text()
+    for row in found["streams"]:
+        assert row["agreement"] > 0.9
+        assert row["changes"][1] < row["whole"][1] or row["share"] > 0.2
+    for figure in ("codes", "goals", "anytime", "streams"):
         data = (tmp_path / f"here/{figure}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
 
