@@ -209,10 +209,10 @@ CODES = {
         Code(partial(changing, neuron=SigmaDelta(digits=1), rows=3), 4, "digits",
              some("levels", 8, 16)),
     "refining":
-        Code(partial(jb.presets.refining, progress=False), 4, "events",
+        Code(partial(jb.presets.refining, progress=False), 4, "digits",
              some("levels", 2, 4, 7)),
     "refining, no silence":
-        Code(partial(changing, neuron=Refining(15, silence=0), rows=4), 4, "events",
+        Code(partial(changing, neuron=Refining(15, silence=0), rows=4), 4, "digits",
              some("levels", 2, 4, 7)),
     "quantised ANN":
         Code(rounded, 1, "events", some("bits", 3, 4, 5, 8), spikes=False),
