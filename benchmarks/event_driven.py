@@ -43,7 +43,10 @@ from jaxburst.io.integers import Integers, to_integers
 
 NETWORKS = "vgg9-cifar10", "vgg9-cifar100", "resnet20-cifar10", "resnet56-cifar10"
 STEPS = 4
-SIDES = 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32
+CHANGES = [(0, 1), (1, 0.02), (1, 0.05), (1, 0.1), (1, 0.3)]
+CHANGES += [(side, 1) for side in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)]
+"""Sides of the square that changes, and how far it goes towards another image."""
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 MAIN = r"""
@@ -203,13 +206,14 @@ def measure(name: str, options) -> dict:
         per_step = [float(x) for x in program("time", whole[chosen], 5).split()]
         neurons = sum(part.size for part in integers.of("neuron", "pool"))
         streams = []
-        for side in SIDES:
-            frames = moving(images[chosen], side, rng)
+        for side, part in CHANGES:
+            frames = moving(images[chosen], side, part, rng)
             took, events = map(
                 float, program("stream", integers.quantised(frames)[0], 5).split()
             )
             streams.append(
                 {
+                    "part": part,
                     "pixels": side * side / (images.shape[1] * images.shape[2]),
                     "activations": events / neurons,
                     "seconds": took,
@@ -217,8 +221,9 @@ def measure(name: str, options) -> dict:
             )
         dense = opponents(network, variables, some, images, labels, chosen, folder)
         sizes = flash_and_ram(integers, folder)
-    goal = np.interp(0.02, *zip(*[(s["activations"], s["seconds"]) for s in streams],
-                                strict=True))  # fmt: skip
+    streams.sort(key=lambda row: row["activations"])
+    shares, times = ([row[k] for row in streams] for k in ("activations", "seconds"))
+    goal = np.interp(0.02, shares, times)
     return {
         "accuracy": accuracy,
         "bits": {part.name: part.bits for part in integers.of("neuron")},
@@ -279,13 +284,14 @@ def build(integers, folder: Path):
     return program
 
 
-def moving(images, side: int, rng) -> np.ndarray:
-    """A still image in which a square is, frame by frame, that of another image."""
+def moving(images, side: int, part: float, rng) -> np.ndarray:
+    """A still image in which a square moves, frame by frame, towards another image."""
     frames = [images[0]]
     for other in images[1:]:
         frame = frames[-1].copy()
         y, x = (int(rng.integers(0, n - side + 1)) for n in frame.shape[:2])
-        frame[y : y + side, x : x + side] = other[y : y + side, x : x + side]
+        square = slice(y, y + side), slice(x, x + side)
+        frame[square] += part * (other[square] - frame[square])
         frames.append(frame)
     return np.stack(frames)
 
@@ -441,7 +447,7 @@ def show(record: dict) -> None:
     print("streams: pixels, activations that change, ms per frame, times faster")
     for row in record["streams"]:
         gain = dense["int8_seconds"] / row["seconds"]
-        print(f"{row['pixels']:7.1%} {row['activations']:7.1%} "
+        print(f"{row['pixels']:7.1%} x {row['part']:<4g} {row['activations']:7.1%} "
               f"{1e3 * row['seconds']:8.3f} {gain:6.2f}")  # fmt: skip
     at = record["crossing"]
     print(f"at 2 % {record['faster_at_2_percent']:.2f} times faster; as fast at "

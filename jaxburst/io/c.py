@@ -36,6 +36,8 @@ from jaxburst.io.integers import RANGE, Axis, Integers, Link, Part
 SHORT = 258
 """So many spikes times 127 fit a sum of 16 bits."""
 
+_NOWHERE = -(2**30)
+
 FEWEST = 8
 """Numbers of a vector; with less, single ones are faster."""
 
@@ -114,10 +116,9 @@ typedef struct {
 } queue;
 
 static inline void mark(queue *q, uint32_t p) {
-  if (!q->flag[p]) {
-    q->flag[p] = 1;
-    q->list[q->count++] = (place)p;
-  }
+  q->list[q->count] = (place)p; /* has room for one more */
+  q->count += !q->flag[p];
+  q->flag[p] = 1;
 }
 
 static inline void forget(queue *q) {
@@ -152,12 +153,12 @@ static int32_t value[WIDEST + 1];
 # Adds rows of a kernel to sums of 16 or 32 bits, and these to the membranes. Compilers
 # keep arrays in memory; where there are vectors, they are asked for by name.
 _ADD = """
-static inline void add_OUTS_BITS(int32_t *restrict a, const int8_t *restrict k,
+static inline void add_OUTS_STRIDE_BITS(int32_t *restrict a, const int8_t *restrict k,
     const int32_t *restrict scale, uint32_t first, uint32_t last) {
 VECTORS  for (uint32_t o = 0; o < OUTS; o++) {
     int32_t sum = 0;
     for (uint32_t e = first; e < last; e++)
-      sum += value[e] * k[(uint32_t)channel[e] * OUTS + o];
+      sum += value[e] * k[(uint32_t)channel[e] * STRIDE + o];
     a[o] += scale[o] * sum;
   }
 ENDVECTORS}
@@ -169,7 +170,7 @@ _WIDE = """#ifdef WIDE
   for (uint32_t b = 0; b < OUTS; b += BLOCK) {
     many BEGIN;
     for (uint32_t e = first; e < last; e++) {
-      const int8_t *restrict r = k + (uint32_t)channel[e] * OUTS + b;
+      const int8_t *restrict r = k + (uint32_t)channel[e] * STRIDE + b;
       const TYPE n = (TYPE)value[e];
       few w;
       EACHEVENT
@@ -207,13 +208,13 @@ static void synapse_INDEX(void) {
       m += x[c] != 0;
     }
     if (!m) continue;
-    uint64_t quanta = 0;
-    for (uint32_t c = 0; c < m; c++)
-      quanta += (uint32_t)(value[c] < 0 ? -value[c] : value[c]);
+    int32_t quanta = 0;
+    for (uint32_t c = 0; c < INS; c++) quanta += x[c] < 0 ? -x[c] : x[c];
     for (uint32_t first = 0, last; first < m; first = last) {
       CHUNK
       taps = 0;
       LOOPS
+      counted->sums += taps * OUTS;
     }
     counted->weights += (uint64_t)m * taps * EACH;
     TALLY
@@ -222,7 +223,7 @@ static void synapse_INDEX(void) {
 }
 """
 
-_CHUNK = """last = first;
+_CHUNK = """last = quanta <= SHORT ? m : first;
       for (int32_t load = 0; last < m; last++) {
         load += value[last] < 0 ? -value[last] : value[last];
         if (load > SHORT) break;
@@ -314,6 +315,21 @@ static void link_INDEX(void) {
 }
 """
 
+_LINK_ROWS = """
+/* NOTE */
+static void link_INDEX(void) {
+  HOLD
+  for (uint32_t e = 0; e < COUNT; e++) {
+    const uint32_t p = LIST;
+    const int32_t to = TABLE[p];
+    if (to < 0) continue;
+    for (uint32_t c = 0; c < WIDTH; c++)
+      sums[to + (int32_t)c] += FACTOR * X[p * WIDTH + c];
+    MARK
+  }
+}
+"""
+
 
 class _Program:
     """The parts of a program, and what they share."""
@@ -325,7 +341,7 @@ class _Program:
         self.constants: dict[tuple, str] = {}
         self.declared: list[str] = []
         self.functions: list[str] = []
-        self.adds: set[tuple] = set()
+        self.adds: set[str] = set()
         self.clears: list[str] = []  # at reset
         self.flash = self.ram = 0
         self.out = {part.name: self.leaving(part) for part in net.parts}
@@ -405,7 +421,7 @@ class _Program:
 
     def queue(self, name: str, places: int) -> None:
         kind = self.place
-        self.array(kind, f"{name}_list", places, clear=False)
+        self.array(kind, f"{name}_list", places + 1, clear=False)
         self.array("uint8_t", f"{name}_flag", places)
         self.declared.append(f"static queue {name} = {{{name}_list, {name}_flag, 0}};")
         self.clears.append(f"{name}.count = 0;")
@@ -439,17 +455,31 @@ class _Program:
         self.array("int16_t", f"last_{i}", part.size)
         self.queue(f"q_{i}", self.places(part))
 
-    def loops(self, axes: tuple[Axis, ...], body: str) -> str:
-        """Loops over the taps that meet a place `p`; the body has `o` and `tap`."""
+    def loops(self, axes: tuple[Axis, ...], body: str, run: str = "") -> str:
+        """Loops over the taps that meet a place `p`.
+
+        Args:
+          axes: those of the places.
+          body: done for each; in it $o is the place that is met, $ther the tap along
+            all axes but the last, $k the tap along that, $tap both.
+          run: done instead where all taps along the last axis meet something: $o is
+            the first of the places, which are side by side.
+        """
         text, rest, names = "", "p", []
         for a, axis in reversed(list(enumerate(axes))):
             text += f"const uint32_t i{a} = {rest} % {axis.size};\n"
             rest = f"{rest} / {axis.size}"
-        place, tap = "0", "0"
+        place, tap, other = "0", "0", "0"
         for a, axis in enumerate(axes):
+            other = tap
             if axis.taps == 1 and axis == Axis(axis.size, axis.size):
                 text += f"const uint32_t o{a} = i{a};\n"
             else:
+                if run and a == len(axes) - 1:
+                    first = f"(int32_t)i{a} - {axis.taps - 1 - axis.low}"
+                    begin = f"({place} * {axis.out} + (uint32_t)({first}))"
+                    text += f"if ({first} >= 0 && i{a} + {axis.low} < {axis.out}) {{\n"
+                    text += run.replace("$o", begin).replace("$ther", tap) + "} else\n"
                 table = self.constant(axis.meets)
                 text += f"for (uint32_t k{a} = 0; k{a} < {axis.taps}; k{a}++) {{\n"
                 names.append(a)
@@ -460,7 +490,10 @@ class _Program:
                 )
                 tap = f"({tap} * {axis.taps} + k{a})" if tap != "0" else f"k{a}"
             place = f"({place} * {axis.out} + o{a})" if place != "0" else f"o{a}"
-        text += body.replace("$o", place).replace("$tap", tap)
+        last = f"k{len(axes) - 1}"
+        for word, what in ("$ther", other), ("$tap", tap), ("$k", last), ("$o", place):
+            body = body.replace(word, what)
+        text += body
         return text + "}\n" * len(names)
 
     def synapse(self, part: Part) -> None:
@@ -485,9 +518,10 @@ class _Program:
                 count, listed = f"q_{j}.count", f"q_{j}.list[e]"
             else:
                 count, listed = str(places), "e"
-            tally = f"counted->operations += quanta * taps * {outs // part.groups};"
+            each = outs // part.groups
+            tally = f"counted->operations += (uint64_t)quanta * taps * {each};"
             if source.name in self.net.constant:
-                tally = f"counted->macs += (uint64_t)m * taps * {outs // part.groups};"
+                tally = f"counted->macs += (uint64_t)m * taps * {each};"
         direct = self.direct(part)
         if direct:
             target = self.net[direct.target]
@@ -498,13 +532,38 @@ class _Program:
             self.queue(f"q_{i}", self.places(part))
             hold, marking = f"int32_t *const sums = y_{i};", f"mark(&q_{i}, $o);"
         short = bound <= SHORT and part.groups == 1
-        add = self.adder(i, part.groups, rows, outs, short)
-        scale = self.constant(part.arrays["multiplier"], "int32_t")
-        weights = self.constant(kernel)
+        axis, run = part.axes[-1], ""
+        multiplier = part.arrays["multiplier"]
+        if part.groups == 1 and axis.taps > 1 and axis[3:] == (1, axis.low, 1, 1):
+            # Rows of neighbouring taps side by side, as the places are that they reach.
+            taps = axis.taps
+            kernel = kernel.reshape(-1, taps, rows, outs)[:, ::-1].swapaxes(1, 2)
+            wide, table = taps * outs, self.constant(kernel)
+            scale = self.constant(np.tile(multiplier, taps), "int32_t")
+            at = f"{table} + ($ther) * {rows * wide}"
+            run = (
+                f"{self.adder(wide, wide, short)}(sums + (size_t)($o) * {outs}, {at},"
+                f" {scale}, first, last);\n"
+                f"for (uint32_t k = 0; k < {taps}; k++) {{ {marking} }}\n"
+            ).replace(", $o);", ", $o + k);")
+            run = run if marking else run[: run.index("for (uint32_t k")]
+            run += f"taps += {taps};\n"
+            add, at = (
+                self.adder(outs, wide, short),
+                f"{at} + ({taps - 1} - $k) * {outs}",
+            )
+        else:
+            scale = self.constant(multiplier, "int32_t")
+            at = f"{self.constant(kernel)} + ($tap) * {rows * outs}"
+            add = f"add_{i}"
+            if part.groups == 1:
+                add = self.adder(outs, outs, short)
+            else:
+                each = outs // part.groups
+                self.emit(_GROUPED, INDEX=i, ROWS=rows, OUTS=outs, EACH=each)
         body = (
-            f"{add}(sums + (size_t)($o) * {outs}, {weights} + ($tap) * {rows * outs},"
-            f" {scale}, first, last);\n{marking}\ntaps++;\n"
-            f"counted->sums += {outs};\n"
+            f"{add}(sums + (size_t)($o) * {outs}, {at}, {scale}, first, last);\n"
+            f"{marking}\ntaps++;\n"
         )
         clear = ""
         if own:
@@ -512,24 +571,23 @@ class _Program:
                 f"for (uint32_t e = 0; e < t_{i}.count; e++) memset({x} + (uint32_t)"
                 f"t_{i}.list[e] * {ins}, 0, {ins} * sizeof *{x});\n  forget(&t_{i});"
             )
-        text = _SYNAPSE.replace("LOOPS", self.loops(part.axes, body))
+        text = _SYNAPSE.replace("LOOPS", self.loops(part.axes, body, run))
         chunk = _CHUNK.replace("SHORT", str(SHORT)) if short else "last = m;"
-        if "quanta" not in tally:
-            a = text.index("    uint64_t quanta"), text.index("    for (uint32_t first")
+        if "quanta" not in chunk + tally:
+            a = text.index("    int32_t quanta"), text.index("    for (uint32_t first")
             text = text[: a[0]] + text[a[1] :]
         self.emit(
             text, NOTE=part.name, HOLD=hold, COUNT=count, PLACES=listed, XTYPE=kind,
             CHUNK=chunk, TALLY=tally, CLEAR=clear, EACH=outs // part.groups, INDEX=i,
-            COUNTER=self.synapses.index(part.name), INS=ins, X=x,
+            COUNTER=self.synapses.index(part.name), INS=ins, X=x, OUTS=outs,
         )  # fmt: skip
 
-    def adder(self, i: int, groups: int, rows: int, outs: int, short: bool) -> str:
-        if groups > 1:
-            self.emit(_GROUPED, INDEX=i, ROWS=rows, OUTS=outs, EACH=outs // groups)
-            return f"add_{i}"
+    def adder(self, outs: int, stride: int, short: bool) -> str:
+        """A function that adds the first of the weights in each row of a kernel."""
         bits = 16 if short else 32
-        if (outs, bits) not in self.adds:
-            self.adds.add((outs, bits))
+        name = f"add_{outs}_{stride}_{bits}"
+        if name not in self.adds:
+            self.adds.add(name)
             lanes = math.gcd(outs, 512 // bits)
             text = _ADD.replace("ENDVECTORS", "").replace("VECTORS", "")
             if lanes >= FEWEST:
@@ -539,8 +597,8 @@ class _Program:
             spread = "SPREAD32" if (lanes, bits) == (32, 16) else "SPREAD"
             places = [(n, f"{n * lanes}") for n in range(count)]
             self.emit(
-                text, OUTS=outs, BITS=bits, LANES=lanes, TYPE=f"int{bits}_t",
-                BLOCK=lanes * count,
+                text, OUTS=outs, STRIDE=stride, BITS=bits, LANES=lanes,
+                TYPE=f"int{bits}_t", BLOCK=lanes * count,
                 BEGIN=", ".join(f"s{n} = {{0}}" for n, _ in places),
                 EACHEVENT="\n".join(
                     f"s{n} += n * {spread}(many, w, r + {at});"
@@ -550,7 +608,7 @@ class _Program:
                     f"memcpy(sum + {at}, &s{n}, sizeof s{n});" for n, at in places
                 ),
             )  # fmt: skip
-        return f"add_{outs}_{bits}"
+        return name
 
     def emit(self, template: str, **words) -> None:
         """Adds a function: a template in which words stand for what they are here."""
@@ -737,40 +795,76 @@ class _Program:
         marking = ""
         if self.marks(target):
             marking = f"mark(&t_{self.index[target.name]}, to / {wide});"
-        matrix = link.matrix
-        if matrix is None:
+        matrix, template, words = link.matrix, _LINK, {}
+        split = self.split(matrix, source.size // width, width)
+        if split and not count and self.side_by_side(*split[:2], wide):
+            rows, columns, factor = split
+            template = _LINK_ROWS
+            start = np.where(rows < 0, -1, rows + columns[0])
+            words = {"TABLE": self.constant(start, "int32_t")}
+            words["FACTOR"] = self.factor(factor)
+            words["MARK"] = marking.replace("to /", "(uint32_t)to /")
+            move = ""
+        elif matrix is None:
             move = f"const uint32_t to = p * {width} + c;\nsums[to] += n;\n"
             move += f"{marking}\n{count}"
         else:
             then = f"{marking}\n{count}"
-            move = self.table(matrix, source.size // width, width, then)
+            move = self.moved(split, then) if split else self.table(matrix, width, then)
         self.emit(
-            _LINK, INDEX=number, NOTE=f"{source.name} to {target.name}", MOVE=move,
+            template, INDEX=number, NOTE=f"{source.name} to {target.name}", MOVE=move,
             HOLD=self.hold(target), COUNT=f"q_{j}.count", LIST=f"q_{j}.list[e]",
-            WIDTH=width, X=x,
+            WIDTH=width, X=x, **words,
         )  # fmt: skip
 
-    def table(self, matrix, places: int, width: int, then: str) -> str:
-        """`to` and a factor for each place and channel, as short as they can be said.
+    def split(self, matrix, places: int, width: int):
+        """`(A, B, factors of channels)` where place and channel go to `A[p] + B[c]`.
 
-        Where each place goes to one, at most, `to = A[p] + B[c]` is tried first.
+        None if one goes to several places, or not to a sum, or with another factor.
         """
+        if matrix is None:
+            return None
         back = matrix.T.tocsr()
         counts = np.diff(back.indptr)
-        if counts.max() == 1:
-            to = np.full(places * width, -1)
-            to[counts == 1] = back.indices
-            factor = np.zeros(places * width, np.int64)
-            factor[counts == 1] = back.data
-            to, factor = to.reshape(places, width), factor.reshape(places, width)
-            p, c = np.argwhere(to >= 0)[0]
-            rows = np.where(to[:, c] >= 0, to[:, c], -1)
-            columns = np.where(to[p] >= 0, to[p] - to[p, c], -(2**30))
-            sums = rows[:, None] + columns
-            fits = np.where((rows[:, None] < 0) | (columns == -(2**30)), -1, sums)
-            per = np.array([col[col != 0][:1].sum() for col in factor.T])
-            if (fits == to).all() and (np.where(to >= 0, per, 0) == factor).all():
-                return self.split(rows, columns, per, then)
+        if counts.max() > 1:
+            return None
+        to, factor = np.full(places * width, -1), np.zeros(places * width, np.int64)
+        to[counts == 1], factor[counts == 1] = back.indices, back.data
+        to, factor = to.reshape(places, width), factor.reshape(places, width)
+        p, c = np.argwhere(to >= 0)[0]
+        rows = to[:, c]
+        columns = np.where(to[p] >= 0, to[p] - to[p, c], _NOWHERE)
+        nowhere = (rows[:, None] < 0) | (columns == _NOWHERE)
+        fits = np.where(nowhere, -1, rows[:, None] + columns)
+        each = np.array([column[column != 0][:1].sum() for column in factor.T])
+        same = (np.where(to >= 0, each, 0) == factor).all()
+        return (rows, columns, each) if same and (fits == to).all() else None
+
+    def side_by_side(self, rows, columns, wide: int) -> bool:
+        """Whether all channels of a place go to those of one place, in their order."""
+        first = rows[rows >= 0] + columns[0]
+        last = first + len(columns) - 1
+        plain = (columns - columns[0] == np.arange(len(columns))).all()
+        return bool(plain and (first // wide == last // wide).all())
+
+    def factor(self, each) -> str:
+        if (each == each[0]).all():
+            return str(int(each[0]))
+        return f"{self.constant(each, 'int32_t')}[c]"
+
+    def moved(self, split, then: str) -> str:
+        rows, columns, each = split
+        return (
+            f"const int32_t row = {self.constant(rows, 'int32_t')}[p];\n"
+            f"const int32_t column = {self.constant(columns, 'int32_t')}[c];\n"
+            f"if (row < 0 || column == {_NOWHERE}) continue;\n"
+            "const uint32_t to = (uint32_t)(row + column);\n"
+            f"sums[to] += {self.factor(each)} * n;\n{then}"
+        )
+
+    def table(self, matrix, width: int, then: str) -> str:
+        """Where each place and channel goes, one by one."""
+        back = matrix.T.tocsr()
         start = self.constant(back.indptr, "int32_t")
         to = self.constant(back.indices, "int32_t")
         factor = self.constant(back.data, "int32_t")
@@ -780,23 +874,6 @@ class _Program:
             f"const uint32_t to = (uint32_t){to}[k];\n"
             f"sums[to] += {factor}[k] * n;\n{then}\n}}"
         )
-
-    def split(self, rows, columns, per, then: str) -> str:
-        text, channels = "", np.arange(len(columns))
-        text += f"const int32_t row = {self.constant(rows, 'int32_t')}[p];\n"
-        text += "if (row < 0) continue;\n"
-        offset = columns - channels
-        if (offset == offset[0]).all():
-            text += f"const uint32_t to = (uint32_t)(row + (int32_t)c + {offset[0]});\n"
-        else:
-            table = self.constant(columns, "int32_t")
-            text += f"const int32_t column = {table}[c];\n"
-            text += f"if (column == {-(2**30)}) continue;\n"
-            text += "const uint32_t to = (uint32_t)(row + column);\n"
-        factor = str(int(per[0]))
-        if not (per == per[0]).all():
-            factor = f"{self.constant(per, 'int32_t')}[c]"
-        return text + f"sums[to] += {factor} * n;\n{then}"
 
     def reach(self, part: Part) -> str:
         """A function: how many taps of a synapse a place meets."""
