@@ -37,6 +37,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -169,7 +170,7 @@ def prepared(arch: str, batch: int, steps: int, config):
         for name in SCHEDULES
     }
     options = jb.run.compiler_options(model.network)
-    circuit = circuit_of(model, peers.threshold_1(model, spiking))
+    circuit = jb.run.prepared(model, peers.threshold_1(model, spiking))
     conventional = functools.partial(ann, model)
     programs["jaxburst ANN"] = program("ANN", options, conventional, circuit, images)
     if own and own is not module:
@@ -187,13 +188,8 @@ def inference(model, spiking, images, steps: int, schedule: str) -> Program:
         return jb.run.last_of(model, circuit, [images], steps, schedule)[0]
 
     options = jb.run.compiler_options(model.network)
-    circuit = circuit_of(model, spiking)
+    circuit = jb.run.prepared(model, spiking)
     return program("SNN", options, function, circuit, images, note)
-
-
-def circuit_of(model, spiking):
-    """Converted weights in the form that is fast here."""
-    return jax.jit(jb.run.prepare, static_argnums=0)(model, spiking)
 
 
 def ann(model, circuit, images) -> jax.Array:
@@ -216,8 +212,9 @@ def program(kind: str, options, function, weights, images, note="") -> Program:
     shard, replicate = jb.devices.share(len(images))
     arguments = replicate(weights), shard(jnp.asarray(images))
     start = time.perf_counter()
-    data_parallel = jb.devices.data_parallel(function, len(images))
-    compiled = jax.jit(data_parallel, compiler_options=options).lower(*arguments).compile()
+    parallel = getattr(jb.devices, "data_parallel", None) or jb.devices.divided
+    run = jax.jit(parallel(function, len(images)), compiler_options=options)
+    compiled = run.lower(*arguments).compile()
     seconds = time.perf_counter() - start
 
     def call():
@@ -487,7 +484,10 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
 
 
 def of_layers(arch: str, batch: int, steps: int, config) -> dict[str, Program]:
-    """The programs of version 0.1, which knew tuples of layers and no functions."""
+    """The programs of version 0.1, which knew tuples of layers and no functions.
+
+    It stays for `--against`, and no test runs it: that takes a checkout of then.
+    """
     from jaxburst import simulation
 
     layers, images = jb.zoo.NETWORKS[arch](10), drawn(config, batch)
@@ -535,10 +535,11 @@ def work(config) -> None:
 @contextlib.contextmanager
 def worker(options: list[str], package: Path | None):
     """A process with one version, as a function of a line that returns its answer."""
-    environment = dict(os.environ)
+    environment, script = dict(os.environ), __file__
     if package is not None:
         environment["PYTHONPATH"] = str(package)
-    command = [sys.executable, __file__, "--worker", *options]
+        script = str(package / "experiments" / Path(__file__).name)
+    command = [sys.executable, script, "--worker", *options]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
 
@@ -568,6 +569,9 @@ def checked_out(commit: str):
         if add.returncode:
             raise ValueError(f"--against {commit}: {add.stderr.strip()}")
         try:
+            # Today's programs beside what the experiments shared then.
+            for name in (Path(__file__).name, "peers.py"):
+                shutil.copy(Path(__file__).with_name(name), place / "experiments")
             yield place
         finally:
             subprocess.run([*git, "remove", "--force", place], check=True)
