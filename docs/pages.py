@@ -39,7 +39,7 @@ def execute(path: Path) -> list[str]:
     names, wrong = {"__name__": "__main__"}, []
     for line, code, expected in blocks(path):
         printed = io.StringIO()
-        program = compile("\n" * (line - 1) + code, str(path), "exec")
+        program = compile("\n" * (line - 1) + code, path.name, "exec")
         with contextlib.redirect_stdout(printed):
             exec(program, names)
         if expected is not None and printed.getvalue() != expected:
@@ -74,6 +74,7 @@ def notebook(path: Path, target: Path) -> None:
         made.cells.append(nbformat.v4.new_code_cell(found[1].rstrip()))
         end = found.end()
     made.cells.append(nbformat.v4.new_markdown_cell(text[end:].strip()))
+    os.environ.pop("MPLBACKEND", None)  # notebooks show what is drawn
     for number, cell in enumerate(made.cells):
         cell.id = f"{path.stem}-{number}"
     with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +88,7 @@ def notebook(path: Path, target: Path) -> None:
 
 def main(names: list[str]) -> None:
     for path in sorted(DOCS.glob("*.md")):
+        os.environ["MPLBACKEND"] = "agg"
         if names and path.name not in names or not any(blocks(path)):
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -101,5 +103,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("MPLBACKEND", "agg")
     main(sys.argv[1:])
