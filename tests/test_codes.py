@@ -24,6 +24,7 @@ from jaxburst.neurons import (
     Threshold,
 )
 from jaxburst.neurons.sigma_delta import nearest
+from jaxburst.traffic import count
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -329,6 +330,12 @@ def test_a_window_is_one_step():
     with pytest.raises(ValueError, match="one window of 5 slots"):
         it.run(it.model(Radix(5)), it.spiking(Burst(1)), 2)
     assert Radix(5) != FirstSpike(5) and Radix(5).gamma == 31
+
+
+def test_a_part_of_a_quantum_is_counted():
+    """What pools pass on of means, or of another phase, need not be whole."""
+    found = count(jnp.array([0.5, -1.25, 0.0, 3.0]))
+    assert [int(n) for n in found] == [1 + 2 + 3, 3, 1 + 1 + 2]
 
 
 def test_no_code_is_forgotten():
