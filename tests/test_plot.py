@@ -13,6 +13,7 @@ import pytest
 
 import jaxburst as jb
 from jaxburst import plot
+from jaxburst.methods.analysis import LayerReport
 from jaxburst.run import Trace
 
 
@@ -92,7 +93,8 @@ def test_errors_name_what_is_wrong(ran, monkeypatch):
     with pytest.raises(ValueError, match="one of the 3"):
         plot.raster(trace, "relu0", image=3)
     with pytest.raises(ValueError, match="expected 2 to draw on, found 1"):
-        plot.layers([], axes=[plt.gca()])
+        row = LayerReport("relu0", *np.ones(len(LayerReport._fields) - 1))
+        plot.layers([row], axes=[plt.gca()])
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"jaxburst\[plot\]"):
         plot.raster(trace, "relu0")
