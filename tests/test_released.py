@@ -119,3 +119,8 @@ def test_weights_lie_where_the_environment_says(tmp_path, variables, monkeypatch
     assert released.pretrained("own-digits")[0] == MODULE
     with pytest.raises(ValueError, match="found '../own-digits'"):
         released.pretrained("../own-digits")
+
+
+def test_all_released_files_together_are_small():
+    sizes = [path.stat().st_size for path in released.FOLDER.iterdir()]
+    assert sizes and sum(sizes) < 30e6
