@@ -38,7 +38,7 @@ from jaxburst.streams import stream
 from jaxburst.tracing import Network, Refused, trace
 from jaxburst.training import Recipe, fit
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Burst",

@@ -33,8 +33,8 @@ def share(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
       images: number of images in the batch.
 
     Returns:
-      `(shard, replicate)`. `shard` puts arrays `[images, ...]` on the devices in parts, `replicate`
-      a whole pytree on each of them. With one device there is nothing to do, and
+      `(shard, replicate)`. `shard` puts arrays `[images, ...]` on the devices in
+      parts, `replicate` a whole pytree on each of them. With one device there is nothing to do, and
       neither does anything.
     """
     mesh = _mesh(images)
@@ -59,8 +59,8 @@ def data_parallel(function: Callable[[Any, Any], Any], images: int) -> Callable:
       images: number of images in the batch, as for `share`.
 
     Returns:
-      The same function for what `replicate` and `shard` return, for `jax.jit`. With one device
-      it is the function itself.
+      The same function for what `replicate` and `shard` return, for `jax.jit`. With
+      one device it is the function itself.
     """
     mesh = _mesh(images)
     if mesh is None:

@@ -270,7 +270,8 @@ def compiled(
         if count not in programs:
             shard, replicate = share(count)
             run = jax.jit(
-                data_parallel(part, count), compiler_options=compiler_options(model.network)
+                data_parallel(part, count),
+                compiler_options=compiler_options(model.network),
             )
             programs[count] = shard, replicate(circuit), run
         shard, weights, run = programs[count]
