@@ -316,6 +316,8 @@ def test_a_cap_holds_for_every_code():
         (SigmaDelta, {"gamma": 0}, "gamma"),
         (SigmaDelta, {"digits": 0}, "digits"),
         (Radix, {"slots": 0}, "slots"),
+        (Radix, {"slots": 25}, "slots"),
+        (FirstSpike, {"slots": 2**24 + 1}, "slots"),
         (Parallel, {"slots": 2.0}, "slots"),
         (Phase, {"period": 17}, "period"),
     ],

@@ -33,13 +33,14 @@ class Window(SigmaDelta, abc.ABC):
     slots: int = 8
 
     universal = False
+    longest = 2**24  # what single precision counts to
 
     def __post_init__(self):
         kind = type(self).__name__
-        if not is_whole(self.slots, 1) or self.slots > 24:
+        if not is_whole(self.slots, 1) or self.slots > self.longest:
             raise ValueError(
                 f"{kind}: slots, of a window of time, must be a whole number of at "
-                f"least 1 and at most 24, found {self.slots!r}"
+                f"least 1 and at most {self.longest}, found {self.slots!r}"
             )
         object.__setattr__(self, "gamma", self._most())
         check_gamma(kind, self.gamma)
@@ -124,6 +125,8 @@ class Radix(Window):
       Wang et al., "Efficient Spiking Neural Networks With Radix Encoding", TNNLS 2022;
       Stöckl and Maass, Nature Machine Intelligence 2021.
     """
+
+    longest = 24
 
     def _most(self):
         return 2**self.slots - 1
