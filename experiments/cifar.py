@@ -86,7 +86,7 @@ class Config:
 
 
 def main(name: str, description: str, arch: str = "vgg9") -> None:
-    """Runs the experiment on the dataset of this name; `arch` is the default network."""
+    """Runs the experiment on a dataset, by its name, with a default network."""
     default = Config(source=Source(arch=arch))
     config = tyro.cli(Config, description=description, default=default)
     arch = config.source.arch

@@ -34,8 +34,8 @@ def share(images: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
     Returns:
       `(shard, replicate)`. `shard` puts arrays `[images, ...]` on the devices in
-      parts, `replicate` a whole pytree on each of them. With one device there is nothing to do, and
-      neither does anything.
+      parts, `replicate` a whole pytree on each of them. With one device there is
+      nothing to do, and neither does anything.
     """
     mesh = _mesh(images)
     if mesh is None:

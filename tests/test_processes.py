@@ -70,7 +70,8 @@ def run() -> dict:
     labels = np.asarray(net(weights, inputs)).argmax(-1)
     network = jb.trace(net, weights, inputs[:1])
     found = {}
-    for name, calibrate in (("percentile", jb.calibrate), ("mse", jb.methods.calibrate_mse)):
+    mse = jb.methods.calibrate_mse
+    for name, calibrate in (("percentile", jb.calibrate), ("mse", mse)):
         thresholds = calibrate(network, weights, inputs, jb.Burst(3), batch_size=8)
         found[name] = {key: np.asarray(x).tolist() for key, x in thresholds.items()}
     model = jb.Model(network, jb.Burst(3))

@@ -110,14 +110,17 @@ def test_energy_is_charged_to_whoever_sent_the_spikes(name, unit):
 def test_the_sender_of_each_synapse():
     """In a residual network within another, and behind a pool and wires."""
     inner = "residual0_body/residual0_body"
-    assert case("nested").network.graph.senders.items() >= {
-        "conv0": (),
-        "residual0_body/conv0": ("relu0",),
-        f"{inner}/conv0": (f"{inner}/relu0",),
-        "residual0_body/conv1": ("residual0_body/relu0",),
-        "residual0_shortcut/conv0": ("relu0",),
-        "dense0": ("relu1",),
-    }.items()
+    assert (
+        case("nested").network.graph.senders.items()
+        >= {
+            "conv0": (),
+            "residual0_body/conv0": ("relu0",),
+            f"{inner}/conv0": (f"{inner}/relu0",),
+            "residual0_body/conv1": ("residual0_body/relu0",),
+            "residual0_shortcut/conv0": ("relu0",),
+            "dense0": ("relu1",),
+        }.items()
+    )
     network = case("residual first").network
     (pool,) = network.pools
     assert network.graph.senders["dense0"] == (pool,)
