@@ -7,7 +7,9 @@
 `params` are those of `lax.conv_general_dilated` as a jaxpr holds them, so any module's
 convolution has a form: of any rank, layout, padding, stride and dilation.
 
-Three facts about XLA on CPU decide. Where the map has fewer positions than the kernel
+Four facts about XLA on CPU decide. Within a loop, and time steps are one, a convolution
+whose channels do not come last takes eighty times as long as one whose channels do.
+Where the map has fewer positions than the kernel
 has taps, its convolution is pathological: 3x3, 512 to 512 channels on a 2x2 map takes
 two hundred times as long as one matrix product over the whole map. For 3x3 kernels
 between at least 32 channels each, Winograd's F(4x4, 3x3) takes between a half and a
@@ -39,8 +41,9 @@ class Form:
     """How one convolution is computed. Static: hashable, and without arrays.
 
     Attributes:
-      kind: `plain`, as XLA does it; `map`, one matrix product over the whole map;
-        `winograd`, by Winograd's F(4x4, 3x3); `pairs`, two columns of outputs at once.
+      kind: `plain`, as XLA does it; `last`, so with the channels last; `map`, one
+        matrix product over the whole map; `winograd`, by Winograd's F(4x4, 3x3);
+        `pairs`, two columns of outputs at once.
       kernel_shape: of the kernel, in its own layout.
       sides: of the input, in the order of the kernel's.
       numbers: layouts of input, kernel and output, `lax.ConvDimensionNumbers`.
@@ -142,18 +145,32 @@ def choose(
 
 
 def _kind(form: Form, dtype, platform: str, exact: bool, one_core: bool) -> str:
+    plain = "last" if platform == "cpu" and not _is_last(form) else "plain"
     if form.groups > 1 or form.batch_groups > 1:
-        return "plain"
+        return plain
     if _map_pays(form):
         return "map"
     if exact or platform != "cpu" or dtype != jnp.float32 or not _is_same_3x3(form):
-        return "plain"
+        return plain
     if _winograd_pays(form):
         return "winograd"
     # Where cores share a device, Eigen has the better of it: it uses all of them.
     if one_core and max(form.channels, form.features) <= 16 and form.sides[1] % 2 == 0:
         return "pairs"
-    return "plain"
+    return plain
+
+
+def _is_last(form: Form) -> bool:
+    """Whether channels come last."""
+    last = _layouts(len(form.sides))
+    return tuple(map(tuple, form.numbers)) == tuple(map(tuple, last))
+
+
+def _layouts(sides: int) -> lax.ConvDimensionNumbers:
+    """`[B, H, W, C]`, and of kernels `[H, W, C_in, C_out]`, for so many sides."""
+    data = (0, sides + 1, *range(1, sides + 1))
+    kernel = (sides + 1, sides, *range(sides))
+    return lax.ConvDimensionNumbers(data, kernel, data)
 
 
 def _map_pays(form: Form) -> bool:
@@ -180,15 +197,18 @@ def prepare(form: Form, kernel: jax.Array) -> jax.Array:
       kernel: in its own layout.
 
     Returns:
-      `plain`: the kernel itself. `map`: the matrix of the whole convolution, with a row
-      for each number of an input and a column for each of an output. `winograd`: the
-      kernel in Winograd's domain, `[36, C_in, C_out]`. `pairs`: the kernel of two
-      columns of outputs, `[3, 4, C_in, 2 * C_out]`.
+      `plain`: the kernel itself. `last`: the kernel `[H, W, C_in, C_out]`. `map`: the
+      matrix of the whole convolution, with a row for each number of an input and a
+      column for each of an output. `winograd`: the kernel in Winograd's domain, `[36,
+      C_in, C_out]`. `pairs`: the kernel of two columns of outputs, `[3, 4, C_in, 2 *
+      C_out]`.
     """
     _require("kernel", form.kernel_shape, kernel.shape)
     if form.kind == "plain":
         return kernel
     kernel = _kernel_last(form, kernel)
+    if form.kind == "last":
+        return kernel
     if form.kind == "map":
         return _whole_map(form, kernel)
     return _to_winograd(kernel) if form.kind == "winograd" else _to_pairs(kernel)
@@ -216,7 +236,10 @@ def convolve(
     if form.kind == "map":
         return _over_the_map(form, x, prepared, dtype)
     x = _channels_last(form, x)
-    if form.kind == "winograd":
+    if form.kind == "last":
+        there = dataclasses.replace(form, numbers=_layouts(len(form.sides)))
+        out = _plain(there, x, prepared, dtype)
+    elif form.kind == "winograd":
         out = _winograd(x, prepared).astype(dtype or x.dtype)
     else:
         out = _two_columns(x, prepared, dtype)
