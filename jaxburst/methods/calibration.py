@@ -409,7 +409,8 @@ def calibrate_mse(
         \tfrac12 \rfloor, 0, \gamma) - a\big)^2
 
     over the sizes `a` of all activations of all images, among 100 thresholds evenly
-    spaced up to the maximum over γ. Few levels cut off the largest activations and resolve the rest.
+    spaced up to the maximum over γ. Few levels cut off the largest activations and
+    resolve the rest.
 
     Args, returns and errors: as `calibrate`. `progress` shows a bar.
 
