@@ -1,7 +1,7 @@
 """From a trained network to a spiking one in one call, with proven settings.
 
-model, spiking = presets.refining(network, variables, inputs)
-curves = evaluate(model, spiking, (test, labels), steps=4)
+    model, spiking = presets.refining(network, variables, inputs)
+    curves = evaluate(model, spiking, (test, labels), steps=4)
 """
 
 from __future__ import annotations

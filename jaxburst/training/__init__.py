@@ -1,8 +1,8 @@
 """Training of any Flax module: one jitted step, runs that can be resumed.
 
-recipe = Recipe(epochs=100, warmup_epochs=1)
-variables, history = fit(module, dataset.train, recipe, directory="runs/vgg16")
-variables = restore(module, "runs/vgg16")
+    recipe = Recipe(epochs=100, warmup_epochs=1)
+    variables, history = fit(module, dataset.train, recipe, directory="runs/vgg16")
+    variables = restore(module, "runs/vgg16")
 """
 
 from jaxburst.training.recipe import LI2022, PRECISIONS, Recipe, schedule
