@@ -747,7 +747,9 @@ def share(name, value, given):
 
 @kind
 def sample(name, value, given):
-    """An example of inputs, of what has no network yet."""
+    """An example of inputs, of what has no network yet, or their shape."""
+    if isinstance(value, tuple) and value and all(isinstance(n, int) for n in value):
+        return value
     arguments(name, (value,), given)
     return value if jax.tree.leaves(value) else refuse(name, "arrays", value)
 

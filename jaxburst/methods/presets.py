@@ -2,6 +2,8 @@
 
     model, spiking = presets.refining(network, variables, inputs)
     curves = evaluate(model, spiking, (test, labels), steps=4)
+
+A preset looks at inputs of calibration alone, never at labels.
 """
 
 from __future__ import annotations
