@@ -930,12 +930,15 @@ def _simulate(model, spiking, inputs, steps, schedule):
     return trace._replace(logits=model.network.outputs(trace.logits))
 
 
-@functools.cache
 def case(name: str) -> Case:
     """A network of the table; in double precision where it is given its variables."""
+    return _case(name, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _case(name: str, wide: bool) -> Case:
     *traced, inputs = TABLE[name]()
-    wide = jax.config.jax_enable_x64 and name not in ("bfloat16", "float16")
-    wide = wide and len(traced) == 2
+    wide = wide and len(traced) == 2 and name not in ("bfloat16", "float16")
 
     def widened(leaf):
         if not wide or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):

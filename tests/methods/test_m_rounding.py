@@ -97,7 +97,7 @@ def test_more_bits_are_closer_and_cost_more():
 
 
 def test_bits_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="bits: .* at least 1, found 0"):
+    with pytest.raises(ValueError, match="bits: .* at least 1 .*found 0"):
         rounded(NETWORK, W, normal(5, 4), bits=0)
     model, spiking = Model(NETWORK), convert(NETWORK, W, THETAS)
     with pytest.raises(ValueError, match="bits: expected at least 2.* found 1"):
