@@ -442,8 +442,8 @@ def run(main: Callable[[], None]) -> None:
         raise
     except KeyboardInterrupt as error:
         print(
-            "stopped; a training with checkpoints continues with --resume, energy and "
-            "ablation with the same command",
+            "stopped; a training with checkpoints continues with --resume; ablation, "
+            "codes and energy with the same command",
             file=sys.stderr,
         )
         sys.exit(143 if isinstance(error, _Terminated) else 130)

@@ -295,9 +295,10 @@ def _indicate(node: Node, own: tuple, *values):
             value
             if value is None
             else jnp.asarray(
-                (own[value.index] if isinstance(value, Operand) else value.value) != 0,
-                kind,
+                own[value.index] if isinstance(value, Operand) else value.value
             )
+            .astype(bool)
+            .astype(kind)
             for value in role.operands
         ]
         if name in ("mul", "div"):
