@@ -1,10 +1,14 @@
 """Strict numerics while testing: nothing is broadcast or promoted unasked."""
 
+import signal
+
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
+# A command in the background is told to ignore Ctrl-C; the tests of it need the usual.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)

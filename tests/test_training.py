@@ -388,7 +388,7 @@ def test_steps_per_call_leave_no_trace(monkeypatch, uninterrupted):
 
 
 def long_run(directory, resume=True):
-    recipe = dataclasses.replace(RECIPE, epochs=12)
+    recipe = dataclasses.replace(RECIPE, epochs=60)
     return train(directory, recipe, checkpoint_every=1, resume=resume)
 
 
@@ -408,7 +408,7 @@ def test_survives_kill_9(tmp_path):
         while latest(directory) < before + 2 and process.poll() is None:
             time.sleep(0.005)
             if before:  # a reader beside the writer finds a whole version
-                assert trainer.record(directory)["recipe"]["epochs"] == 12
+                assert trainer.record(directory)["recipe"]["epochs"] == 60
         time.sleep(delays.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "finished before it was killed"
@@ -416,7 +416,7 @@ def test_survives_kill_9(tmp_path):
     assert 0 < reached[0] < reached[1]
     again = long_run(directory)
     assert_same_run(again, long_run(None, resume=False))
-    assert files_of(directory) == ["59.safetensors", "60.safetensors"]
+    assert files_of(directory) == ["299.safetensors", "300.safetensors"]
 
 
 def files_of(directory):
@@ -593,7 +593,6 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
             dict(split=SPLIT[:0]),
             "split: expected as many images as labels, and at leas",
         ),
-        (dict(split=split(labels=SPLIT.labels[:-1])), "found 90 images and 89 labels"),
         (dict(split=split(labels=SPLIT.labels + 1)), r"0 \.\. 2, .* found 1 \.\. 3"),
         (
             dict(validation=split(labels=SPLIT.labels - 1)),
