@@ -610,7 +610,7 @@ def test_what_does_not_fit_is_refused_at_the_door(tmp_path):
         with pytest.raises(ValueError, match=message):
             train(**options)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file/run: cannot be written to"):
+    with pytest.raises(OSError, match="file/run: cannot be written"):
         train(tmp_path / "file" / "run")
     for empty in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="expected a run, found no"):
