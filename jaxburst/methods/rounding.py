@@ -61,7 +61,8 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
         largest = jnp.abs(stored).max(tuple(summed), keepdims=True)
         step = jnp.where(largest > 0, largest, 1) / (2 ** (bits - 1) - 1)
         found[node.name] = spiking[node.name]._replace(
-            kernel=jnp.round(stored / step) * step / unit
+            # What is worth less than the smallest number carries nothing.
+            kernel=jnp.where(unit > 0, jnp.round(stored / step) * step / unit, kernel)
         )
     return found
 
