@@ -4,8 +4,8 @@
 
 Writes results/training/NAME.json for each released network: recipe, the history of all
 epochs, seconds of training, accuracy, and where it was released. Prints the table of
-every result that cifar10.py and cifar100.py left under results/: accuracy of the ANN
-and of spikes, energy, time and hardware. Computes nothing anew.
+every result that cifar10.py, cifar100.py and fashion_mnist.py left under results/:
+accuracy of the ANN and of spikes, energy, time and hardware. Computes nothing anew.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def main() -> None:
     head = ["network", "data", "ANN", "spikes", *(f"T = {t}" for t in TIMES)]
     head += ["images", "seconds", "hardware"]
     rule = ["---", "---", "--:", "---"] + ["--:"] * (len(TIMES) + 2) + ["---"]
-    paths = sorted(config.results.glob("*/cifar*.json"))
+    names = ("cifar10", "cifar100", "fashion_mnist")
+    paths = sorted(path for n in names for path in config.results.glob(f"*/{n}.json"))
     lines = [cells for path in paths for cells in rows(json.loads(path.read_text()))]
     print(common.markdown(head, lines, rule))
 
