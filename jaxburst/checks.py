@@ -369,7 +369,7 @@ def network_of(given: dict[str, Any]):
 
 @kind
 def network(name, value, given):
-    from jaxburst.tracing import Network
+    from jaxburst.network import Network
 
     hint = "pass model.network" if hasattr(value, "network") else "trace the function"
     return instance(name, value, Network, "what trace returns", hint)
@@ -392,8 +392,8 @@ def integers(name, value, given):
 @kind
 def subject(name, value, given):
     """A network, or a model of one."""
+    from jaxburst.network import Network
     from jaxburst.run import Model
-    from jaxburst.tracing import Network
 
     return instance(name, value, (Network, Model), "what trace returns, or a Model")
 

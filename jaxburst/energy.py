@@ -56,10 +56,10 @@ from jaxburst.costs import (
     Memory,
 )
 from jaxburst.graph import Graph, Input, Neuron, Node, Pool, Product, Synapse
+from jaxburst.network import Network
 from jaxburst.neurons import Threshold
 from jaxburst.reach import Reach, reach
 from jaxburst.run import Model
-from jaxburst.tracing import Network
 from jaxburst.traffic import Traffic
 
 __all__ = [

@@ -13,6 +13,7 @@ from jaxburst.batching import check_batch_size, first, length, own_rows, sweep, 
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.devices import data_parallel, evenly, per_device, share
+from jaxburst.network import Network
 from jaxburst.run import (
     Model,
     check,
@@ -23,7 +24,6 @@ from jaxburst.run import (
     prepared,
     trace_of,
 )
-from jaxburst.tracing import Network
 from jaxburst.traffic import Traffic
 
 Metric = Callable[[Any, Any], Any]

@@ -33,7 +33,7 @@ from jaxburst.graph import (
     read,
     unknown,
 )
-from jaxburst.tracing import Network
+from jaxburst.network import Network
 
 
 class Reach(NamedTuple):

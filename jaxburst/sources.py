@@ -26,7 +26,8 @@ import numpy as np
 from jaxburst import data as sets
 from jaxburst import released
 from jaxburst.io.sealed import is_sealed
-from jaxburst.tracing import Network, trace
+from jaxburst.network import Network
+from jaxburst.tracing import trace
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
 INPUTS, LABELS = ("inputs", "x", "images"), ("labels", "y", "targets")

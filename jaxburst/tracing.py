@@ -37,12 +37,12 @@ from jaxburst.graph import (
     at_batch,
     is_number,
 )
-from jaxburst.network import Affine, Network, Refused, forward, summary
+from jaxburst.network import Network, Refused
 from jaxburst.populations import grouped
 from jaxburst.program import Held, Made, Program, SynapseUse
 from jaxburst.proofs import prove
 
-__all__ = ["Affine", "Network", "Refused", "forward", "summary", "trace"]
+__all__ = ["trace"]
 
 _SINGLE = np.dtype("float32")
 

@@ -27,6 +27,7 @@ from jax import lax
 
 import jaxburst.tracing as tracing
 from jaxburst.convert import convert
+from jaxburst.network import Network, forward
 from jaxburst.neurons import Burst
 from jaxburst.run import Model, Plan, prepare, simulate, trace_of
 
@@ -872,7 +873,7 @@ class Case:
     """
 
     function: Callable
-    network: tracing.Network
+    network: Network
     variables: Any
     inputs: Any
     traced: list[np.ndarray]
@@ -955,7 +956,7 @@ def _case(name: str, wide: bool) -> Case:
 
     def read(variables, inputs):
         own = jax.tree.leaves(network.function(variables, inputs))
-        return own, tracing.forward(network, network.weights(variables), inputs)
+        return own, forward(network, network.weights(variables), inputs)
 
     outputs, (found, activations) = jax.device_get(quick(read)(variables, inputs))
     for i in network.aside:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from jaxburst.convert import convert, verify
+from jaxburst.network import forward
 from jaxburst.neurons import Burst
 from jaxburst.normalise import normalise
 from jaxburst.run import Model, simulate
-from jaxburst.tracing import forward, trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -36,6 +36,7 @@ from jaxburst.convert import convert, verify
 from jaxburst.graph import RELU, Synapse, Wire, over
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.direct import direct
+from jaxburst.network import Refused, forward
 from jaxburst.neurons import Burst, Neuron, Refining, Threshold
 from jaxburst.run import Model, Plan, infer, simulate
 
@@ -78,7 +79,7 @@ def at_rates(network, spiking, inputs, rates):
         drives[node.name] = x
         return rates[node.name]
 
-    return tracing.forward(network, spiking, inputs, rate)[0], drives
+    return forward(network, spiking, inputs, rate)[0], drives
 
 
 # Fold, and the three of time: one long run of each network serves them all.
@@ -336,7 +337,7 @@ def test_conversion_under_jit_vmap_and_grad():
         return (of(spiking) ** 2).sum()
 
     def traced(spiking):
-        return tracing.forward(it.network, spiking, it.inputs)[0][0]
+        return forward(it.network, spiking, it.inputs)[0][0]
 
     found = jax.grad(loss)(it.variables, traced)
     expected = jax.grad(lambda v: (it.function(v, it.inputs) ** 2).sum())(it.variables)
@@ -442,7 +443,7 @@ def test_a_wire_and_a_synapse_from_outside():
     rng = np.random.default_rng(0)
     w = {"in": rng.normal(size=(4, 5)), "out": {"kernel": rng.normal(size=(5, 3))}}
     x = rng.normal(size=(3, 4))
-    with pytest.raises(tracing.Refused, match="weave"):
+    with pytest.raises(Refused, match="weave"):
         tracing.trace(own, w, x[:1])
     roles = {"weave": Synapse, "reverse_channels": Wire}
     found = tracing.trace(own, w, x[:1], roles=roles)

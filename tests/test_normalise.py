@@ -11,10 +11,11 @@ from jax import lax
 
 from jaxburst import energy
 from jaxburst.convert import convert, threshold_shapes, verify
+from jaxburst.network import forward
 from jaxburst.neurons import Burst, Refining
 from jaxburst.normalise import normalise
 from jaxburst.run import Model, simulate
-from jaxburst.tracing import forward, trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("float64")
 

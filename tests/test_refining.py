@@ -10,8 +10,8 @@ import pytest
 from nets import LAYERS, case
 
 import jaxburst as jb
+from jaxburst.network import forward
 from jaxburst.neurons import Burst, Refining, Threshold
-from jaxburst.tracing import forward
 
 pytestmark = pytest.mark.usefixtures("double")
 

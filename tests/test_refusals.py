@@ -20,6 +20,7 @@ from jax import lax
 
 import jaxburst.tracing as tracing
 from jaxburst.convert import convert
+from jaxburst.network import Refused, forward
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
 
@@ -51,7 +52,7 @@ def behind(function):
 def refusal(function, variables=W, inputs=X) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(tracing.Refused) as found:
+        with pytest.raises(Refused) as found:
             tracing.trace(function, variables, inputs[:1])
     return str(found.value)
 
@@ -219,7 +220,7 @@ def test_training_mode_of_other_frameworks():
             return self.last(self.drop(relu(self.norm(self.first(x)))))
 
     module = Nnx()
-    with pytest.raises(tracing.Refused, match=r"model\.eval\(\)"):
+    with pytest.raises(Refused, match=r"model\.eval\(\)"):
         tracing.trace(module, images[:1])
     module.eval()
     assert tracing.trace(module, images[:1]).neurons == ("relu0",)
@@ -384,7 +385,7 @@ def test_piecewise_linear_is_right(names):
         network = tracing.trace(function, W, X[:1])
 
     def read(w, x):
-        return function(w, x), tracing.forward(network, network.weights(w), x)
+        return function(w, x), forward(network, network.weights(w), x)
 
     own, (outputs, activations) = nets.quick(read)(W, X)
     thresholds = {

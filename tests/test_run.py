@@ -15,9 +15,10 @@ from nets import case
 import jaxburst as jb
 from jaxburst import evaluation, run
 from jaxburst.convert import convert
+from jaxburst.network import Affine
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, Plan, infer, plan, simulate
-from jaxburst.tracing import Affine, trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -28,7 +28,7 @@ from jaxburst.graph import (
     read,
     unknown,
 )
-from jaxburst.tracing import Network
+from jaxburst.network import Network
 
 CHANNELS = "channels"
 

@@ -30,9 +30,10 @@ from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
 from jaxburst.io.files import as_path, write
 from jaxburst.io.sealed import is_sealed, seal, unseal
+from jaxburst.network import Affine, Network
 from jaxburst.neurons import Neuron, Threshold
 from jaxburst.run import Model
-from jaxburst.tracing import Affine, Network, trace
+from jaxburst.tracing import trace
 
 FORMAT = "jaxburst 1"
 _PARTS = {part.__name__: part for part in (Affine, Threshold)}

@@ -39,7 +39,8 @@ from jaxburst.checks import door
 from jaxburst.convert import check_finite
 from jaxburst.graph import Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
-from jaxburst.tracing import Network, trace
+from jaxburst.network import Network
+from jaxburst.tracing import trace
 
 
 class Loaded(NamedTuple):

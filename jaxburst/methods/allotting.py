@@ -18,7 +18,7 @@ from jaxburst.convert import Thresholds, check_finite
 from jaxburst.graph import Pool
 from jaxburst.methods.balancing import charged
 from jaxburst.methods.channels import by_channel, centred, shape_of
-from jaxburst.tracing import Network, forward
+from jaxburst.network import Network, forward
 
 _DRAWS = 4
 

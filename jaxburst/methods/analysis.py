@@ -19,8 +19,8 @@ from jaxburst.checks import door
 from jaxburst.convert import Spiking
 from jaxburst.graph import apply_pool, over
 from jaxburst.methods.channels import by_channel
+from jaxburst.network import forward
 from jaxburst.run import Circuit, Model, check, prepare, unroll
-from jaxburst.tracing import forward
 
 __all__ = [
     "LayerErrors",

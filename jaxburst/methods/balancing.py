@@ -28,9 +28,9 @@ from jaxburst.graph import (
 )
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.channels import by_channel, centred
+from jaxburst.network import Network
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, prepared, trace_of
-from jaxburst.tracing import Network
 from jaxburst.traffic import Traffic
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor

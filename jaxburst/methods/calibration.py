@@ -20,9 +20,9 @@ from jaxburst.methods.channels import (
     outputs_by_channel,
     shape_of,
 )
+from jaxburst.network import Network, forward
 from jaxburst.neurons import Neuron
 from jaxburst.run import Model, compiler_options, last_of, prepared
-from jaxburst.tracing import Network, forward
 
 __all__ = [
     "calibrate",

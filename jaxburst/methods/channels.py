@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxburst.convert import threshold_shapes
 from jaxburst.graph import images_first
-from jaxburst.tracing import Network
+from jaxburst.network import Network
 
 
 def by_channel(network: Network, name: str, x: jax.Array) -> jax.Array:

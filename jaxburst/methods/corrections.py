@@ -12,8 +12,8 @@ from jaxburst.checks import corrected_for, door
 from jaxburst.convert import Spiking
 from jaxburst.devices import mean_over, share
 from jaxburst.methods.channels import channel_mean, shape_of
+from jaxburst.network import forward
 from jaxburst.run import Model, check, prepare, unroll
-from jaxburst.tracing import forward
 
 
 @door

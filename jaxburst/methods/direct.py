@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from jaxburst.checks import door
 from jaxburst.convert import Spiking
+from jaxburst.network import forward
 from jaxburst.run import Model, check, check_steps
-from jaxburst.tracing import forward
 
 
 @door

@@ -23,10 +23,10 @@ from jaxburst.devices import data_parallel, mean_over, share
 from jaxburst.graph import over
 from jaxburst.methods.balancing import caused
 from jaxburst.methods.channels import by_channel, centred, shape_of
+from jaxburst.network import forward
 from jaxburst.neurons import Threshold
 from jaxburst.progress import track
 from jaxburst.run import Model, Plan, check, prepare, unroll
-from jaxburst.tracing import forward
 
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 

@@ -17,9 +17,9 @@ from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
+from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.run import Model
-from jaxburst.tracing import Network
 
 
 @door

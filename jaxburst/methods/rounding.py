@@ -16,9 +16,9 @@ from jaxburst.convert import Spiking, convert
 from jaxburst.graph import Synapse
 from jaxburst.methods.calibration import calibrate_mse
 from jaxburst.methods.corrections import correct
+from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, unit_of_rows
-from jaxburst.tracing import Network
 
 
 @door

@@ -28,10 +28,10 @@ from jaxburst.methods.calibration import calibrate_mse, halves, outputs
 from jaxburst.methods.channels import distance, has_classes, outputs_by_channel
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.polishing import polish
+from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
 from jaxburst.run import Model, compiler_options, prepared, trace_of
-from jaxburst.tracing import Network
 from jaxburst.traffic import Traffic
 
 Settings = dict[str, Any]

@@ -10,9 +10,9 @@ from jaxburst.energy import cost_per_event
 from jaxburst.methods.allotting import allot
 from jaxburst.methods.calibration import calibrate_mse
 from jaxburst.methods.presets import once
+from jaxburst.network import forward
 from jaxburst.neurons import Burst, SigmaDelta
 from jaxburst.run import Model, simulate
-from jaxburst.tracing import forward
 
 pytestmark = pytest.mark.usefixtures("double")
 

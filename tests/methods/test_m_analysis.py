@@ -13,9 +13,10 @@ from nets import LAYERS, case
 from jaxburst.convert import convert
 from jaxburst.graph import over
 from jaxburst.methods import analysis
+from jaxburst.network import Affine
 from jaxburst.neurons import Burst, Refining, Threshold
 from jaxburst.run import Model, prepare, unroll
-from jaxburst.tracing import Affine, trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
 STEPS = 12

@@ -11,9 +11,10 @@ from jaxburst.convert import convert
 from jaxburst.graph import over
 from jaxburst.methods import balancing
 from jaxburst.methods.balancing import balance
+from jaxburst.network import forward
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
-from jaxburst.tracing import forward, trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
 

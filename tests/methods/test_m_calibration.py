@@ -19,9 +19,10 @@ from jaxburst.methods.calibration import (
     choose_percentile,
 )
 from jaxburst.methods.channels import by_channel, divergence
+from jaxburst.network import forward
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
-from jaxburst.tracing import forward, trace
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -12,9 +12,10 @@ from nets import TABLE, settled
 from jaxburst import energy as joules
 from jaxburst.methods import polishing, presets
 from jaxburst.methods.polishing import polish
+from jaxburst.network import forward
 from jaxburst.neurons import Burst, Threshold
 from jaxburst.run import Model, simulate
-from jaxburst.tracing import forward, trace
+from jaxburst.tracing import trace
 
 STEPS = 2
 
