@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 import jaxburst as jb
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = ROOT / "experiments"
 
 
 @pytest.fixture
@@ -24,11 +25,42 @@ def run(monkeypatch, tmp_path):
     """Runs an experiment as from the command line, in an empty folder."""
 
     def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"experiments/{name}.py", *arguments])
-        runpy.run_path(str(EXPERIMENTS / f"{name}.py"), run_name="__main__")
+        path = "benchmarks" if name == "throughput" else "experiments"
+        monkeypatch.setattr(sys, "argv", [f"{path}/{name}.py", *arguments])
+        runpy.run_path(str(ROOT / path / f"{name}.py"), run_name="__main__")
 
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.syspath_prepend(EXPERIMENTS)
     monkeypatch.chdir(tmp_path)
+    return call
+
+
+@pytest.fixture
+def run_in_two(run, monkeypatch):
+    """Runs an experiment that is stopped in the middle, and goes on."""
+
+    def call(name, *arguments, after=2):
+        import common
+
+        whole, counts = common.Kept.__call__, []
+
+        def limited(self, key, *task, **keywords):
+            counts[-1] += key not in self.found
+            if len(counts) == 1 and counts[0] > after:
+                raise KeyboardInterrupt
+            return whole(self, key, *task, **keywords)
+
+        monkeypatch.setattr(common.Kept, "__call__", limited)
+        counts.append(0)
+        with pytest.raises(SystemExit, match="130"):
+            run(name, *arguments)
+        assert (Path(arguments[-1]) / "unfinished.jsonl").exists()
+        assert not list(Path(arguments[-1]).glob("*.png"))
+        counts.append(0)
+        run(name, *arguments)
+        assert not (Path(arguments[-1]) / "unfinished.jsonl").exists()
+        assert counts[1] > 0
+
     return call
 
 
@@ -99,7 +131,7 @@ def test_cifar_trains_then_loads_then_converts_foreign_weights(
     constants = ("--mean", *["0.5"] * 3, "--std", *["0.25"] * 3)
     run("cifar10", *small, *weights, *constants, "--out", "foreign")
     foreign = _results(tmp_path / "foreign", "cifar10")["results"]["vgg_tiny"]
-    assert foreign["runs"]["IF"]["events"] == trained["runs"]["IF"]["events"]
+    assert foreign["runs"]["IF"]["joules"] == trained["runs"]["IF"]["joules"]
 
 
 @pytest.fixture
@@ -117,19 +149,17 @@ def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
     where = ("--network", "vgg_tiny-cifar10", "--weights", ".", "--out", "here")
     for code in (("once, two",), ("once, two", "sigma-delta, one")):
         run("codes", *where, *few, "--code", *code)
-    assert "continuing with 3 results" in capsys.readouterr().out
+    assert "continuing with 6 results" in capsys.readouterr().out
     record = json.loads((tmp_path / "here/codes.json").read_text())
     found = record["networks"]["vgg_tiny-cifar10"]
     names = ["once, two digits", "sigma-delta, one digit a step"]
     assert list(found["rows"]) == names
     for row in found["rows"].values():
-        for own in row["settings"].values():
-            assert len(own["draws"]) == 2 and min(own["joules"]["lemaire"]) > 0
-            quanta, events, digits = own["draws"][0]["operations"][0]
-            assert 0 < events <= digits <= quanta
-    stepwise = found["rows"][names[1]]["settings"].values()
-    (settled,) = [own["anytime"] for own in stepwise if "anytime" in own]
-    assert 1 <= settled["steps"] <= 4
+        draws = row["settings"][row["main"]["setting"]]
+        assert len(draws) == 2 and min(draws[0]["joules"]["lemaire"]) > 0
+        quanta, events, digits = draws[0]["operations"][0]
+        assert 0 < events <= digits <= quanta
+    assert 1 <= draws[0]["anytime"]["steps"] <= 4
     assert "| once, two digits | 1 |" in (tmp_path / "here/codes.md").read_text()
     for row in found["streams"]:
         assert row["agreement"] > 0.9
@@ -147,53 +177,9 @@ def test_codes_are_all_described():
             assert kind is jb.neurons.Neuron or f"`{name}" in table
 
 
-def test_trained(run, tmp_path, capsys, monkeypatch):
-    result = {
-        "dataset": "cifar10",
-        "test_images": 10000,
-        "ann_accuracy": 0.9,
-        "runs": {
-            "burst": {
-                "accuracy": [0.5, 0.6, 0.7],
-                "energy_over_ann": [0.1, 0.2, 0.3],
-                "seconds": 1234.5,
-            }
-        },
-    }
-    hardware = {"devices": ["TPU v4", "TPU v4"], "cpus": 8}
-    record = {"provenance": hardware, "results": {"net": result}}
-    (tmp_path / "results/one").mkdir(parents=True)
-    (tmp_path / "results/one/cifar10.json").write_text(json.dumps(record))
-    run("trained")
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    from common import _json
-
-    for name in jb.released.names():
-        path = tmp_path / f"results/training/{name}.json"
-        record, notes = json.loads(path.read_text()), jb.released.notes(name)
-        assert record["history"] == json.loads(_json(notes["history"]))
-        assert len(notes["history"]) == notes["recipe"]["epochs"]
-        assert record["training_seconds"] > 60
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == (
-        "| net | cifar10 | 90.00% | burst | 50.00 (0.10) | 60.00 (0.20) |  |  |  |  |  "
-        "| 10,000 | 1,234 | 2 × TPU v4, 8 cores |"
-    )
-
-
-def test_training_seconds_by_hand(monkeypatch):
-    monkeypatch.syspath_prepend(EXPERIMENTS)
-    trained = runpy.run_path(str(EXPERIMENTS / "trained.py"))
-    history = [
-        {"step": 10, "images_per_second": 80.0},
-        {"step": 20, "images_per_second": 40.0},
-    ]
-    assert trained["training_seconds"](history, batch_size=16) == 2 + 4
-
-
-def test_tune(run, tiny_cifar, untrained, tmp_path):
+def test_tune(run_in_two, tiny_cifar, untrained, tmp_path):
     few = ("--limit", "10", "--calibration", "20", "--steps", "2", "--trials", "1")
-    run("tune", *untrained, *few, "--budgets", "0.9", "--out", "here")
+    run_in_two("tune", *untrained, *few, "--budgets", "0.9", "--out", "here")
     record = _results(tmp_path / "here", "tune")
     (row,) = record["rows"]
     assert row["tuned"]["energy_over_ann"] > 0
@@ -219,23 +205,25 @@ def test_presets_are_compared_within_the_energy_of_the_tuned(monkeypatch):
     assert row["best"] is row["default"] is None
 
 
-def test_errors(run, tiny_cifar, untrained, tmp_path, capsys):
+def test_errors(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "3", "--calibration", "10", "--steps", "6")
-    run("errors", *untrained, *few, "--out", "here")
+    run_in_two("errors", *untrained, *few, "--out", "here")
     record = _results(tmp_path / "here", "errors")
-    for figure in ("staircase", "limit"):
-        data = (tmp_path / f"here/{figure}.png").read_bytes()
-        assert data.startswith(b"\x89PNG")
+    assert (tmp_path / "here/limit.png").read_bytes().startswith(b"\x89PNG")
     assert record["times"] == [1, 2, 4, 6]
-    assert len(record["last_percent"]) == 6
-    means = record["mean_over_layers_percent"]
-    pooling = [mean["pooling"][-1] for mean in means.values()]
+    methods = record["methods"].values()
+    assert len(methods) == 6
+    pooling = [one["mean_over_layers_percent"]["pooling"][-1] for one in methods]
     assert min(pooling[:2]) > 0.1 > 1e-3 > max(pooling[2:])  # + lateral pooling
-    for mean in means.values():
-        assert mean["total"][-1] > 0
-    lateral, gated = (np.array(record["limit"][it]) for it in ("lateral", "gated"))
-    assert lateral[255] < 2 * lateral[31] and gated[255] > 3 * gated[15]
-    assert (np.diff(gated[[15, 31, 63, 127, 255]]) > 0).all()
+    for one in methods:
+        layers = [row["total"] for row in one["last_percent"].values()]
+        assert len(layers) == 7 and min(layers) >= 0
+        assert one["mean_over_layers_percent"]["total"][-1] > 0
+    found = record["limit"]
+    lateral, gated = (dict(zip(found["times"], found[of], strict=True))
+                      for of in ("lateral", "gated"))  # fmt: skip
+    assert lateral[256] < 2 * lateral[32] and gated[256] > 3 * gated[16]
+    assert (np.diff([gated[t] for t in (16, 32, 64, 128, 256)]) > 0).all()
     assert "+ signed spikes" in capsys.readouterr().out
 
 
@@ -247,29 +235,28 @@ def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     assert set(record["runs"]) == {"burst", "IF"}
     for spikes in record["runs"].values():
         assert len(spikes["trials"]) == 2
-        assert sum(spikes["events"]) > 0
+        assert min(spikes["energy_over_ann"]["once"]) > 0
     assert [row["goal"] for row in record["rows"]] == [0.01, 0.01, 0.005, 0.005]
     printed = capsys.readouterr().out
     assert "| 0.5 points | every step |" in printed
     assert all(line in printed for line in record["verdicts"])
 
 
-def test_memory(run, tiny_cifar, untrained, tmp_path, capsys):
+def test_memory(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "20", "--calibration", "20", "--bits", "3", "--steps", "2")
-    run("memory", *untrained, *few, "--balance", "--levels", "3", "--out", "here")
+    run_in_two(
+        "memory", *untrained, *few, "--balance", "--levels", "3", "--out", "here"
+    )
     record = _results(tmp_path / "here", "memory")
     codes = record["codes"]
     assert list(codes)[:2] == ["refining", "bursts"] and len(codes) == 5
     for name, found in codes.items():
-        assert found["quanta_per_event"][0] >= found["digits_per_event"][0] >= 1
         units = {"quanta"} if name == "bursts" else {"quanta", "events", "digits"}
-        for cost, report in record["reports"][name].items():
-            assert set(report) == units, cost
-            usual = cost == "horowitz_fp32"
-            for one in report.values() if name in ("refining", "bursts") else ():
-                columns = [np.array(one[c]) for c in jb.energy.COLUMNS]
-                np.testing.assert_allclose(sum(columns), one["joules"], rtol=1e-4)
-                assert np.any(one["weights"]) != usual
+        for cost, spent in found["joules"].items():
+            assert set(spent) == units, cost
+            assert all(0 < one[0] < one[1] for one in spent.values())
+        quanta, events = found["operations_per_mac"].values()
+        assert np.all(np.array(quanta) >= events) and min(events) > 0
     for cost, found in record["conventional"].items():
         full, no = found["full_reuse"], found["no_reuse"]
         assert all(full[name] <= no[name] for name in no), cost
@@ -278,56 +265,55 @@ def test_memory(run, tiny_cifar, untrained, tmp_path, capsys):
     assert "| refining | 2 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["energy", "ablation"])
-def test_long_experiments_continue(run, tiny_cifar, untrained, monkeypatch, name):
-    """Interrupted and continued, an experiment measures nothing twice, and the same."""
-    settings = ["--limit", "10", "--calibration", "20", "--steps", "2"]
-    if name == "energy":
-        settings += ["--selection", "10", "--longest", "4", "--percentiles", "99.9"]
-    else:
-        settings += ["--gammas", "2", "--percentiles", "99.9"]
-    evaluate, calls = jb.evaluate, []
-
-    def counted(*arguments, **keywords):
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        calls.append(arguments)
-        return evaluate(*arguments, **keywords)
-
-    monkeypatch.setattr(jb, "evaluate", counted)
-    records, counts = [], []
-    for out, interruptions in (("whole", [None]), ("parts", [3, 2, None])):
-        total = 0
-        for stop in interruptions:
-            calls.clear()
-            command = (name, *untrained, *settings, "--out", out)
-            if stop is None:
-                run(*command)
-            else:
-                with pytest.raises(SystemExit, match="130"):  # Ctrl-C
-                    run(*command)
-                assert (Path(out) / "unfinished.jsonl").exists()
-            total += len(calls)
-        counts.append(total)
-        assert not (Path(out) / "unfinished.jsonl").exists()
-        record = _results(Path(out), name)
-        records.append({key: record[key] for key in record if key in ("rows", "runs")})
-    assert counts[0] == counts[1] > 5
+def test_an_energy_run_in_parts_is_that_in_one(
+    run, run_in_two, tiny_cifar, untrained, tmp_path
+):
+    few = ("--limit", "10", "--calibration", "20", "--selection", "10")
+    few += ("--steps", "2", "--longest", "4", "--percentiles", "99.9")
+    run("energy", *untrained, *few, "--out", "whole")
+    run_in_two("energy", *untrained, *few, "--out", "parts", after=4)
+    records = [_results(tmp_path / name, "energy") for name in ("whole", "parts")]
+    for record in records:
+        del record["provenance"], record["config"]["out"]
     assert records[0] == records[1]
+    (Path("parts") / "energy.png").unlink()
+    run("energy", "--out", "parts", "--redraw")
+    assert _results(tmp_path / "parts", "energy")["rows"] == records[0]["rows"]
+    with pytest.raises(SystemExit, match="no record to draw"):
+        run("energy", "--out", "elsewhere", "--redraw")
 
 
-def test_kept_results_are_of_the_same_settings(monkeypatch, tmp_path):
+def test_kept_results_are_of_the_same_settings(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     from common import Kept
 
     kept = Kept(tmp_path, "a")
-    assert kept.within("here")("it", lambda: {"found": 0.1}) == {"found": 0.1}
+    assert kept.within("here")("it", lambda: {"found": np.float32(0.5)}) == {
+        "found": 0.5
+    }
     with (tmp_path / "unfinished.jsonl").open("a") as file:
         file.write('\n["cut o')
-    assert Kept(tmp_path, "a")("next", lambda: {"found": 2}) == {"found": 2}
+    assert Kept(tmp_path, "a")("next", lambda x: {"found": x}, 2) == {"found": 2}
     kept = Kept(tmp_path, "a")
-    assert kept("here: it", dict) == {"found": 0.1} and kept("next", dict)["found"] == 2
-    assert Kept(tmp_path, "b")("here: it", dict) == {}
+    assert kept("here: it", dict) == {"found": 0.5} and kept("next", dict)["found"] == 2
+    other = Kept(tmp_path, "b")
+    assert other("here: it", dict) == {}
+    kept.done()
+    assert "keeps what other commands" in capsys.readouterr().out
+    assert Kept(tmp_path, "b").found == {"here: it": {}}
+    Kept(tmp_path, "b").done()
+    assert not list(tmp_path.iterdir())
+    kept = Kept(tmp_path, "a")
+    kept.same({"w": np.ones(3)})
+    with pytest.raises(ValueError, match="of other weights"):
+        Kept(tmp_path, "a").same({"w": np.zeros(3)})
+
+
+def test_two_at_once_are_told_who_holds_the_folder(run, tmp_path):
+    with jb.io.files.locked(jb.io.files.folder("here")):
+        with pytest.raises(SystemExit, match="here: process [0-9]+ on .* writes to it"):
+            run("energy", "--data-dir", "nowhere", "--out", "here")
+    assert not list(Path("here").iterdir())
 
 
 def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
@@ -355,15 +341,15 @@ def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
     assert said[-1] == "within 0.5 points: no ratio, not reached by IF"
 
 
-def test_ablation(run, tiny_cifar, untrained, tmp_path):
+def test_ablation(run_in_two, tiny_cifar, untrained, tmp_path):
     few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--gamma", "2")
     grids = ("--gammas", "2", "3", "--percentiles", "1", "99.9")
-    run("ablation", *untrained, *few, *grids, "--out", "here")
+    run_in_two("ablation", *untrained, *few, *grids, "--out", "here")
     record = _results(tmp_path / "here", "ablation")
     factors = {row["factor"] for row in record["rows"]}
     assert {"bursts", "max pooling", "percentile", "reset", "SpiCalib"} <= factors
     paper, *others = record["rows"]
-    lengths = {len(row["accuracy"]) for row in others if "accuracy" in row}
+    lengths = {row["times"][-1] for row in others if "accuracy" in row}
     assert lengths == {3, 6}, "integrate-and-fire gets gamma times as many steps"
     assert paper["energy_over_ann"][-1] > paper["energy_over_ann"][0] > 0
     text = (tmp_path / "here/ablation.md").read_text()
@@ -447,7 +433,8 @@ def test_throughput_races_the_same_network(run, tmp_path, arch, gamma):
 
 def test_throughput_refuses_another_network(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    throughput = runpy.run_path(str(EXPERIMENTS / "throughput.py"))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    throughput = runpy.run_path(str(ROOT / "benchmarks/throughput.py"))
     logits = np.random.default_rng(0).normal(size=(8, 10))
     moved = logits + np.where(np.arange(8) == 0, 1, 1e-6).reshape(-1, 1)
     programs = {
