@@ -147,12 +147,13 @@ def _sensitivities(network: Network):
                 for name, x in own.items()
             }
 
+        # Not in a loop: XLA on CPU takes many times as long with convolutions there.
         keys = jax.random.split(jax.random.key(0), _DRAWS)
-        squares = jax.lax.map(drawn, keys)
+        squares = jax.tree.map(lambda *x: sum(x), *map(drawn, keys))
         seen = {}
         for name, x in record.items():
             active = by_channel(network, name, x) != 0
-            square = squares[name].sum(0)
+            square = squares[name]
             heard = active & (square > 0)
             counted = active * once.reshape(-1, 1, 1)
             seen[name] = (
