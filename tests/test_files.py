@@ -91,7 +91,7 @@ def test_what_stands_in_the_way_is_named(tmp_path):
 def test_a_full_disk(tmp_path):
     with pytest.raises(OSError, match="full: cannot be written .No space left"):
         os.symlink("/dev/full", tmp_path / "full")
-        with files._named(tmp_path / "full"), open(tmp_path / "full", "w") as file:
+        with files.named(tmp_path / "full"), open(tmp_path / "full", "w") as file:
             file.write("x")
             file.flush()
             file.close()

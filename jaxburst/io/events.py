@@ -28,16 +28,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxburst import run
 from jaxburst.batching import length, sweep
 from jaxburst.checks import door
+from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking
 from jaxburst.io.artefact import WRONG, free
-from jaxburst.io.files import archive
-from jaxburst.run import Model
+from jaxburst.io.files import archive, named, replacing
+from jaxburst.model import Model
+from jaxburst.run import trace_of
 
 __all__ = [
     "read",
@@ -105,20 +105,21 @@ def write(
         )
     path = free(path, is_events, "a file of events")
     count = length(inputs)
-    run.check(model, spiking, jax.tree.map(lambda x: x[:1], inputs), steps)
     shapes = {}
     with tempfile.TemporaryFile(dir=path.parent) as rows:
         done = total = 0
         for number, spikes in sweep(
             _recorder(model, steps, names),
-            run.prepared(model, spiking),
+            prepared(model, spiking),
             inputs,
             batch_size,
             description=f"Recording {steps} steps" if progress else "",
         ):
             shapes = {name: spikes[name].shape[2:] for name in names}
             found = _rows(names, spikes, number, done)
-            rows.write(found.tobytes())
+            with named(path):
+                rows.write(found.tobytes())
+                rows.flush()
             done, total = done + number, total + len(found)
         header = {
             "format": f"{FORMAT} {VERSION}",
@@ -127,12 +128,8 @@ def write(
             "neuron": repr(model.neuron),
             "layers": [{"name": name, "shape": shapes[name]} for name in names],
         }
-        made = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            _archive(made, header, rows, total)
-            os.replace(made, path)
-        finally:
-            made.unlink(missing_ok=True)
+        with replacing(path) as file:
+            _archive(file, header, rows, total)
     return path
 
 
@@ -142,8 +139,7 @@ def _recorder(model: Model, steps: int, names: tuple[str, ...]):
 
     def record(circuit, batch):
         leaves = model.network.leaves(batch)
-        order = run.plan(leaves[0].shape[0], steps)
-        trace = run.trace_of(model, circuit, leaves, steps, order, names)
+        trace = trace_of(model, circuit, leaves, steps, record=names)
         return {n: trace.spikes[n].swapaxes(0, 1).astype(np.int32) for n in names}
 
     return record
@@ -165,9 +161,9 @@ def _rows(names, spikes, number: int, first: int) -> np.ndarray:
     return rows[np.argsort(rows["image"], kind="stable")]
 
 
-def _archive(path: Path, header: dict[str, Any], rows, total: int) -> None:
+def _archive(place, header: dict[str, Any], rows, total: int) -> None:
     """What `numpy.savez` would write, of rows that lie in a file."""
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(place, "w") as archive:
         with archive.open("header.npy", "w") as file:
             np.lib.format.write_array(file, np.array(json.dumps(header)))
         with archive.open("events.npy", "w", force_zip64=True) as file:

@@ -15,7 +15,7 @@ import socket
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,12 +28,7 @@ LOCK = ".lock"
 
 
 def write(path: str | os.PathLike, content: bytes | str) -> Path:
-    """Writes a file, all or nothing, and removes what a killed writer left of it.
-
-    The content goes into a file of another name in the same folder, to the disk, and
-    then takes the place of the old one: whatever interrupts it, and whoever reads
-    meanwhile, finds the old version or the new one. Missing folders are made; a
-    symbolic link stays, and what it leads to is replaced.
+    """Writes a file, all or nothing, as `replacing` does.
 
     Args:
       path: the file.
@@ -43,8 +38,7 @@ def write(path: str | os.PathLike, content: bytes | str) -> Path:
       The path.
 
     Raises:
-      OSError: it cannot be written: a folder is there, or a file where a folder should
-        be, it is read-only, the disk is full. The old version is intact.
+      OSError: it cannot be written. The old version is intact.
       TypeError: for no path, or no content.
 
     Example:
@@ -55,14 +49,31 @@ def write(path: str | os.PathLike, content: bytes | str) -> Path:
     """
     if not isinstance(content, bytes | str):
         raise TypeError(f"content: expected text or bytes, found {content!r:.80}")
-    if isinstance(content, str):
-        content = content.encode()
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return as_path(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of another one when all of it is written.
+
+    It has another name in the same folder, and is on the disk before it gets this one:
+    whatever interrupts that, and whoever reads meanwhile, finds the old version or the
+    new one. What a killed writer left is removed. Missing folders are made; a symbolic
+    link stays, and what it leads to is replaced.
+
+    Raises:
+      OSError: it cannot be written: a folder is there, or a file where a folder should
+        be, it is read-only, the disk is full. The old version is intact.
+      TypeError: for no path.
+    """
     path = as_path(path)
     target = Path(os.path.realpath(path))
     start, end = f".{target.name}.", ".part"
     # The name says who writes, so that others know whether it is left over.
     made = target.with_name(f"{start}{_me()}.{secrets.token_hex(4)}{end}")
-    with _named(path):
+    with named(path):
         if target.is_dir():
             raise IsADirectoryError(None, "a folder is there")
         if target.is_symlink():
@@ -70,20 +81,19 @@ def write(path: str | os.PathLike, content: bytes | str) -> Path:
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(None, "it is read-only")
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f"{_literal(start)}*{end}"):
+            if _is_left_over(left.name[len(start) :]):
+                left.unlink(missing_ok=True)
         try:
             with open(made, "xb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(made, target)
         except BaseException:
             made.unlink(missing_ok=True)
             raise
-        for left in target.parent.glob(f"{_literal(start)}*{end}"):
-            if _is_left_over(left.name[len(start) :]):
-                left.unlink(missing_ok=True)
         _sync(target.parent)
-    return path
 
 
 def as_path(path: str | os.PathLike, name: str = "path") -> Path:
@@ -107,7 +117,7 @@ def folder(path: str | os.PathLike, name: str = "path") -> Path:
       OSError: they cannot; naming the folder.
     """
     path = as_path(path, name).expanduser()
-    with _named(path):
+    with named(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{_me()}"
         try:
@@ -165,7 +175,7 @@ def locked(path: Path) -> Iterator[None]:
         return
     place = path / LOCK
     while True:
-        with _named(path):
+        with named(path):
             file = open(place, "a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,14 +203,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """What the system refuses, as one sentence that begins with the path."""
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
+        if error.strerror is None:  # no refusal of the system's, or a sentence already
+            raise
         found = type(error)(
-            f"{path}: cannot be written ({why}); choose another place, or make room"
+            f"{path}: cannot be written ({error.strerror}); choose another place, or "
+            "make room"
         )
         found.errno = error.errno
         raise found from error
