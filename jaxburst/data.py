@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from jaxburst import idx
-from jaxburst.checks import door
+from jaxburst.checks import door, finite, instance, refuse, whole
+from jaxburst.io.files import replacing
 from jaxburst.progress import track
 
 _DIGITS_SEED = 0
@@ -57,9 +58,9 @@ class OnDisk:
     folder: str | os.PathLike
     records: Sequence
     rows: np.ndarray
-    read: Callable[[Any], np.ndarray]
+    read: Callable[[Any], Any]
     row_shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: Any
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,7 +105,9 @@ class Split:
       std: standard deviation of each channel, in the same unit.
 
     Raises:
-      ValueError: floating-point numbers came with constants to normalise them.
+      TypeError, ValueError: these are no numbers, or not finite; there is not one label
+        for each image, or not one constant for each channel; or floating-point numbers
+        came with constants to normalise them.
 
     Example:
       >>> white = np.full((2, 1, 1, 1), 255, np.uint8)
@@ -120,46 +123,65 @@ class Split:
 
     def __post_init__(self):
         for name in ("images", "labels"):
-            if not hasattr(getattr(self, name), "dtype"):
-                found = type(getattr(self, name)).__name__
-                raise TypeError(f"Split: {name}: expected an array, found {found}")
-        if (
-            not self.images.ndim
-            or not self.labels.ndim
-            or len(self.images) != len(self)
-        ):
+            value = getattr(self, name)
+            if not hasattr(value, "dtype") or not hasattr(value, "ndim"):
+                instance(f"Split: {name}", value, (), "an array")
+            if np.dtype(value.dtype).kind not in "biufV":
+                refuse(f"Split: {name}", "numbers", str(value.dtype))
+            if not isinstance(value, OnDisk):
+                finite(f"Split: {name}", value, "leave it out, or normalise again")
+        images, mean, std = self.images, _floats(self.mean), _floats(self.std)
+        if not images.ndim or not self.labels.ndim or len(images) != len(self):
             raise ValueError(
                 "Split: expected a label for every image, found images "
-                f"{self.images.shape} and labels {self.labels.shape}"
+                f"{images.shape} and labels {self.labels.shape}"
             )
-        if self.images.dtype == np.uint8:
-            mean, std = np.asarray(self.mean, float), np.asarray(self.std, float)
-            fine = ((0 <= mean) & (mean <= 1)).all() and ((0 < std) & (std <= 1)).all()
-            if mean.shape != std.shape or not fine:
+        if images.dtype != np.uint8:
+            if any(mean) or any(x != 1 for x in std):
                 raise ValueError(
-                    "Split: expected a mean in 0 .. 1 and a std in 0 < x <= 1 for each "
-                    "channel, in units of pixel/255, found "
-                    f"{self.mean} and {self.std}"
+                    f"Split: {images.dtype} data are taken as they are, but mean "
+                    f"{self.mean} and std {self.std} came with them; apply these to "
+                    "the data, and leave them out"
                 )
-            return
-        constants = (*self.mean, *(x - 1 for x in self.std))
-        if np.any(np.asarray(constants) != 0):
+        elif not (
+            len(mean) == len(std) in (0, images.shape[-1])
+            and all(0 <= x <= 1 for x in mean)
+            and all(0 < x <= 1 for x in std)
+        ):
             raise ValueError(
-                f"Split: {self.images.dtype} data are taken as they are, but mean "
-                f"{self.mean} and std {self.std} came with them; apply these to the "
-                "data, and leave them out"
+                "Split: expected a mean in 0 .. 1 and a std in 0 < x <= 1 for each "
+                f"channel of {images.shape}, in units of pixel/255, found {self.mean} "
+                f"and {self.std}"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index) -> Split:
-        """The images that a slice, an array of indices or a mask `[N]` selects."""
-        if not isinstance(index, slice) and np.ndim(index) != 1:
-            raise TypeError(
-                f"Split: expected a slice or a 1-d array of indices, found {index!r}; "
-                "one image is split[i : i + 1]"
-            )
+        """The images that a slice, an array of indices or a mask `[N]` selects.
+
+        Raises:
+          IndexError: for an index outside, or a mask of another length.
+        """
+        if not isinstance(index, slice):
+            index, size = np.asarray(index), len(self)
+            if not index.size:
+                index = index.astype(np.int64)  # an empty list is one of floats
+            if index.ndim != 1 or index.dtype.kind not in "bui":
+                raise TypeError(
+                    "Split: expected a slice, a 1-d array of indices or a mask, found "
+                    f"{index.dtype} {index.shape}; one image is split[i : i + 1]"
+                )
+            if index.dtype.kind == "b":
+                if len(index) != size:
+                    raise IndexError(
+                        f"Split: expected a mask of {size} images, found {len(index)}"
+                    )
+            elif not ((-size <= index) & (index < size)).all():
+                raise IndexError(
+                    f"Split: expected indices below {size}, the number of images, "
+                    f"found {index.min()} .. {index.max()}"
+                )
         return dataclasses.replace(
             self, images=self.images[index], labels=self.labels[index]
         )
@@ -208,6 +230,10 @@ class Dataset:
       test: images to report on.
       classes: number of classes; labels are 0 .. classes - 1.
 
+    Raises:
+      TypeError, ValueError: these are no splits of such labels, or their images differ
+        in shape or type.
+
     Example:
       >>> dataset = digits()
       >>> len(dataset.train), len(dataset.validation), len(dataset.test)
@@ -219,6 +245,30 @@ class Dataset:
     validation: Split
     test: Split
     classes: int
+
+    def __post_init__(self):
+        instance("Dataset: name", self.name, str, "a string")
+        whole("Dataset: classes", self.classes, 1)
+        shape, dtype = getattr(self.train, "images", np.empty(0)).shape[1:], None
+        for name in ("train", "validation", "test"):
+            split = instance(f"Dataset: {name}", getattr(self, name), Split, "a Split")
+            images, labels = split.images, split.labels
+            dtype = dtype or images.dtype
+            if (images.shape[1:], images.dtype) != (shape, dtype):
+                raise ValueError(
+                    f"Dataset: {name}: expected images {dtype} {shape}, as those to "
+                    f"train on, found {images.dtype} {images.shape[1:]}"
+                )
+            if np.dtype(labels.dtype).kind not in "ui" or labels.ndim != 1:
+                refuse(f"Dataset: {name}", "whole numbers [N] as labels", labels)
+            if isinstance(labels, OnDisk) or not len(labels):
+                continue
+            low, high = labels.min(), labels.max()
+            if low < 0 or high >= self.classes:
+                raise ValueError(
+                    f"Dataset: {name}: expected labels in 0 .. {self.classes - 1}, "
+                    f"found {low} .. {high}"
+                )
 
     def with_normalisation(self, mean, std) -> Dataset:
         """The same images with the constants of, say, a network trained elsewhere.
@@ -329,7 +379,7 @@ def digits(*, validation: int = 180) -> Dataset:
     _require("sklearn")
     from sklearn.datasets import load_digits
 
-    source = load_digits()
+    source: Any = load_digits()
     images = np.rint(source.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = source.target.astype(np.int32)
     order = _stratified_order(labels)
@@ -599,10 +649,11 @@ def _load(name: str, data_dir, validation: int, download: bool, read) -> Dataset
     if download:
         prepare(name, data_dir)
     builder = _open(name, data_dir)
-    train, test = (
-        Split(*read(builder, split), facts.mean, facts.std)
-        for split in ("train", facts.test_split)
-    )
+    splits = []
+    for split in ("train", facts.test_split):
+        images, labels = read(builder, split)
+        splits.append(Split(images, labels, facts.mean, facts.std))
+    train, test = splits
     return Dataset(name, train[validation:], train[:validation], test, facts.classes)
 
 
@@ -615,7 +666,7 @@ def _readable(folder):
         raise ValueError(f"cannot read {folder} ({error}); {_ANEW}") from error
 
 
-def _open(name: str, data_dir):
+def _open(name: str, data_dir) -> Any:
     """The TFDS reader of a prepared dataset, or an error that says what is wrong."""
     directory = _directory(name, data_dir)
     if not directory.exists():
@@ -748,42 +799,37 @@ def _fetch(name: str, url: str, archive: Path, timeout: float = 10) -> None:
     """Downloads a file, which appears only when it is complete."""
     import requests
 
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    part = archive.with_name(f"{archive.name}.{os.getpid()}.part")
     block = 1 << 20
     try:
         with requests.get(url, stream=True, timeout=timeout) as response:
             response.raise_for_status()
             size = int(response.headers.get("Content-Length", 0))
             blocks = response.iter_content(block)
-            with part.open("wb") as file:
+            with replacing(archive) as file:
                 for content in track(blocks, f"Downloading {name}", size / block):
                     file.write(content)
-        os.replace(part, archive)
     except requests.RequestException as error:
         raise ConnectionError(
             f"{name}: could not download {url} ({error}). Without a network, fetch it "
             f"elsewhere and put it at {archive.resolve()}, or pass the data_dir "
             "(--data-dir) that holds the prepared dataset"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _cifar_builder(name: str):
+def _cifar_builder(name: str) -> Any:
     """TFDS's own CIFAR builder, where it unpacks and encodes without TensorFlow."""
     from PIL import Image
 
     stock = _stock_builder(name)
 
-    class Builder(stock, skip_registration=True):
+    class Builder(stock, skip_registration=True):  # pyright: ignore
         name = stock.name
         pkg_dir_path = None
 
         def _split_generators(self, downloads):
             info = self._cifar_info
             with tarfile.open(downloads.download(info.url)) as tar:
-                files = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+                files = {m.name: _content(tar, m) for m in tar if m.isfile()}
             for key, file in zip(info.label_keys, info.label_files, strict=True):
                 names = files[info.prefix + file].decode().split()
                 self.info.features[key].names = names
@@ -807,6 +853,11 @@ def _cifar_builder(name: str):
                 yield i, {**labels, "id": f"{prefix}{i:05d}", "image": image}
 
     return Builder
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
 
 
 def _write_imagenet(name: str, data_dir: Path) -> None:
@@ -836,7 +887,7 @@ def _write_imagenet(name: str, data_dir: Path) -> None:
         ) from error
 
 
-def _imagenet_builder(archives: dict[str, Path]):
+def _imagenet_builder(archives: dict[str, Path]) -> Any:
     """TFDS's own ImageNet builder, where it reads and encodes without TensorFlow."""
     from PIL import Image
     from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
@@ -847,7 +898,7 @@ def _imagenet_builder(archives: dict[str, Path]):
     }
     stock = _stock_builder("imagenet2012")
 
-    class Builder(stock, skip_registration=True):
+    class Builder(stock, skip_registration=True):  # pyright: ignore
         name = stock.name
         pkg_dir_path = stock.pkg_dir_path
 
@@ -881,7 +932,7 @@ def _members(archive: Path) -> Iterator[tuple[str, Any]]:
                 yield member.name, tar.extractfile(member)
 
 
-def _stock_builder(name: str):
+def _stock_builder(name: str) -> Any:
     return _tfds().builder_cls(name)
 
 
@@ -890,7 +941,7 @@ def _directory(name: str, data_dir) -> Path:
     return Path(data_dir).expanduser() / name / str(_stock_builder(name).VERSION)
 
 
-def _tfds():
+def _tfds() -> Any:
     # TFDS names none of the others when it misses them.
     _require("tensorflow_datasets", "array_record", "importlib_resources", "PIL")
     import tensorflow_datasets
@@ -898,7 +949,7 @@ def _tfds():
     return tensorflow_datasets
 
 
-def _grain():
+def _grain() -> Any:
     _require("grain", extra="imagenet")
     import grain
 
@@ -914,4 +965,8 @@ def _require(*packages: str, extra: str = "data") -> None:
 
 
 def _floats(values) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+    """Constants, one for each channel."""
+    found = np.asarray(values)
+    if found.ndim != 1 or found.size and found.dtype.kind not in "iuf":
+        refuse("mean, std", "a number for each channel", values)
+    return tuple(found.astype(float).tolist())

@@ -372,8 +372,71 @@ def test_a_split_is_indexed_like_an_array():
     np.testing.assert_array_equal(some.images, split.images[[3, 1]])
     np.testing.assert_array_equal(some.labels, split.labels[[3, 1]])
     assert len(split[:10]) == 10 and len(split[split.labels == 0]) == 36
-    with pytest.raises(TypeError, match="found 3"):
-        split[3]
+    assert len(split[[]]) == 0 and len(split[[-1]]) == 1
+    for index, kind, message in (
+        (3, TypeError, "one image is split"),
+        ([1.5], TypeError, "a 1-d array of indices"),
+        (["a"], TypeError, "a 1-d array of indices"),
+        ([0, 360], IndexError, "below 360, the number of images, found 0 .. 360"),
+        ([-361], IndexError, "found -361"),
+        ([True], IndexError, "a mask of 360 images, found 1"),
+    ):
+        with pytest.raises(kind, match=message):
+            split[index]
+
+
+PIXEL = np.zeros((2, 3, 3, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": "images"},
+        {"images": PIXEL.astype(str)},
+        {"images": PIXEL * 1j},
+        {"images": PIXEL * np.nan},
+        {"images": PIXEL[:1]},
+        {"images": np.uint8(1)},
+        {"labels": [0, 1]},
+        {"labels": np.array(["a", "b"])},
+        {"labels": np.array([0, np.nan])},
+        {"mean": (0.5, 0.5)},
+        {"mean": (0.5,)},
+        {"mean": (127.0,), "std": (1.0,)},
+        {"mean": (np.nan,), "std": (0.5,)},
+        {"mean": (0.5,), "std": (0.0,)},
+        {"mean": "a", "std": "b"},
+        {"mean": 0.5, "std": 0.5},
+        {"images": PIXEL * 1.0, "mean": (0.5,), "std": (0.5,)},
+    ],
+)
+def test_a_split_is_checked_when_it_is_made(change):
+    good = {"images": PIXEL, "labels": np.arange(2)}
+    assert data.Split(**good).mean == ()
+    with pytest.raises((TypeError, ValueError), match="^Split: |^mean, std: "):
+        data.Split(**good | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": 3},
+        {"classes": 0},
+        {"classes": 1.5},
+        {"train": (PIXEL, np.arange(2))},
+        {"test": data.Split(PIXEL[:, :2], np.arange(2))},
+        {"test": data.Split(PIXEL * 1.0, np.arange(2))},
+        {"validation": data.Split(PIXEL, np.arange(1, 3))},
+        {"validation": data.Split(PIXEL, np.arange(2) - 1)},
+        {"validation": data.Split(PIXEL, np.arange(2) * 0.5)},
+    ],
+)
+def test_a_dataset_is_checked_when_it_is_made(change):
+    split = data.Split(PIXEL, np.arange(2))
+    good = dict(name="two", train=split, validation=split[:0], test=split, classes=2)
+    assert len(data.Dataset(**good).validation) == 0
+    with pytest.raises((TypeError, ValueError), match=f"^Dataset: {[*change][0]}"):
+        data.Dataset(**good | change)
 
 
 def test_with_normalisation_changes_the_constants_only():
