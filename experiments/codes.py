@@ -33,6 +33,7 @@ import tyro
 import jaxburst as jb
 from jaxburst.batching import sweep
 from jaxburst.methods.rounding import quantise
+from jaxburst.methods.silencing import silenced_of
 from jaxburst.neurons import Burst, Differential, Phase, Refining, SigmaDelta
 from jaxburst.run import compiler_options, prepared, trace_of
 
@@ -132,6 +133,7 @@ class Code:
       settings: those to choose from.
       slots: of a time step, given the setting.
       alike: the code that sends the same numbers, as other spikes.
+      before: steps of a first run that silences neurons (SRP); they count.
       spikes: whether it is one; else it is priced as a conventional network of as many
         bits as its activations need.
     """
@@ -142,6 +144,7 @@ class Code:
     settings: tuple[dict, ...] = ({},)
     slots: Callable[..., int] = lambda **_: 1
     alike: str | None = None
+    before: int = 0
     spikes: bool = True
 
 
@@ -267,6 +270,8 @@ CODES = {
         Code(partial(repeating, neuron=signed(1)), 32, "quanta", RANGES),
     "integrate-and-fire, means corrected (SNNC)":
         Code(partial(repeating, neuron=Burst(1), correct=8), 32, "quanta"),
+    "integrate-and-fire, some silenced (SRP)":
+        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES, before=4),
     "integrate-and-fire from θ/2 (OPI)":
         Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES),
     "integrate-and-fire":
@@ -318,7 +323,8 @@ class Bench:
         with common.silent_channels():
             model, spiking = code.make(self.draws[draw], **setting)
         split = getattr(self, part)
-        return model, spiking, *record(model, spiking, split.inputs[:count], steps)
+        images = split.inputs[:count]
+        return model, spiking, *record(model, spiking, images, steps, code.before)
 
     def right(self, part: str, classes) -> tuple[np.ndarray, np.ndarray]:
         """`[N, T]`: whether classes are right, less whether the trained network's are;
@@ -365,11 +371,15 @@ def answers(network, variables, inputs) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _running(model, steps: int):
+def _running(model, steps: int, before: int):
     """Logits `[B, T, C]` and counts `{name: [B, T, 3]}` in each unit."""
 
     def function(circuit, batch):
-        trace = trace_of(model, circuit, model.network.leaves(batch), steps)
+        leaves = model.network.leaves(batch)
+        if before:
+            trace = silenced_of(model, circuit, leaves, steps - before, before)
+        else:
+            trace = trace_of(model, circuit, leaves, steps)
         counts = {
             name: jnp.stack([getattr(own, unit) for unit in UNITS], -1).swapaxes(0, 1)
             for name, own in trace.traffic.items()
@@ -379,12 +389,12 @@ def _running(model, steps: int):
     return function
 
 
-def record(model, spiking, inputs, steps: int):
+def record(model, spiking, inputs, steps: int, before: int = 0):
     """Logits `[N, T, C]`, and what is sent at each step `{name: [N, T, 3]}`."""
     parts = [
         jax.tree.map(lambda x, rows=rows: x[:rows], found)
         for rows, found in sweep(
-            _running(model, steps), prepared(model, spiking), inputs, 100,
+            _running(model, steps, before), prepared(model, spiking), inputs, 100,
             options=compiler_options(model.network),
         )
     ]  # fmt: skip
@@ -486,7 +496,7 @@ def measured(
     }
     curves = jb.evaluation.Curves(np.array(row["accuracy"]), counted, len(classes))
     row["joules"] = priced(code, model, curves)
-    if steps > 1:
+    if steps > 1 and not code.before:
         margins = jb.anytime.settle(
             model, spiking, bench.held.inputs[:500], steps, agreement=0.99
         )

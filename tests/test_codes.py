@@ -12,6 +12,7 @@ import pytest
 from nets import LAYERS, case
 
 from jaxburst import neurons
+from jaxburst.methods import silenced
 from jaxburst.neurons import (
     Burst,
     Differential,
@@ -202,6 +203,44 @@ def in_numpy(it, layers, layer, thresholds, initial, shown):
         layers, it.variables, it.inputs * shown, relu, "lateral", shown.ravel()
     )
     return currents.cumsum(0), trains
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_silenced_neurons_are_those_that_fired_too_much(name):
+    """SRP against NumPy: residuals of one run, and the next without what they tell."""
+    it, (layers, _) = case(name), LAYERS[name]
+    before, steps, active = 3, 5, []
+    thresholds = it.thresholds(Burst(1), "channel", 0.4)
+    flat = [np.ravel(value) for value in thresholds.values()]
+
+    def first(theta, initial, current):
+        spikes = oracle.fire(Burst(1), theta, initial * theta, current)
+        residual = initial * theta + (current - theta * spikes).sum(0)
+        active.append(residual > 0.001 * theta)
+        return spikes, np.ones(len(spikes))
+
+    def second(theta, initial, current):
+        spikes = oracle.fire(Burst(1), theta, initial * theta, current)
+        heard.append(spikes)
+        return spikes * active[len(heard) - 1], np.ones(len(spikes))
+
+    runs = []
+    for length, layer in ((before, first), (steps, second)):
+        heard = []
+        shown = np.ones((length, *[1] * it.inputs.ndim))
+        logits, trains = in_numpy(it, layers, layer, flat, 0.5, shown)
+        times = np.arange(1, length + 1).reshape(-1, 1, 1)
+        runs.append((logits / times, [n.sum() for n in trains]))
+    assert not all(mask.all() for mask in active), "some are silenced"
+    spiking = it.spiking(Burst(1), "channel", 0.5, 0.4)
+    found = silenced(it.model(Burst(1)), spiking, it.inputs, steps, before=before)
+    for part, (logits, quanta) in zip(
+        (slice(before), slice(before, None)), runs, strict=True
+    ):
+        np.testing.assert_allclose(found.logits[part], logits, rtol=0, atol=1e-12)
+        assert [found.events[name][part].sum() for name in it.network.neurons] == quanta
+    with pytest.raises(ValueError, match="silenced: .* presented its input once"):
+        silenced(it.model(SigmaDelta()), spiking, it.inputs, steps)
 
 
 def drives():

@@ -8,6 +8,7 @@ from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
 from jaxburst.methods.polishing import polish
 from jaxburst.methods.rounding import quantise, rounded
+from jaxburst.methods.silencing import silenced
 from jaxburst.methods.tuning import tune
 from jaxburst.normalise import normalise
 
@@ -26,5 +27,6 @@ __all__ = [
     "presets",
     "quantise",
     "rounded",
+    "silenced",
     "tune",
 ]

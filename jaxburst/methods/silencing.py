@@ -1,0 +1,90 @@
+"""Neurons that fired by mistake, silenced in a second run: SRP.
+
+trace = silenced(model, spiking, inputs, steps=8, before=4)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxburst.checks import door
+from jaxburst.convert import Spiking
+from jaxburst.graph import over
+from jaxburst.run import Info, Model, Trace, check, prepare, unroll
+
+
+@door(before="count")
+def silenced(
+    model: Model, spiking: Spiking, inputs, steps: int, *, before: int = 4
+) -> Trace:
+    r"""Simulates twice, the second time without the neurons that fired too much.
+
+    .. math:: s_t \leftarrow s_t\, [\, v_\tau > 0.001\, \theta \,]
+
+    A neuron whose potential is below zero after the first run of τ = `before` steps has
+    sent more than its drive was worth, so that its activation is taken to be zero. The
+    second run starts at rest. The hardware needs a bit in every neuron.
+
+    Args:
+      model: the network, neuron and pooling; integrate-and-fire neurons, `Burst(1)`.
+      spiking: its converted weights.
+      inputs: `[B, ...]`, as the network takes them.
+      steps: time steps of the second run.
+      before: time steps of the first run.
+
+    Returns:
+      The `Trace` of all `before + steps` steps; the logits of the second run are its
+      own alone.
+
+    Example:
+      >>> silenced(model, spiking, inputs, steps=8, before=4).logits.shape
+      (12, 2, 1)
+
+    References:
+      Hao et al., "Reducing ANN-SNN Conversion Error through Residual Membrane
+      Potential", AAAI 2023.
+    """
+    leaves = check(model, spiking, inputs, before + steps)
+    if not model.neuron.repeats:
+        raise ValueError(
+            f"silenced: {model.neuron!r} is presented its input once, and has no "
+            "residual that could tell; use Burst(1)"
+        )
+    found = _silenced(model, spiking, leaves, steps, before)
+    return found._replace(logits=model.network.outputs(found.logits))
+
+
+@partial(jax.jit, static_argnames=("model", "steps", "before"))
+def _silenced(model, spiking, leaves, steps: int, before: int) -> Trace:
+    return silenced_of(model, prepare(model, spiking), leaves, steps, before)
+
+
+def silenced_of(model: Model, circuit, leaves: list, steps: int, before: int) -> Trace:
+    """The same of a circuit; the outputs as a list."""
+    graph, own = model.network.graph, circuit.own
+
+    def observe(_, info: Info) -> Trace:
+        outputs = [
+            jnp.moveaxis(value, graph[name].batch_axis + 1, 1)
+            for name, value in zip(graph.outputs, info.outputs, strict=True)
+        ]
+        return Trace(outputs, info.traffic, {}, {})
+
+    state, first = unroll(model, circuit, leaves, before, observe)
+    active = {
+        name: model.neuron.at(name).potential(own[name], state[name])
+        for name in model.network.neurons
+    }
+
+    def respond(node, threshold, state, current, t, f):
+        neuron = model.neuron.at(node.name)
+        row = threshold._replace(bias=neuron.correction(threshold.bias, t))
+        after, spikes = neuron.step(row, state, current, t, f)
+        least = 0.001 * over(threshold.theta, spikes)
+        return after, spikes * (active[node.name] > least)
+
+    _, second = unroll(model, circuit, leaves, steps, observe, respond=respond)
+    return jax.tree.map(lambda *both: jnp.concatenate(both), first, second)
