@@ -31,10 +31,11 @@ from jaxburst.methods import analysis, anytime, calibration, presets
 from jaxburst.methods.calibration import calibrate
 from jaxburst.methods.direct import direct
 from jaxburst.methods.tuning import tune
+from jaxburst.model import Model
 from jaxburst.network import Network, Refused
 from jaxburst.neurons import Burst, Refining
 from jaxburst.released import pretrained
-from jaxburst.run import Model, infer, simulate
+from jaxburst.run import infer, simulate
 from jaxburst.streams import stream
 from jaxburst.tracing import trace
 from jaxburst.training import Recipe, fit

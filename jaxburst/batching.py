@@ -11,7 +11,6 @@ reads its own share, and `together` adds up what the shares gave.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -24,18 +23,11 @@ from jaxburst.progress import track
 
 
 def length(inputs) -> int:
-    """The number of images of inputs `[N, ...]`, a pytree of arrays.
-
-    Raises:
-      ValueError: if there are none, or not the same number in each.
-    """
-    counts = {len(leaf) for leaf in jax.tree.leaves(inputs)}
-    if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            "inputs: expected the same number of images in each, at least one, found "
-            f"{sorted(counts) or 'none'}"
-        )
-    return counts.pop()
+    """The number of images of inputs `[N, ...]`, a pytree of arrays."""
+    count = len(jax.tree.leaves(inputs)[0])
+    if not count:
+        raise ValueError("inputs: expected at least one image, found none")
+    return count
 
 
 def first(inputs: Any, count: int = 1) -> Any:
@@ -46,6 +38,28 @@ def first(inputs: Any, count: int = 1) -> Any:
 def own_rows(count: int) -> np.ndarray:
     """Which of so many images this process reads."""
     return np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
+
+
+def even_size(count: int, batch_size: int) -> int:
+    """Images in a batch of this process, rounded up to what its devices share evenly,
+    of so many images in all."""
+    return evenly(max(1, min(batch_size, len(own_rows(count)))))
+
+
+def batches(
+    data: Any, batch_size: int, description: str = ""
+) -> Iterator[tuple[int, Any]]:
+    """All batches of this process, `(count, batch)`, of which the first `count` rows
+    count. All have `even_size` rows: the last begins again from the front."""
+    count = length(data)
+    rows, size = own_rows(count), even_size(count, batch_size)
+    starts: Any = range(0, len(rows), size)
+    if description:
+        starts = track(starts, description, len(starts))
+    for start in starts:
+        chosen = rows[np.arange(start, start + size) % len(rows)]
+        batch = jax.tree.map(lambda x, at=chosen: np.asarray(x[at]), data)
+        yield min(size, len(rows) - start), batch
 
 
 def sweep(
@@ -65,8 +79,7 @@ def sweep(
         later sweeps with the same function.
       weights: given whole to every device.
       data: a pytree of arrays `[N, ...]`, or of what gives arrays when it is indexed.
-      batch_size: images at a time, rounded up to what the devices share evenly; a last
-        partial batch begins again from the front.
+      batch_size: images at a time, see `even_size`.
       description: what is being done, for a progress bar; none if empty.
       options: compiler options.
 
@@ -74,15 +87,30 @@ def sweep(
       `(count, found)`: what the function returned, as NumPy arrays, of which the first
       `count` rows count.
     """
-    run, copied = None, None
-    for count, size, batch in batches(data, batch_size, description):
-        shard, replicate = share(size)
-        if run is None:
-            run, copied = (
-                _compiled(function, size, _frozen(options)),
-                replicate(weights),
-            )
-        yield count, jax.device_get(run(copied, shard(batch)))
+    size = even_size(length(data), batch_size)
+    run = _compiled(function, size, tuple((options or {}).items()))
+    shard, replicate = share(size)
+    weights = replicate(weights)
+    for count, batch in batches(data, batch_size, description):
+        yield count, jax.device_get(run(weights, shard(batch)))
+
+
+def gather(
+    function: Callable[[Any, Any], Any], weights: Any, data: Any, batch_size: int, **how
+) -> Any:
+    """What a function gives for all images of all processes, in order, `[N, ...]`.
+
+    Args: as for `sweep`.
+    """
+    count = length(data)
+    parts = [
+        jax.tree.map(lambda x, rows=rows: x[:rows], found)
+        for rows, found in sweep(function, weights, data, batch_size, **how)
+    ]
+    if not parts:  # a process without images of its own
+        shapes = jax.eval_shape(function, weights, first(data))
+        parts = [jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)]
+    return jax.tree.map(lambda *x: _in_order(np.concatenate(x), count), *parts)
 
 
 def add_up(
@@ -92,7 +120,6 @@ def add_up(
     batch_size: int,
     *,
     description: str = "",
-    options: dict | None = None,
 ) -> Any:
     """Sums over the images of all processes, taken on the devices.
 
@@ -102,26 +129,23 @@ def add_up(
       function: of `(weights, batch, counts)`; returns sums over the images of a batch,
         in which an image counts as often as `counts`, `[B]`, says: 1, or 0 where it is
         there only to fill the batch.
-      weights, data, batch_size, description, options: as for `sweep`.
+      weights, data, batch_size, description: as for `sweep`.
 
     Returns:
       What the function returns, added up: in float64, or whole numbers in int64.
     """
-    length(data)
-    example = jax.tree.map(lambda x: _read(x, np.zeros(1, int)), data)
-    shapes = jax.eval_shape(function, weights, example, np.ones(1, np.int32))
+    shapes = jax.eval_shape(function, weights, first(data), np.ones(1, np.int32))
     total = jax.tree.map(
         lambda x: np.zeros(x.shape, np.float64 if x.dtype.kind == "f" else np.int64),
         shapes,
     )
-    run, copied = None, None
-    for count, size, batch in batches(data, batch_size, description):
-        shard, replicate = share(size)
-        if run is None:
-            run = _compiled(_Rows(function), size, _frozen(options))
-            copied = replicate(weights)
+    size = even_size(length(data), batch_size)
+    run = _compiled(_rows(function), size)
+    shard, replicate = share(size)
+    weights = replicate(weights)
+    for count, batch in batches(data, batch_size, description):
         counts = (np.arange(size) < count).astype(np.int32)
-        found = jax.device_get(run(copied, shard((batch, counts))))
+        found = jax.device_get(run(weights, shard((batch, counts))))
         total = jax.tree.map(lambda a, b: a + b.sum(0, dtype=a.dtype), total, found)
     return together(total)
 
@@ -142,52 +166,21 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
     there = jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else np.asarray(x), inputs
     )
-    run = _compiled(function, size, ())
-    return jax.device_get(run(replicate(weights), shard(there)))
-
-
-def batches(
-    data: Any, batch_size: int, description: str = ""
-) -> Iterator[tuple[int, int, Any]]:
-    """All batches of this process, for what `sweep` cannot do in one program.
-
-    Args: as for `sweep`.
-
-    Yields:
-      `(count, size, batch)`: of the `size` rows of the batch the first `count` count.
-    """
-    check_batch_size(batch_size)
-    rows = own_rows(length(data))
-    if not len(rows):
-        return
-    size = evenly(min(batch_size, len(rows)))
-    starts: Any = range(0, len(rows), size)
-    if description:
-        starts = track(starts, description, len(starts))
-    for start in starts:
-        chosen = rows[np.arange(start, start + size) % len(rows)]
-        batch = jax.tree.map(lambda x, at=chosen: _read(x, at), data)
-        yield min(size, len(rows) - start), size, batch
+    return jax.device_get(_compiled(function, size)(replicate(weights), shard(there)))
 
 
 @lru_cache(maxsize=64)
-def _compiled(function, size: int, options: tuple) -> Callable:
+def _compiled(function, size: int, options: tuple = ()) -> Callable:
     """One program for all sweeps with a function."""
     return jax.jit(data_parallel(function, size), compiler_options=dict(options))
 
 
-def _frozen(options: dict | None) -> tuple:
-    return tuple(sorted((options or {}).items()))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
+@lru_cache(maxsize=64)
+def _rows(function: Callable) -> Callable:
     """Sums of one device's images as one row of what the devices return."""
-
-    function: Callable
-
-    def __call__(self, weights, batch):
-        return jax.tree.map(lambda x: x[None], self.function(weights, *batch))
+    return lambda weights, batch: jax.tree.map(
+        lambda x: x[None], function(weights, *batch)
+    )
 
 
 def each(tree: Any) -> Any:
@@ -208,27 +201,10 @@ def together(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.sum(0), each(tree))
 
 
-def in_order(array: np.ndarray, count: int) -> np.ndarray:
+def _in_order(array: np.ndarray, count: int) -> np.ndarray:
     """The rows of all processes `[N, ...]`, of which each gives its own."""
     if jax.process_count() == 1:
         return array
     whole = np.zeros((count, *array.shape[1:]), array.dtype)
     whole[own_rows(count)] = array
     return together(whole)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuses what is no number of images.
-
-    Raises:
-      ValueError: saying what was found.
-    """
-    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if not whole or batch_size < 1:
-        raise ValueError(
-            f"batch_size must be a whole number of at least 1, found {batch_size!r}"
-        )
-
-
-def _read(x, rows: np.ndarray) -> np.ndarray:
-    return np.asarray(x[rows])

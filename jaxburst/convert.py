@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.checks import door
+from jaxburst.batching import batches
+from jaxburst.checks import door, traced
 from jaxburst.graph import Node, Synapse
 from jaxburst.network import Affine, Network, forward
 from jaxburst.neurons import Threshold
@@ -69,11 +70,6 @@ def convert(
     return spiking
 
 
-def known(value) -> bool:
-    """Whether a value is there, and not traced by a transformation."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
-
-
 def check_finite(variables) -> None:
     """Refuses weights that are not finite; a ReLU can swallow what they cause.
 
@@ -81,7 +77,7 @@ def check_finite(variables) -> None:
       ValueError: naming the first such weight.
     """
     for path, value in jax.tree_util.tree_leaves_with_path(variables):
-        if not hasattr(value, "dtype") or not known(value):
+        if not hasattr(value, "dtype") or traced(value):
             continue
         floating = jnp.issubdtype(value.dtype, jnp.floating)
         if floating and not np.isfinite(np.asarray(value, np.float32)).all():
@@ -107,20 +103,15 @@ def check_spiking(network: Network, spiking: Spiking) -> None:
     Raises:
       ValueError: naming the layer, what was expected and what was found.
     """
-    if not isinstance(spiking, dict):
-        raise TypeError(
-            f"spiking: expected what convert returns, found {type(spiking).__name__}"
-        )
+    needed = {*network.program.parameters, *network.neurons}
     for node in network.graph.weighing:
-        parameters = network.program.parameters
-        if node.name not in spiking:
-            if node.name in parameters or node.name in network.neurons:
-                raise ValueError(
-                    f"{node.name}: the converted network has no weights for it; "
-                    "convert with the network that is simulated"
-                )
-            continue
-        _check_node(network, node, spiking[node.name])
+        if node.name in spiking:
+            _check_node(network, node, spiking[node.name])
+        elif node.name in needed:
+            raise ValueError(
+                f"{node.name}: the converted network has no weights for it; convert "
+                "with the network that is simulated"
+            )
 
 
 def _check_node(network: Network, node: Node, own) -> None:
@@ -176,23 +167,16 @@ def verify(
       largest. What was set aside behind an output is not compared.
 
     Raises:
-      ValueError: for weights or inputs that do not fit, or outputs that are not
-        finite.
+      ValueError: for outputs that are not finite.
 
     Example:
       >>> verify(network, weights, spiking, inputs)
       {'logits': 0.0}
     """
-    check_spiking(network, spiking)
-    network.leaves(inputs)
     trained = jax.jit(network.function)
     converted = jax.jit(forward, static_argnums=0)
-    count = len(jax.tree.leaves(inputs)[0])
-    batch_size, worst = min(batch_size, count), {}
-    for start in range(0, count, batch_size):
-        # The last batch begins again from the front, so that one compilation serves.
-        rows = np.arange(start, start + batch_size) % count
-        batch = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], inputs)
+    worst: dict[str, float] = {}
+    for _, batch in batches(inputs, batch_size):
         expected = jax.tree.leaves(trained(variables, batch))
         found, _ = converted(network, spiking, batch)
         for i, (one, other) in enumerate(zip(expected, found, strict=True)):

@@ -2,12 +2,9 @@
 
     print(report(model, curves, cost=LEMAIRE, unit="events"))
 
-A synaptic operation is one event reaching one synapse: one tap of a kernel that exists
-(padding has none) and is not zero. Events are counted where they enter a synapse: after
-max pooling, and before average pooling, which merges into the synapse it feeds. A
-negative spike is an event. Wires and biases count nothing; a wire that multiplies by a
-constant kernel, such as bilinear resizing, sends an event along each of the kernel's
-taps that is not zero.
+A synaptic operation is one event reaching one synapse, see `reach`. Events are counted
+where they enter a synapse: after max pooling, and before average pooling, which merges
+into the synapse it feeds. Wires and biases count nothing.
 
 A spike is a whole number, and a code is charged in the unit that its hardware has:
 
@@ -17,15 +14,11 @@ A spike is a whole number, and a code is charged in the unit that its hardware h
 * `'digits'`: graded events, too, but the datapath shifts and adds: an accumulate for
   each signed binary digit of the number, memory once for each event.
 
-What is constant over time is weighed once, as multiply-accumulates: the first synapses,
-and the part of a later one that the input reaches through wires. A synapse that follows
-another with no neuron between them receives charges, not events: it is counted as
-multiply-accumulates at every step.
-
-A product of two signals is a synapse whose weights are what the other side has sent so
-far: every event reads and multiplies them, and is added to what its own side has sent.
-The function of a population that is no ReLU is evaluated once for each update of its
-neurons, at the multiply-accumulates of `costs.FUNCTIONS`.
+What is constant over time is weighed once, as multiply-accumulates; what comes from
+another synapse with no neuron between them is a charge, weighed so at every step. A
+product of two signals is a synapse whose weights are what the other side has sent so
+far. The function of a population that is no ReLU is evaluated once for each update of
+its neurons, at the multiply-accumulates of `costs.FUNCTIONS`.
 
 The conventional network counts the same taps, so operations = mean events per place x
 multiply-accumulates wherever every place reaches as many synapses.
@@ -56,37 +49,18 @@ from jaxburst.costs import (
     Memory,
 )
 from jaxburst.graph import Graph, Input, Neuron, Node, Pool, Product, Synapse
+from jaxburst.model import Model
 from jaxburst.network import Network
 from jaxburst.neurons import Threshold
 from jaxburst.reach import Reach, reach
-from jaxburst.run import Model
 from jaxburst.traffic import Traffic
 
 __all__ = [
-    "HOROWITZ_FP32",
-    "HOROWITZ_INT8",
-    "LEMAIRE",
-    "NEUROMC",
-    "PRESETS",
-    "SENECA",
-    "Cost",
-    "Memory",
-    "Reach",
-    "Report",
-    "ann_joules",
-    "break_even",
-    "by_sender",
-    "cost_per_event",
-    "depth",
-    "fan_out",
-    "joules",
-    "macs",
-    "operations",
-    "prices",
-    "reach",
-    "relative",
-    "report",
-]
+    "HOROWITZ_FP32", "HOROWITZ_INT8", "LEMAIRE", "NEUROMC", "PRESETS", "SENECA",
+    "Cost", "Memory", "Reach", "Report", "ann_joules", "break_even", "by_sender",
+    "cost_per_event", "depth", "fan_out", "joules", "macs", "operations", "prices",
+    "reach", "relative", "report",
+]  # fmt: skip
 
 UNITS = ("quanta", "events", "digits")
 
@@ -96,6 +70,7 @@ COLUMNS = (
 """What is paid for: arithmetic of synapses; weights read; potentials read and written;
 events or activations sent, stored, captured; arithmetic of neurons; sums at shortcuts;
 pools."""
+_OPERATIONS, _WEIGHTS, _POTENTIALS, _EVENTS, _NEURONS, _SUMS, _POOLS = range(7)
 
 Events = dict[str, Any]
 
@@ -182,15 +157,8 @@ def _function(node: Node) -> int:
 def fan_out(
     network: Network, spiking: dict | None = None
 ) -> dict[tuple[str, str], float]:
-    """Synapses that one event reaches, on average over the places it can come from.
-
-    Args:
-      network: the network.
-      spiking: leave out weights that are zero in these.
-
-    Returns:
-      `{(sender, synapse): fan-out}` for every population or pool and every synapse that
-      its events reach through wires.
+    """Synapses that one event reaches, on average over the places it can come from:
+    `{(sender, synapse): fan-out}`. Args: as `operations`.
 
     Example:
       >>> fan_out(network)
@@ -202,10 +170,8 @@ def fan_out(
 
 @door(spiking="mapping")
 def cost_per_event(network: Network, spiking: dict | None = None) -> dict[str, float]:
-    """Operations that one event causes, on average, in all synapses that it reaches.
-
-    Returns:
-      `{sender: operations}`, of the populations and pools that reach a synapse.
+    """Operations that one event causes, on average, in all synapses that it reaches:
+    `{sender: operations}`. Args: as `operations`.
 
     Example:
       >>> cost_per_event(network)
@@ -312,34 +278,28 @@ def prices(
       >>> prices(network).operation["relu0"][0].item()  # one synapse, 0.9 pJ
       0.9
     """
-    network, states, bits = _parts(network)
-    graph, found = network.graph, reach(network, spiking)
+    net, states, bits = _parts(network)
+    graph, found = net.graph, reach(net, spiking)
     operation = cost.product(bits) if unit == "events" else cost.accumulate
-    senders = [n for n in graph.of(Neuron, Pool) if n.name in graph.dynamic]
-    event = {node.name: np.zeros(len(COLUMNS)) for node in senders}
-    ops = {node.name: np.zeros(len(COLUMNS)) for node in senders}
-    step, once = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
-
-    def potential(words: int) -> float:
-        return sum(cost.potential.of(words))
+    event, ops = ({name: _nothing() for name in net.senders} for _ in range(2))
+    step, once = _nothing(), _nothing()
 
     def arrives(name: str) -> float:
         return cost.signal.of(_size(graph[name]))[0] + cost.captured
 
-    for node in senders:
-        _, write = cost.signal.of(_size(node))
-        event[node.name][_EVENTS] += write + cost.sent
+    for name, own in event.items():
+        node, size = graph[name], _size(graph[name])
+        before = _size(graph[node.inputs[0]])
+        own[_EVENTS] += cost.signal.of(size)[1] + cost.sent
         if isinstance(node.role, Neuron):
-            drive, size = _size(graph[node.inputs[0]]), _size(node)
             step[_NEURONS] += size * cost.neuron + _function(node) * cost.mac
-            step[_POTENTIALS] += drive * potential(drive)
-            step[_POTENTIALS] += (states - 1) * size * potential(size)
+            step[_POTENTIALS] += before * _updated(cost, before)
+            step[_POTENTIALS] += (states - 1) * size * _updated(cost, size)
             continue
-        event[node.name][_POOLS] += cost.potential.of(_size(node))[1]
-        if not any(receiver == node.name for _, receiver in found.sums):  # charges
-            size = _size(graph[node.inputs[0]])
-            step[_POOLS] += size * (cost.addition + potential(size))
-            step[_POOLS] += found.windows[node.name].sum() * _compared(cost, node)
+        own[_POOLS] += cost.potential.of(size)[1]
+        if not any(receiver == name for _, receiver in found.sums):  # charges
+            step[_POOLS] += before * (cost.addition + _updated(cost, before))
+            step[_POOLS] += found.windows[name].sum() * _compared(cost, node)
     for (sender, name), places in found.events.items():
         fan = places.mean()
         event[sender][_EVENTS] += arrives(sender)
@@ -347,13 +307,11 @@ def prices(
         ops[sender][_OPERATIONS] += fan * operation
         if isinstance(graph[name].role, Product):  # what its own side has sent
             event[sender][_OPERATIONS] += cost.addition
-            event[sender][_POTENTIALS] += potential(_size(graph[sender]))
+            event[sender][_POTENTIALS] += _updated(cost, _size(graph[sender]))
     for (sender, name), places in found.sums.items():
-        pool = name in graph.dynamic and isinstance(graph[name].role, Pool)
-        size = _size(
-            graph[graph[name].inputs[0] if name in graph.dynamic else name[1:]]
-        )
-        ways = places.mean() * (cost.addition + potential(size))
+        pool = _is_pool(name, graph)
+        node = graph[graph[name].inputs[0] if name in graph.dynamic else name[1:]]
+        ways = places.mean() * (cost.addition + _updated(cost, _size(node)))
         event[sender][_EVENTS] += arrives(sender)
         event[sender][_POOLS if pool else _SUMS] += ways
         if pool:
@@ -369,7 +327,18 @@ def prices(
     return Prices(event, ops, step, once)
 
 
-_OPERATIONS, _WEIGHTS, _POTENTIALS, _EVENTS, _NEURONS, _SUMS, _POOLS = range(7)
+def _nothing() -> np.ndarray:
+    return np.zeros(len(COLUMNS))
+
+
+def _is_pool(name: str, graph: Graph) -> bool:
+    """Whether a receiver of sums is a pool over spikes, and no population or output."""
+    return name in graph.dynamic and isinstance(graph[name].role, Pool)
+
+
+def _updated(cost: Cost, words: int) -> float:
+    """A potential out of so many that is read and written."""
+    return sum(cost.potential.of(words))
 
 
 def _size(node: Node) -> int:
@@ -378,10 +347,10 @@ def _size(node: Node) -> int:
 
 def _synapse(cost: Cost, node: Node, graph: Graph) -> np.ndarray:
     """The memory of one event at one synapse, or at one number of a product."""
-    found = np.zeros(len(COLUMNS))
+    found = _nothing()
     memory = cost.potential if isinstance(node.role, Product) else cost.weight
     found[_WEIGHTS] = memory.of(math.prod(_kernel(node, graph)))[0] + cost.address
-    found[_POTENTIALS] = sum(cost.potential.of(_size(node)))
+    found[_POTENTIALS] = _updated(cost, _size(node))
     return found
 
 
@@ -403,19 +372,6 @@ def _parts(network: Network | Model) -> tuple[Network, int, int | None]:
     return network.network, states, most and math.ceil(math.log2(most + 1))
 
 
-def _spent(network, events, cost, unit, spiking, first_layer) -> np.ndarray:
-    """Picojoules of each step by itself, by column, `[T, ..., 7]`."""
-    own = prices(network, cost=cost, unit=unit, spiking=spiking)
-    sent, worked = _counts(_parts(network)[0], events, unit)
-    shape = next(iter(sent.values())).shape
-    spent = np.zeros((*shape, len(COLUMNS))) + own.step
-    for name in sent:
-        spent += sent[name][..., None] * own.event[name]
-        spent += worked[name][..., None] * own.operation[name]
-    spent[: shape[0] if first_layer == "every step" else 1] += own.once
-    return spent
-
-
 @door(network="subject", spiking="mapping")
 def by_sender(
     network: Network | Model,
@@ -425,13 +381,8 @@ def by_sender(
     unit: str = "quanta",
     spiking: dict | None = None,
 ) -> dict[str, np.ndarray]:
-    """Energy that the events of each population and pool cause, in joules.
-
-    Args:
-      network, events, cost, unit, spiking: as for `joules`.
-
-    Returns:
-      `{sender: [T, ...]}`, of each step by itself.
+    """Joules that the events of each population and pool cause, `{sender: [T, ...]}`,
+    of each step by itself. Args: as `joules`.
 
     Example:
       >>> spent = by_sender(network, {"relu0": np.array([2.0, 1.0])})
@@ -439,33 +390,44 @@ def by_sender(
       [1.8, 0.9]
     """
     own = prices(network, cost=cost, unit=unit, spiking=spiking)
-    sent, worked = _counts(_parts(network)[0], events, unit)
+    found = _caused(own, _parts(network)[0], events, unit)
+    return {name: spent.sum(-1) * 1e-12 for name, spent in found.items()}
+
+
+def _caused(own: Prices, network: Network, events, unit: str) -> dict[str, np.ndarray]:
+    """Picojoules by column that each sender's events cause, `[T, ..., 7]`."""
+    sent, worked = _counts(network, events, unit)
     return {
-        name: 1e-12
-        * (
-            sent[name] * own.event[name].sum()
-            + worked[name] * own.operation[name].sum()
-        )
+        name: sent[name][..., None] * own.event[name]
+        + worked[name][..., None] * own.operation[name]
         for name in sent
     }
+
+
+def _spent(network, events, cost, unit, spiking, first_layer) -> np.ndarray:
+    """Picojoules of each step by itself, by column, `[T, ..., 7]`."""
+    own = prices(network, cost=cost, unit=unit, spiking=spiking)
+    spent = sum(_caused(own, _parts(network)[0], events, unit).values()) + own.step
+    spent[: len(spent) if first_layer == "every step" else 1] += own.once
+    return spent
 
 
 def _counts(network: Network, events, unit: str) -> tuple[dict, dict]:
     """How many events, and how many operations, by sender."""
     traffic = getattr(events, "traffic", events)
-    if not all(isinstance(counts, Traffic) for counts in traffic.values()):
-        if unit == "digits":
-            raise ValueError(
-                "unit 'digits' needs the events and their digits; pass what evaluate "
-                "or simulate returns, not its events alone"
-            )
-        found = check_events(network, traffic)
-        return found, found
-    sent, worked = (
-        check_events(network, {name: x.paid(unit)[i] for name, x in traffic.items()})
-        for i in (0, 1)
-    )
-    return sent, worked
+    if all(isinstance(counts, Traffic) for counts in traffic.values()):
+        sent, worked = (
+            {name: counts.paid(unit)[i] for name, counts in traffic.items()}
+            for i in (0, 1)
+        )
+        return check_events(network, sent), check_events(network, worked)
+    if unit == "digits":
+        raise ValueError(
+            "unit 'digits' needs the events and their digits; pass what evaluate or "
+            "simulate returns, not its events alone"
+        )
+    found = check_events(network, traffic)
+    return found, found
 
 
 @door(network="subject", spiking="mapping")
@@ -541,7 +503,7 @@ def ann_joules(
 def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.ndarray:
     """Picojoules by column."""
     network, full = _parts(network)[0], reuse == "full"
-    graph, found, spent = network.graph, reach(network, spiking), np.zeros(len(COLUMNS))
+    graph, found, spent = network.graph, reach(network, spiking), _nothing()
     share = 1.0 if bits is None else min(bits / cost.signal.bits, 1.0)
     mask = 0.0 if sent is None else 1 / cost.signal.bits
     if sent is not None:
@@ -552,20 +514,23 @@ def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.nd
 
     def density(name: str) -> float:
         """The part of a node's numbers that is not zero."""
-        return 1.0 if sent is None else sent[name] / _size(graph[name])
+        return (
+            sent[name] / _size(graph[name]) if sent and name in graph.dynamic else 1.0
+        )
+
+    def read(name: str) -> float:
+        return cost.signal.of(_size(graph[name]))[0]
 
     for node in graph.of(Synapse, Product):
-        name, before = node.name, graph[node.inputs[0]]
-        met = found.taps[name]
+        name, met = node.name, found.taps[node.name]
         if isinstance(node.role, Product):  # both sides are activations, and dense
             spent[_OPERATIONS] += met.sum() * cost.product(bits)
-            for side in (before, graph[node.inputs[1]]):
-                reads = _size(side) if full else met.sum()
-                spent[_EVENTS] += reads * share * cost.signal.of(_size(side))[0]
+            for side in node.inputs:
+                reads = _size(graph[side]) if full else met.sum()
+                spent[_EVENTS] += reads * share * read(side)
             continue
         plain = found.once.get(name, 0.0) + found.charges.get(name, 0.0)
-        taps, read = met.sum() - plain, cost.signal.of(_size(before))[0]
-        active = 1.0
+        taps, active = met.sum() - plain, 1.0
         if sent is not None:  # averages are dense
             some = {s: x for (s, to), x in found.events.items() if to == name}
             active = sum(sent[s] * x.mean() for s, x in some.items()) / max(taps, 1)
@@ -574,28 +539,27 @@ def _ann(network, cost, reuse="no", bits=None, sent=None, spiking=None) -> np.nd
         done = np.array([plain, taps * active])
         spent[_OPERATIONS] += done @ [cost.mac, cost.product(bits)]
         kernel = math.prod(node.role.kernel)
+        weight = cost.weight.of(kernel)[0] + cost.address
         if spiking is not None:
             kernel = int((np.asarray(spiking[name].kernel) != 0).sum())
-        weight = cost.weight.of(math.prod(node.role.kernel))[0] + cost.address
         spent[_WEIGHTS] += (kernel if full else done.sum()) * weight
-        reads = np.array([values[0], values[1] * active]) if full else done
-        spent[_EVENTS] += read * (reads @ [1.0, share] + mask * values[1])
+        reads = values * [1.0, active] if full else done
+        signals = reads @ [1.0, share] + mask * values[1]
+        spent[_EVENTS] += read(node.inputs[0]) * signals
     for node in graph.of(Neuron, Pool):
         size, (_, write) = _size(node), cost.signal.of(_size(node))
-        some = density(node.name) if node.name in graph.dynamic else 1.0
-        spent[_EVENTS] += size * (some * share + mask) * write
+        spent[_EVENTS] += size * (density(node.name) * share + mask) * write
         if isinstance(node.role, Neuron):
             spent[_NEURONS] += size * cost.neuron + _function(node) * cost.mac
         elif node.name in graph.dynamic:
             windows = found.windows[node.name]
-            read, _ = cost.signal.of(windows.size)
+            reads = windows.size if full else windows.sum()
             spent[_POOLS] += windows.sum() * cost.addition
-            spent[_POOLS] += read * share * (windows.size if full else windows.sum())
+            spent[_POOLS] += read(node.inputs[0]) * share * reads
     for (sender, name), places in found.sums.items():
-        if name not in graph.dynamic or not isinstance(graph[name].role, Pool):
-            read, _ = cost.signal.of(_size(graph[sender]))
+        if not _is_pool(name, graph):
             ways = places.sum() * density(sender)
-            spent[_SUMS] += ways * (cost.addition + share * read)
+            spent[_SUMS] += ways * (cost.addition + share * read(sender))
     return spent
 
 
@@ -612,9 +576,7 @@ def relative(
 ) -> np.ndarray:
     """Energy up to each step over the conventional network's.
 
-    Args:
-      network, events, cost, unit, spiking, first_layer: as for `joules`.
-      reuse: as for `ann_joules`.
+    Args: as for `joules`, and `reuse` as for `ann_joules`.
 
     Example:
       >>> # 4 products once; 2 and 3 additions; over 6 products
@@ -719,7 +681,7 @@ def report(
     bits, late = bits or needed or 8, depth(net)
     found = {}
     for t, total in enumerate(np.cumsum(spent, 0), 1):
-        found[f"T = {t}"] = (t, t + late, total, spent[t - 1].sum())
+        found[f"T = {t}"] = (t, t + late, total, float(spent[t - 1].sum()) * 1e-12)
     kinds = {"": {}, f"{bits} bits, ": {"bits": bits}}
     if rounded is not None:
         kinds[f"{bits} bits, zeros skipped, "] = {"bits": bits, "sent": rounded}
@@ -727,16 +689,14 @@ def report(
         for reuse in ("no", "full"):
             total = _ann(net, cost, reuse, spiking=spiking, **options)
             found[f"{kind}{reuse} reuse"] = (None, None, total, None)
-    if baseline not in found or found[baseline][0]:
-        conventional = [name for name, row in found.items() if row[0] is None]
+    conventional = [name for name, row in found.items() if row[0] is None]
+    if baseline not in conventional:
         raise ValueError(f"baseline must be one of {conventional}, found {baseline!r}")
-    least = found[baseline][2].sum()
-    rows = []
+    least, rows = found[baseline][2].sum(), []
     for name, (t, latency, total, last) in found.items():
         paid = dict(zip(COLUMNS, (total * 1e-12).tolist(), strict=True))
         row = {"name": name, "steps": t, "latency": latency} | paid
-        row |= {"total": float(total.sum()) * 1e-12}
-        row |= {"step": None if last is None else float(last) * 1e-12}
+        row |= {"total": float(total.sum()) * 1e-12, "step": last}
         rows.append(row | {"relative": float(total.sum() / least)})
     return Report(cost.name, unit, baseline, tuple(rows))
 
@@ -806,23 +766,20 @@ def check_events(network: Network, events: Events) -> dict[str, np.ndarray]:
       >>> check_events(network, {"relu0": [1, 2]})["relu0"].tolist()
       [1.0, 2.0]
     """
-    graph = network.graph
-    known = [n.name for n in graph.of(Neuron, Pool) if n.name in graph.dynamic]
+    graph, known = network.graph, network.senders
     strange = sorted(set(events) - set(known))
     if strange:
         raise ValueError(
             f"events: {strange} are no populations or pools of this network, which are "
-            f"{known}; pass the events of a simulation of this very network"
+            f"{list(known)}; pass the events of a simulation of this very network"
         )
-    sending = {
-        sender for node in graph.of(Synapse) for sender in graph.senders[node.name]
-    }
-    for name in known:
-        if name in sending and name not in events:
-            raise ValueError(
-                f"{name}: its events are missing; pass the events of a simulation of "
-                "this very network"
-            )
+    for node in graph.of(Synapse):
+        for name in graph.senders[node.name]:
+            if name not in events:
+                raise ValueError(
+                    f"{name}: its events are missing; pass the events of a simulation "
+                    "of this very network"
+                )
     found = {name: np.asarray(count, np.float64) for name, count in events.items()}
     if not found:
         raise ValueError("events: there are none; pass those of a simulation")

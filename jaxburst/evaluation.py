@@ -9,21 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxburst.batching import check_batch_size, first, length, own_rows, sweep, together
+from jaxburst.batching import even_size, length, sweep, together
 from jaxburst.checks import door
-from jaxburst.convert import Spiking, check_spiking
-from jaxburst.devices import data_parallel, evenly, per_device, share
+from jaxburst.circuit import prepared
+from jaxburst.convert import Spiking
+from jaxburst.devices import data_parallel, per_device, share
+from jaxburst.model import Model
 from jaxburst.network import Network
-from jaxburst.run import (
-    Model,
-    check,
-    check_steps,
-    compiler_options,
-    last_of,
-    plan,
-    prepared,
-    trace_of,
-)
+from jaxburst.run import compiler_options, last_of, plan, trace_of
 from jaxburst.traffic import Traffic
 
 Metric = Callable[[Any, Any], Any]
@@ -90,8 +83,7 @@ def evaluate(
     `OnDisk`, those of one batch are in memory at a time.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       data: `(inputs, targets)`, both `[N, ...]`, or a `Split`.
       steps: number of time steps `T`.
       metric: function of outputs and targets of a batch, NumPy both, that returns a
@@ -104,74 +96,49 @@ def evaluate(
     Returns:
       The `Curves`.
 
-    Raises:
-      ValueError: for data, weights or labels that do not fit the network.
-
     Example:
       >>> curves = evaluate(two, of_two, (inputs, np.array([0, 1])), 3, progress=False)
       >>> curves.accuracy.tolist(), curves.events["relu0"].tolist()
       ([0.5, 0.5, 0.5], [3.5, 3.0, 3.5])
     """
-    inputs, targets = pair(data)
-    check_batch_size(batch_size)
-    check(model, spiking, first(inputs), steps)
-    count = length(inputs)
-    check_targets(model.network, targets, count, metric)
-    size = evenly(min(batch_size, len(own_rows(count)) or 1))
-    order = plan(per_device(size), steps, schedule)
-    score = _scorer(model, steps, schedule, metric is None)
-    total, traffic = np.zeros(steps), {}
-    words = f"Simulating {steps} steps, {order}" if progress else ""
-    circuit = prepared(model, spiking)
+    data, metric = pair(data), metric or top1
+    count, names = length(data), model.network.senders
+    order = plan(per_device(even_size(count, batch_size)), steps, schedule)
+    total = np.zeros(steps)
+    sums = {name: np.zeros((3, steps), np.int64) for name in names}
     parts = sweep(
-        score,
-        circuit,
-        (inputs, targets),
-        batch_size,
-        description=words,
+        _course(model, steps, schedule), prepared(model, spiking), data, batch_size,
+        description=f"Simulating {steps} steps, {order}" if progress else "",
         options=compiler_options(model.network),
-    )
-    for rows, (found, labels, counts) in parts:
-        if metric is not None:
-            found = _scored(model, metric, found, labels, steps, rows)
-        total += found[:rows].sum(0)
-        for name, found in counts.items():
-            sums = np.stack([one[:rows].sum(0, dtype=np.int64) for one in found])
-            traffic[name] = traffic.get(name, 0) + sums
-    if not traffic:  # a process without images of its own
-        traffic = dict.fromkeys(model.network.senders, np.zeros((3, steps), np.int64))
-    total, traffic = together((total, traffic))
-    means = {name: Traffic(*traffic[name] / count) for name in model.network.senders}
+    )  # fmt: skip
+    for rows, (outputs, targets, traffic) in parts:
+        targets = _rows(targets, rows)
+        for t in range(steps):
+            at = model.network.outputs([value[:rows, t] for value in outputs])
+            scores = _each(metric(at, targets), rows, f", after {t + 1} steps")
+            total[t] += scores.sum()
+        for name, counts in traffic.items():
+            sums[name] += [one[:rows].sum(0, dtype=np.int64) for one in counts]
+    total, sums = together((total, sums))
+    means = {name: Traffic(*sums[name] / count) for name in names}
     return Curves(total / count, means, count)
 
 
 @lru_cache
-def _scorer(model: Model, steps: int, schedule: str, top: bool) -> Callable:
-    """Hits, or outputs and targets, and traffic of a batch, the images in front."""
+def _course(model: Model, steps: int, schedule: str) -> Callable:
+    """Outputs, targets and traffic of a batch, the images in front."""
 
-    def score(circuit, batch):
-        inputs, targets = batch
-        leaves = model.network.leaves(inputs)
+    def course(circuit, batch):
+        leaves = model.network.leaves(batch[0])
         trace = trace_of(model, circuit, leaves, steps, schedule)
         traffic = jax.tree.map(lambda count: count.swapaxes(0, 1), trace.traffic)
-        outputs = [value.swapaxes(0, 1) for value in trace.logits]
-        if top:
-            (logits,) = outputs
-            labels = targets.reshape(-1, 1).astype(np.int32)
-            return logits.argmax(-1).astype(np.int32) == labels, (), traffic
-        return outputs, targets, traffic
+        return [value.swapaxes(0, 1) for value in trace.logits], batch[1], traffic
 
-    return score
+    return course
 
 
-def _scored(model, metric: Metric, outputs, targets, steps: int, rows: int):
-    """The metric of every image at every step, `[B, T]`."""
-    targets = jax.tree.map(lambda x: x[:rows], targets)
-    columns = []
-    for t in range(steps):
-        at = model.network.outputs([value[:rows, t] for value in outputs])
-        columns.append(_each(metric(at, targets), rows, f", after {t + 1} steps"))
-    return np.stack(columns, 1)
+def _rows(targets, rows: int):
+    return jax.tree.map(lambda x: x[:rows], targets)
 
 
 def _each(found, rows: int, when: str) -> np.ndarray:
@@ -199,8 +166,7 @@ def accuracy(
     """The mean of a metric over a data set, of the trained network itself.
 
     Args:
-      network: the network.
-      variables: its trained variables.
+      network, variables: what was traced, and its trained variables.
       data: `(inputs, targets)`, both `[N, ...]`, or a `Split`.
       metric: as for `evaluate`; by default the share of images that are right.
       batch_size: number of images at a time.
@@ -210,17 +176,13 @@ def accuracy(
       >>> accuracy(two.network, of, (inputs, np.array([0, 1])))  # both answer 0
       0.5
     """
-    inputs, targets = pair(data)
-    count = length(inputs)
-    check_targets(network, targets, count, metric)
-    metric, total = metric or top1, 0.0
-
-    run = _answers(network)
-    for rows, (outputs, labels) in sweep(run, variables, (inputs, targets), batch_size):
+    data, metric, total = pair(data), metric or top1, 0.0
+    for rows, (outputs, labels) in sweep(
+        _answers(network), variables, data, batch_size
+    ):
         at = network.outputs([value[:rows] for value in outputs])
-        labels = jax.tree.map(lambda x, rows=rows: x[:rows], labels)
-        total += float(_each(metric(at, labels), rows, "").sum())
-    return float(together(np.float64(total))) / count
+        total += float(_each(metric(at, _rows(labels, rows)), rows, "").sum())
+    return float(together(np.float64(total))) / length(data)
 
 
 @lru_cache
@@ -244,8 +206,7 @@ def compiled(
     batch.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       steps: number of time steps.
       schedule: the order of the work, see `run.plan`.
 
@@ -256,8 +217,6 @@ def compiled(
       >>> compiled(model, spiking, steps=4)(inputs).tolist()
       [[0.5], [2.75]]
     """
-    check_steps(model, steps)
-    check_spiking(model.network, spiking)
     circuit = prepared(model, spiking)
     programs: dict[int, tuple] = {}
 
@@ -281,18 +240,8 @@ def compiled(
 
 
 def pair(data) -> tuple[Any, Any]:
-    """`(inputs, targets)` of what was given as data.
-
-    Raises:
-      TypeError: for anything else.
-    """
-    if hasattr(data, "pair"):  # a Split
-        return data.pair
-    if isinstance(data, tuple) and len(data) == 2:
-        return data
-    raise TypeError(
-        f"data: expected (inputs, targets) or a Split, found {type(data).__name__}"
-    )
+    """`(inputs, targets)` of what was given as data, them or a `Split`."""
+    return data.pair if hasattr(data, "pair") else data
 
 
 def check_targets(network: Network, targets, count: int, metric) -> None:

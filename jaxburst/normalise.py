@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxburst.checks import door
-from jaxburst.convert import Spiking, check_spiking, known
+from jaxburst.checks import door, traced
+from jaxburst.convert import Spiking
 from jaxburst.graph import (
     Graph,
     Input,
@@ -25,7 +25,7 @@ from jaxburst.graph import (
 )
 from jaxburst.network import Affine, Network
 from jaxburst.neurons import Threshold
-from jaxburst.run import shifts, unit_of_places, unit_of_rows
+from jaxburst.units import shifts, unit_of_places, unit_of_rows
 
 _LOGITS = " logits"  # no node has this name
 
@@ -57,10 +57,6 @@ def normalise(
       synapse's bias, or that has a cap; nor can thresholds per channel where the
       channels are mixed on the way. These keep a threshold in that unit.)
 
-    Raises:
-      ValueError: if the weights are not those of the network, or `logits` is not
-        positive.
-
     Example:
       >>> network, unit = normalise(network, spiking)
       >>> unit["hidden"].kernel.tolist(), float(unit["relu0"].theta)  # 1 / 0.5
@@ -69,9 +65,6 @@ def normalise(
     References:
       Li and Zeng, IJCAI 2022; weight normalisation of Diehl et al., IJCNN 2015.
     """
-    check_spiking(network, spiking)
-    if known(logits) and not (np.isfinite(logits) and logits > 0):
-        raise ValueError(f"normalise: logits must be positive, found {logits}")
     return _Units(network, spiking, logits).rewrite()
 
 
@@ -149,7 +142,7 @@ class _Units:
             return False
         if not jnp.ndim(theta):
             return True
-        if not jnp.ndim(bias) and not (known(bias) and float(bias) == 0):
+        if not jnp.ndim(bias) and (traced(bias) or float(bias) != 0):
             return False  # one number for all channels and steps
         graph = self.graph
         for name in members:

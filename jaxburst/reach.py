@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,50 +80,21 @@ def reach(network: Network, weights: dict | None = None) -> Reach:
       >>> {pair: places.tolist() for pair, places in reach(network).events.items()}
       {('relu0', 'out'): [[1.0, 1.0]]}
     """
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"network: expected what trace returns, found {type(network).__name__}"
-        )
-    if weights is None:
-        return _dense(network)
-    present = {}
-    for node in network.graph.of(Synapse, Wire):
-        if node.name in network.program.uses:
-            if node.name not in weights:
-                raise ValueError(
-                    f"{node.name}: there are no weights for it; pass those of the same "
-                    "network"
-                )
-            own = weights[node.name]
-            one = isinstance(node.role, Synapse)
-            present[node.name] = tuple(
-                np.asarray(value) != 0 if one or _multiplies(node) else value
-                for value in (own[:1] if one else own)
-            )
-            if one and present[node.name][0].shape != node.role.kernel:
-                raise ValueError(
-                    f"{node.name}: the kernel must be {node.role.kernel}, found "
-                    f"{present[node.name][0].shape}"
-                )
-    return _reach(network, present)
+    return _dense(network) if weights is None else _reach(network, weights)
 
 
 @lru_cache(maxsize=64)
 def _dense(network: Network) -> Reach:
     """All weights count."""
-    present = {}
-    for node in network.graph.of(Synapse):
-        present[node.name] = (np.ones(node.role.kernel, bool),)
-    for node in network.graph.of(Wire):
-        use = network.program.uses.get(node.name)
-        if use is not None:
-            fill = np.ones if _multiplies(node) else np.zeros
-            own = [getattr(value, "value", value) for value in use.values]
-            present[node.name] = tuple(fill(v.shape, v.dtype) for v in own)
-    return _reach(network, present)
+    return _reach(network, None)
 
 
-def _reach(network: Network, present: dict) -> Reach:
+def _reach(network: Network, weights: dict | None) -> Reach:
+    present = {
+        node.name: _present(network, node, weights)
+        for node in network.graph.of(Synapse, Wire)
+        if node.name in network.program.uses
+    }
     # On a CPU counts are exact in single precision; other devices may round products.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         found = jax.device_get(_count(network.graph, present))
@@ -135,10 +106,37 @@ def _reach(network: Network, present: dict) -> Reach:
     return found._replace(once=once, charges=charges)
 
 
+def _present(network: Network, node: Node, weights: dict | None) -> tuple:
+    """Which weights of a synapse, or of a wire that multiplies, are there; of another
+    wire what it holds."""
+    synapse = isinstance(node.role, Synapse)
+    if weights is None:
+        if synapse:
+            return (np.ones(node.role.kernel, bool),)
+        fill = np.ones if _multiplies(node) else np.zeros
+        held = network.program.uses[node.name].values
+        arrays = [getattr(value, "value", value) for value in held]
+        return tuple(fill(value.shape, value.dtype) for value in arrays)
+    if node.name not in weights:
+        raise ValueError(
+            f"{node.name}: there are no weights for it; pass those of the same network"
+        )
+    own = weights[node.name]
+    if not synapse:
+        return tuple(np.asarray(x) != 0 for x in own) if _multiplies(node) else own
+    if own[0].shape != node.role.kernel:
+        raise ValueError(
+            f"{node.name}: the kernel must be {node.role.kernel}, found {own[0].shape}"
+        )
+    return (np.asarray(own[0]) != 0,)
+
+
 @partial(jax.jit, static_argnums=0)
 def _count(graph: Graph, present: dict) -> Reach:
     """The counts; of `once` and `charges`, where they arrive."""
-    found, kind = Reach({}, {}, {}, {}, {}, {}, {}), jnp.float32
+    kind = jnp.float32
+    nothing: list[dict[Any, Any]] = [{} for _ in Reach._fields]
+    found: Any = Reach(*nothing)
 
     def back(lead, names, met):
         """What an event of each place of some nodes meets, given what it meets last."""
@@ -233,6 +231,7 @@ def _weigh(role: Synapse, kernel, x):
 
 
 def _region(inputs: tuple[str, ...], graph: Graph) -> list[str]:
+    """Where the wires to a node begin."""
     queue, found = list(inputs), []
     while queue:
         name = queue.pop(0)
@@ -245,7 +244,11 @@ def _region(inputs: tuple[str, ...], graph: Graph) -> list[str]:
 
 def _lead(graph: Graph, present, inputs, region, values: dict):
     """What arrives at a node along the wires, an indicator for each way."""
-    on_the_way = _between(graph, inputs, region)
+    on_the_way, queue = set(), [name for name in inputs if name not in region]
+    while queue:
+        name = queue.pop()
+        on_the_way.add(name)
+        queue += [n for n in graph[name].inputs if n not in {*region, *on_the_way}]
 
     def visit(one: Node, *arriving):
         if one.name in region:
@@ -260,16 +263,6 @@ def _lead(graph: Graph, present, inputs, region, values: dict):
 
     part = dataclasses.replace(graph, outputs=inputs)
     (found,) = read(part, visit, *[None] * len(graph.of(Input)))
-    return found
-
-
-def _between(graph: Graph, inputs, region) -> set[str]:
-    queue, found = list(inputs), set()
-    while queue:
-        name = queue.pop()
-        if name not in region and name not in found:
-            found.add(name)
-            queue += graph[name].inputs
     return found
 
 
@@ -291,16 +284,7 @@ def _indicate(node: Node, own: tuple, *values):
     if name == "select_n" and isinstance(role.operands[0], Operand):
         return sum(values)  # an unknown choice: both
     if name in _PRODUCTS:
-        held = [
-            value
-            if value is None
-            else jnp.asarray(
-                own[value.index] if isinstance(value, Operand) else value.value
-            )
-            .astype(bool)
-            .astype(kind)
-            for value in role.operands
-        ]
+        held = [_held(value, own, kind) for value in role.operands]
         if name in ("mul", "div"):
             (factor,) = [value for value in held if value is not None]
             return jnp.broadcast_to(values[0] * factor, node.image_shape)
@@ -310,3 +294,11 @@ def _indicate(node: Node, own: tuple, *values):
         own = tuple(value for value in held if value is not None)
     node = dataclasses.replace(node, role=role)
     return apply_wire(node, own, *values, batch=1, linear=True)
+
+
+def _held(value, own: tuple, kind):
+    """What a wire multiplies by, as 1 or 0; None for a signal."""
+    if value is None:
+        return None
+    value = own[value.index] if isinstance(value, Operand) else value.value
+    return jnp.asarray(value).astype(bool).astype(kind)

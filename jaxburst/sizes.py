@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 SIZES = (61, 67)
@@ -77,10 +78,10 @@ class _Unifier:
         if one not in self.vars:
             shape = self.value(tuple(one.aval.shape), tuple(two.aval.shape))
             dtype = self.equal(one.aval.dtype, two.aval.dtype)
-            self.vars[one] = type(one)(jax.core.ShapedArray(shape, dtype))
+            self.vars[one] = type(one)(ShapedArray(shape, dtype))
         return self.vars[one]
 
-    def value(self, one, two):
+    def value(self, one, two) -> Any:
         """Parameters of equations."""
         match one:
             case ClosedJaxpr():

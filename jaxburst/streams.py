@@ -14,20 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.checks import door
+from jaxburst.circuit import Info, State, block, constants, outputs_first, prepare, rest
 from jaxburst.convert import Spiking
 from jaxburst.graph import Wire
-from jaxburst.neurons import Neuron, Refining, SigmaDelta, Threshold
-from jaxburst.run import (
-    Info,
-    Model,
-    State,
-    Trace,
-    block,
-    check,
-    constants,
-    prepare,
-    rest,
-)
+from jaxburst.model import Model
+from jaxburst.run import Trace
+
 
 
 class Streamed(NamedTuple):
@@ -95,7 +87,8 @@ def stream(
             "stream: frames must be [T, B, ...], of the same length T of at least 1 in "
             f"each input; found the shapes {shapes}"
         )
-    check(model, spiking, jax.tree.map(lambda x: x[0], frames), step)
+    model.network.leaves(jax.tree.map(lambda x: x[0], frames))
+    model.neuron.check_steps(step)
     if not model.neuron.repeats:
         _check_masks(model)
     model, spiking = _still(model, spiking, step)
@@ -116,17 +109,11 @@ def _check_masks(model: Model) -> None:
 
 
 def _still(model: Model, spiking: Spiking, step: int) -> tuple[Model, Spiking]:
-    """Refining neurons at the quantum of one of their steps."""
-    neuron: Neuron = model.neuron
-    if not isinstance(neuron, Refining):
-        return model, spiking
-    t, found = jnp.asarray(step), dict(spiking)
-    for name, own in spiking.items():
-        if isinstance(own, Threshold):
-            theta = own.theta * jnp.asarray(neuron.worth(t)).astype(own.theta.dtype)
-            half = jnp.full_like(own.initial, 0.5)
-            found[name] = Threshold(theta, half, neuron.correction(own.bias, t))
-    return dataclasses.replace(model, neuron=SigmaDelta()), found
+    """Neurons that send changes, at the quantum of one of their steps."""
+    neuron, found = model.neuron, dict(spiking)
+    for name in model.network.neurons if not neuron.repeats else ():
+        neuron, found[name] = model.neuron.still(spiking[name], jnp.asarray(step))
+    return dataclasses.replace(model, neuron=neuron), found
 
 
 @partial(jax.jit, static_argnames="model")
@@ -166,8 +153,5 @@ def _tree(network, leaves: list) -> Any:
 
 def _seen(network, info: Info) -> Trace:
     """One step, without the axis of steps."""
-    outputs = [
-        jnp.moveaxis(value[0], network.graph[name].batch_axis, 0)
-        for name, value in zip(network.graph.outputs, info.outputs, strict=True)
-    ]
+    outputs = outputs_first(network, [value[0] for value in info.outputs])
     return Trace(outputs, jax.tree.map(lambda x: x[0], info.traffic), {}, {})

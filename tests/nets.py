@@ -26,10 +26,11 @@ from flax import nnx
 from jax import lax
 
 import jaxburst.tracing as tracing
+from jaxburst.circuit import prepare
 from jaxburst.convert import convert
 from jaxburst.network import Network, forward
 from jaxburst.neurons import Burst
-from jaxburst.run import Model, Plan, prepare, simulate, trace_of
+from jaxburst.run import Model, Plan, simulate, trace_of
 
 IMAGES = 3
 relu = jax.nn.relu

@@ -132,7 +132,7 @@ def test_nothing_is_read_before_it_is_used(tiny, monkeypatch):
     some = dataset.test[:3]
     assert (some.images.shape, some.images.ndim, reads) == ((3, 224, 224, 3), 4, [])
     inputs, _ = some.pair
-    batches = [x.shape for _, _, x in batching.batches(inputs, 2, "")]
+    batches = [x.shape for _, x in batching.batches(inputs, 2, "")]
     assert (batches, reads) == ([(2, 224, 224, 3)] * 2, [2, 2])
     whole = np.asarray(dataset.test.images)
     assert whole.dtype == np.uint8 and np.ptp(whole) > 100
@@ -220,6 +220,7 @@ def test_without_grain_the_extra_is_named(tiny, monkeypatch):
 # The experiment.
 
 
+@pytest.mark.slow
 def test_the_experiment_converts_and_simulates(tiny, monkeypatch, tmp_path, capsys):
     save_file(resnet18_state_dict(np.random.default_rng(0)), tmp_path / "weights")
     few = ("--limit", "3", "--calibration", "2", "--steps", "2", "--at-once", "2")

@@ -13,6 +13,7 @@ import pytest
 from nets import case
 
 import jaxburst as jb
+from jaxburst import circuit as circuit_of
 from jaxburst import evaluation, run
 from jaxburst.convert import convert
 from jaxburst.network import Affine
@@ -21,6 +22,7 @@ from jaxburst.run import Model, Plan, infer, plan, simulate
 from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
+OPTIMISED = True
 
 SMALL = "residual first"
 
@@ -79,12 +81,12 @@ def test_steps_by_hand():
     it, steps = case(SMALL), 6
     neuron = Burst(2, signed=True)
     model, spiking = it.model(neuron), it.spiking(neuron, "channel")
-    circuit = run.prepare(model, spiking)
+    circuit = circuit_of.prepare(model, spiking)
     leaves = it.network.leaves(it.inputs)
-    held = run.constants(model, circuit, leaves)
-    state = run.rest(model, circuit, len(it.inputs))
+    held = circuit_of.constants(model, circuit, leaves)
+    state = circuit_of.rest(model, circuit, len(it.inputs))
     trace = it.run(model, spiking, steps)
-    advance = nets.quick(run.block, 0)
+    advance = nets.quick(circuit_of.block, 0)
     for t in range(steps):
         state, info = advance(model, circuit, held, state)
         logits = state["outputs"][0] / (t + 1)
@@ -264,7 +266,7 @@ def test_faster_convolutions_and_other_orders_spike_alike_up_to_rounding():
         for flag, how in ((True, "step"), (False, "step"), (True, "layer"))
     )
     if jax.default_backend() == "cpu":
-        forms = run._forms(Model(network), None, jnp.float32)
+        forms = circuit_of._forms(Model(network), None, jnp.float32)
         assert any(forms.values()), "Winograd's, where it pays"
     assert exact.events["relu1"].sum() > 10_000
     for found, share in ((fast, 1e-3), (other, 1e-4)):
@@ -300,7 +302,7 @@ def test_bfloat16_kernels_that_lose_nothing_change_nothing():
         np.testing.assert_array_equal(rounded.events[name], count)
     np.testing.assert_allclose(rounded.logits, whole.logits, rtol=0, atol=1e-5)
     narrow = Model(network, Burst(5), precision="bfloat16")
-    circuit = run.prepared(narrow, spiking)
+    circuit = circuit_of.prepared(narrow, spiking)
     kinds = {name: str(circuit.own[name].kernel.dtype) for name in network.synapses}
     first, *others, last = network.synapses
     assert kinds.pop(first) == kinds.pop(last) == "float32"

@@ -35,12 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as lowering
 
-from jaxburst import run
 from jaxburst.checks import door
+from jaxburst.circuit import block, constants
 from jaxburst.convert import Spiking
 from jaxburst.graph import Input
 from jaxburst.io.files import archive, as_path, folder, write
-from jaxburst.run import Model
+from jaxburst.model import Model
+from jaxburst.run import infer, unroll
 
 __all__ = [
     "Artefact",
@@ -118,7 +119,6 @@ def export(
       Array([[3.5, 3.5]], dtype=float32)
     """
     platforms = _checked(platforms)
-    run.check(model, spiking, example, steps)
     path = free(path, is_artefact, "an artefact")
     network = model.network
     (batch,) = lowering.symbolic_shape("b")
@@ -148,7 +148,7 @@ def export(
     from jaxburst import __version__
 
     found = jax.eval_shape(
-        lambda x: run.infer(model, spiking, x, steps),
+        lambda x: infer(model, spiking, x, steps),
         jax.tree.unflatten(network.tree[0], [_one(shape) for shape in shapes]),
     )
     header = {
@@ -177,10 +177,10 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def prepare(weights):
         spiking = jax.tree.unflatten(tree, weights)
-        return jax.tree.leaves(run.prepare(model, spiking, platform))
+        return jax.tree.leaves(prepare(model, spiking, platform))
 
     whole = jax.eval_shape(
-        lambda w: run.prepare(model, jax.tree.unflatten(tree, w), platform), weights
+        lambda w: prepare(model, jax.tree.unflatten(tree, w), platform), weights
     )
     circuit_tree = jax.tree.structure(whole)
 
@@ -196,7 +196,7 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def infer(circuit, inputs):
         circuit, leaves = unpacked(circuit, inputs)
-        state, _ = run.unroll(
+        state, _ = unroll(
             model, circuit, leaves, steps, lambda *_: (), platform=platform
         )
         total = [model.neuron.readout(x, state["time"]) for x in state["outputs"]]
@@ -204,7 +204,7 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def start(circuit, inputs):
         circuit, leaves = unpacked(circuit, inputs)
-        return run.rest(model, circuit, leaves[0].shape[0])
+        return rest(model, circuit, leaves[0].shape[0])
 
     def rest(circuit, inputs):
         return jax.tree.leaves(start(circuit, inputs))
@@ -214,9 +214,9 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def step(circuit, state, inputs):
         circuit, leaves = unpacked(circuit, inputs)
-        held = run.constants(model, circuit, leaves, platform)
+        held = constants(model, circuit, leaves, platform)
         state = jax.tree.unflatten(state_tree, state)
-        state, info = run.block(model, circuit, held, state, platform=platform)
+        state, info = block(model, circuit, held, state, platform=platform)
         return jax.tree.leaves(state), answer([x[0] for x in info.outputs])
 
     def lower(function: Callable, *arguments):

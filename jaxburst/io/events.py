@@ -28,16 +28,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxburst import run
 from jaxburst.batching import length, sweep
 from jaxburst.checks import door
+from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking
 from jaxburst.io.artefact import WRONG, free
 from jaxburst.io.files import archive, named, replacing
-from jaxburst.run import Model
+from jaxburst.run import Model, trace_of
 
 __all__ = [
     "read",
@@ -105,13 +104,12 @@ def write(
         )
     path = free(path, is_events, "a file of events")
     count = length(inputs)
-    run.check(model, spiking, jax.tree.map(lambda x: x[:1], inputs), steps)
     shapes = {}
     with tempfile.TemporaryFile(dir=path.parent) as rows:
         done = total = 0
         for number, spikes in sweep(
             _recorder(model, steps, names),
-            run.prepared(model, spiking),
+            prepared(model, spiking),
             inputs,
             batch_size,
             description=f"Recording {steps} steps" if progress else "",
@@ -140,8 +138,7 @@ def _recorder(model: Model, steps: int, names: tuple[str, ...]):
 
     def record(circuit, batch):
         leaves = model.network.leaves(batch)
-        order = run.plan(leaves[0].shape[0], steps)
-        trace = run.trace_of(model, circuit, leaves, steps, order, names)
+        trace = trace_of(model, circuit, leaves, steps, record=names)
         return {n: trace.spikes[n].swapaxes(0, 1).astype(np.int32) for n in names}
 
     return record

@@ -60,7 +60,8 @@ from jaxburst.graph import (
 from jaxburst.io.files import write
 from jaxburst.io.sealed import seal, unseal
 from jaxburst.neurons import Burst, Refining
-from jaxburst.run import Model, shifts
+from jaxburst.run import Model
+from jaxburst.units import shifts
 
 FORMAT = "jaxburst integers 1"
 LIMIT = 2**31 - 1

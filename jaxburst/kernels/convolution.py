@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,37 +38,26 @@ LARGEST = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How one convolution is computed. Static: hashable, and without arrays.
+    """How one convolution is computed: static, without arrays.
 
     Attributes:
       kind: `plain`, as XLA does it; `last`, so with the channels last; `map`, one
         matrix product over the whole map; `winograd`, by Winograd's F(4x4, 3x3);
         `pairs`, two columns of outputs at once.
+      params: those of `conv_general_dilated`.
       kernel_shape: of the kernel, in its own layout.
       sides: of the input, in the order of the kernel's.
-      numbers: layouts of input, kernel and output, `lax.ConvDimensionNumbers`.
-      strides: steps of the kernel.
-      padding: zeros before and after, a pair for each side; negative ones cut.
-      lhs_dilation: positions of the input are so far apart.
-      rhs_dilation: taps of the kernel are so far apart.
-      groups: `feature_group_count`.
-      batch_groups: `batch_group_count`.
-      precision: as `lax.conv_general_dilated` has it.
-      preferred: what sums are kept in, if not in the type of the input.
     """
 
     kind: str
+    params: dict[str, Any]
     kernel_shape: tuple[int, ...]
     sides: tuple[int, ...]
-    numbers: lax.ConvDimensionNumbers
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    lhs_dilation: tuple[int, ...]
-    rhs_dilation: tuple[int, ...]
-    groups: int = 1
-    batch_groups: int = 1
-    precision: Any = None
-    preferred: Any = None
+
+    @property
+    def numbers(self) -> lax.ConvDimensionNumbers:
+        """Layouts of input, kernel and output."""
+        return self.params["dimension_numbers"]
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -92,12 +81,19 @@ class Form:
         def extent(size: int, dilation: int) -> int:
             return (size - 1) * dilation + 1 if size else 0
 
-        sides = []
-        for i, (low, high) in enumerate(self.padding):
-            room = extent(self.sides[i], self.lhs_dilation[i]) + low + high
-            room -= extent(self.taps[i], self.rhs_dilation[i])
-            sides.append(max(0, room // self.strides[i] + 1))
-        return tuple(sides)
+        found = []
+        for side, tap, (low, high), stride, apart, dilation in zip(
+            self.sides, self.taps, *_axes(self.params), strict=True
+        ):
+            room = extent(side, apart) + low + high - extent(tap, dilation)
+            found.append(max(0, room // stride + 1))
+        return tuple(found)
+
+
+def _axes(params: Mapping[str, Any]) -> tuple:
+    """Padding, strides, and how far apart positions and taps are, axis by axis."""
+    names = "padding", "window_strides", "lhs_dilation", "rhs_dilation"
+    return tuple(tuple(params[name]) for name in names)
 
 
 def choose(
@@ -126,27 +122,15 @@ def choose(
     Returns:
       The form, for `prepare` and `convolve`.
     """
-    numbers = params["dimension_numbers"]
-    form = Form(
-        "plain",
-        tuple(kernel_shape),
-        tuple(input_shape[axis] for axis in numbers.lhs_spec[2:]),
-        numbers,
-        tuple(params["window_strides"]),
-        tuple(map(tuple, params["padding"])),
-        tuple(params["lhs_dilation"]),
-        tuple(params["rhs_dilation"]),
-        params["feature_group_count"],
-        params["batch_group_count"],
-        params["precision"],
-        params["preferred_element_type"],
-    )
+    spec = params["dimension_numbers"].lhs_spec
+    sides = tuple(input_shape[axis] for axis in spec[2:])
+    form = Form("plain", dict(params), tuple(kernel_shape), sides)
     return dataclasses.replace(form, kind=_kind(form, dtype, platform, exact, one_core))
 
 
 def _kind(form: Form, dtype, platform: str, exact: bool, one_core: bool) -> str:
     plain = "last" if platform == "cpu" and not _is_last(form) else "plain"
-    if form.groups > 1 or form.batch_groups > 1:
+    if form.params["feature_group_count"] > 1 or form.params["batch_group_count"] > 1:
         return plain
     if _map_pays(form):
         return "map"
@@ -182,10 +166,11 @@ def _map_pays(form: Form) -> bool:
 
 def _is_same_3x3(form: Form) -> bool:
     """Whether it is 3x3 with as many outputs as inputs, and asks for nothing else."""
-    usual = (1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1)
-    asked = form.strides, form.padding, form.lhs_dilation, form.rhs_dilation
-    careful = form.precision not in (None, (lax.Precision.DEFAULT,) * 2)
-    plain_sums = form.preferred in (None, jnp.float32)
+    usual = ((1, 1), (1, 1)), (1, 1), (1, 1), (1, 1)
+    precision, sums = form.params["precision"], form.params["preferred_element_type"]
+    careful = precision not in (None, (lax.Precision.DEFAULT,) * 2)
+    plain_sums = sums in (None, jnp.float32)
+    asked = _axes(form.params)
     return form.taps == (3, 3) and asked == usual and plain_sums and not careful
 
 
@@ -230,15 +215,15 @@ def convolve(
     """
     sides = tuple(x.shape[axis] for axis in form.numbers.lhs_spec[2:])
     _require("sides of the input", form.sides, sides)
-    dtype = form.preferred if dtype is None else dtype
+    dtype = form.params["preferred_element_type"] if dtype is None else dtype
     if form.kind == "plain":
-        return _plain(form, x, prepared, dtype)
+        return _plain(form.params, x, prepared, dtype)
     if form.kind == "map":
         return _over_the_map(form, x, prepared, dtype)
     x = _channels_last(form, x)
     if form.kind == "last":
-        there = dataclasses.replace(form, numbers=_layouts(len(form.sides)))
-        out = _plain(there, x, prepared, dtype)
+        numbers = {"dimension_numbers": _layouts(len(form.sides))}
+        out = _plain(form.params | numbers, x, prepared, dtype)
     elif form.kind == "winograd":
         out = _winograd(x, prepared).astype(dtype or x.dtype)
     else:
@@ -299,20 +284,9 @@ def _transpose(x: jax.Array, order) -> jax.Array:
     return x if order == tuple(range(x.ndim)) else x.transpose(order)
 
 
-def _plain(form: Form, x: jax.Array, kernel: jax.Array, dtype) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=form.strides,
-        padding=form.padding,
-        lhs_dilation=form.lhs_dilation,
-        rhs_dilation=form.rhs_dilation,
-        dimension_numbers=form.numbers,
-        feature_group_count=form.groups,
-        batch_group_count=form.batch_groups,
-        precision=form.precision,
-        preferred_element_type=dtype,
-    )
+def _plain(params: dict[str, Any], x, kernel, dtype) -> jax.Array:
+    params = params | {"preferred_element_type": dtype}
+    return lax.conv_general_dilated_p.bind(x, kernel, **params)
 
 
 # One product over the whole map.
@@ -347,16 +321,17 @@ def _whole_map(form: Form, kernel: jax.Array) -> jax.Array:
 def _tap(form: Form, position, output) -> tuple[int, ...] | None:
     """Which tap of the kernel takes an input position to an output, if one does."""
     tap = []
-    for i, (place, place_out) in enumerate(zip(position, output, strict=True)):
-        at = place * form.lhs_dilation[i] + form.padding[i][0]
-        tap_at, rest = divmod(at - place_out * form.strides[i], form.rhs_dilation[i])
-        if rest or not 0 <= tap_at < form.taps[i]:
+    for place, out, size, (low, _), stride, apart, dilation in zip(
+        position, output, form.taps, *_axes(form.params), strict=True
+    ):
+        tap_at, rest = divmod(place * apart + low - out * stride, dilation)
+        if rest or not 0 <= tap_at < size:
             return None
         tap.append(tap_at)
     return tuple(tap)
 
 
-def _without_batch(spec: tuple[int, ...]) -> tuple[int, ...]:
+def _without_batch(spec: Sequence[int]) -> tuple[int, ...]:
     """For each axis of a layout but its batch, which of (*sides, channel) it is."""
     batch, channel, *sides = spec
     names = {axis: i for i, axis in enumerate((*sides, channel))}
@@ -366,7 +341,7 @@ def _without_batch(spec: tuple[int, ...]) -> tuple[int, ...]:
 def _over_the_map(form: Form, x: jax.Array, matrix: jax.Array, dtype) -> jax.Array:
     flat = jnp.moveaxis(x, form.numbers.lhs_spec[0], 0).reshape(-1, len(matrix))
     out = jnp.matmul(
-        flat, matrix, precision=form.precision, preferred_element_type=dtype
+        flat, matrix, precision=form.params["precision"], preferred_element_type=dtype
     )
     whole = (*form.sides_out, form.features)
     shape = [whole[axis] for axis in _without_batch(form.numbers.out_spec)]

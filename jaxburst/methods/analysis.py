@@ -16,20 +16,15 @@ import numpy as np
 
 from jaxburst.batching import at_once
 from jaxburst.checks import door
+from jaxburst.circuit import Circuit, prepare
 from jaxburst.convert import Spiking
 from jaxburst.graph import apply_pool, over
 from jaxburst.methods.channels import by_channel
+from jaxburst.model import Model
 from jaxburst.network import forward
-from jaxburst.run import Circuit, Model, check, prepare, unroll
+from jaxburst.run import unroll
 
-__all__ = [
-    "LayerErrors",
-    "LayerReport",
-    "error_table",
-    "errors",
-    "report",
-    "table",
-]
+__all__ = ["LayerErrors", "LayerReport", "error_table", "errors", "report", "table"]
 
 
 class LayerReport(NamedTuple):
@@ -68,8 +63,7 @@ def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerRepo
     """Simulates one batch and compares every population with its activations.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       inputs: one batch, `[B, ...]`, normalised.
       steps: number of time steps.
 
@@ -81,7 +75,6 @@ def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerRepo
       >>> row.silent, row.events  # of 4 neurons one has a negative drive
       (0.25, 13.0)
     """
-    check(model, spiking, inputs, steps)
     found = at_once(_report(model, steps), spiking, inputs)
     rows = []
     for name in model.network.neurons:
@@ -173,26 +166,21 @@ def table(rows: list[LayerReport]) -> str:
       relu0    0.5000      0.8125    0.8125    0.0000      0.00%    25.0%           13
     """
     width = max(len(row.name) for row in rows)
-    head = (
-        f"{'name':<{width}}  {'theta':>8}  {'activation':>10}  {'rate':>8}  "
-        f"{'error':>8}  {'saturated':>9}  {'silent':>7}  {'events':>11}"
-    )
-    lines = [
-        f"{row.name:<{width}}  {row.theta:>8.4f}  {row.activation:>10.4f}  "
-        f"{row.rate:>8.4f}  {row.error:>8.4f}  {row.saturated:>9.2%}  "
-        f"{row.silent:>7.1%}  {row.events:>11,.0f}"
-        for row in rows
-    ]
-    return "\n".join([head, *lines])
+    cells = {
+        "theta": "8.4f", "activation": "10.4f", "rate": "8.4f", "error": "8.4f",
+        "saturated": "9.2%", "silent": "7.1%", "events": "11,.0f",
+    }  # fmt: skip
+    widths = {field: int(how.split(".")[0].strip(",")) for field, how in cells.items()}
+    heads = (f"{field:>{widths[field]}}" for field in cells)
+    lines = ["  ".join([f"{'name':<{width}}", *heads])]
+    for row in rows:
+        values = (f"{getattr(row, field):>{how}}" for field, how in cells.items())
+        lines.append("  ".join([f"{row.name:<{width}}", *values]))
+    return "\n".join(lines)
 
 
 CAUSES = (
-    "inherited",
-    "inactivated",
-    "initial",
-    "remainder",
-    "stuck",
-    "overfiring",
+    *("inherited", "inactivated", "initial", "remainder", "stuck", "overfiring"),
     "pooling",
 )
 
@@ -268,8 +256,7 @@ def errors(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerErro
       One `LayerErrors` per population and pool, in network order.
 
     Raises:
-      ValueError: for neurons that do not repeat or do not conserve charge, and for
-        inputs or weights that do not fit the network.
+      ValueError: for neurons that do not repeat or do not conserve charge.
 
     Example:
       >>> (row,) = errors(model, spiking, inputs, steps=4)
@@ -293,34 +280,17 @@ def errors(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerErro
             "what remains; of Burst use reset='subtract' and allowance=None, or "
             "`report`"
         )
-    check(model, spiking, inputs, steps)
     found = at_once(_errors(model, steps), spiking, inputs)
     shown, activation = jax.tree.map(lambda x: x.mean(0), found)
     names = [node.name for node in model.network.graph.nodes if node.name in shown]
     return [LayerErrors(name, float(activation[name]), *shown[name]) for name in names]
 
 
-def parts(
-    theta: jax.Array,
-    start: jax.Array,
-    end: jax.Array,
-    drive: jax.Array,
-    rate: jax.Array,
-    activation: jax.Array,
-    time: jax.Array,
-) -> dict[str, jax.Array]:
+def parts(theta, start, end, drive, rate, activation, time) -> dict[str, jax.Array]:
     """The error of every neuron by cause, `{cause: [B, ...]}`: they sum to the whole.
 
-    Args:
-      theta: thresholds.
-      start: potential before the first step, `v_0`.
-      end: potential now, `v_T`.
-      drive: mean of current and bias up to now.
-      rate: `θ N / T`.
-      activation: of the trained network.
-      time: steps up to now, `T`.
-
-    Everything but `time` is `[B, ...]`, in units of activation, and so is the result.
+    Of thresholds, `v_0`, `v_T`, the mean of current and bias up to now, `θ N / T`, the
+    trained network's activation, `[B, ...]` each, and the steps up to now, `T`.
     """
     active = drive > 1e-6 * theta  # less is rounding, and as good as no drive
 
@@ -360,10 +330,8 @@ def _errors(model: Model, steps: int):
             for name, activation in activations.items():
                 time = state["time"].astype(activation.dtype)
                 own, threshold = model.neuron.at(name), spiking[name]
-                end, (start, heard, _) = (
-                    own.potential(threshold, state[name]),
-                    seen[name],
-                )
+                end = own.potential(threshold, state[name])
+                start, heard, _ = seen[name]
                 rate = heard / time
                 mean = rate + (end - start) / time  # what came in: charge is conserved
                 theta = over(threshold.theta, rate)
@@ -410,16 +378,15 @@ def error_table(rows: list[LayerErrors], step: int) -> str:
     """
     causes = [*CAUSES, "total"]
     width = max(len(row.name) for row in rows)
-    head = f"{'name':<{width}}  {'activation':>10}"
-    lines = [head + "".join(f"  {cause:>11}" for cause in causes)]
+    heads = (f"{cause:>11}" for cause in causes)
+    lines = ["  ".join([f"{'name':<{width}}", f"{'activation':>10}", *heads])]
     for row in rows:
         scale = row.activation or np.nan
-        cells = (
-            f"  {row.size[cause][step - 1] / scale:>11.2%}"
-            if cause in row.size
-            else " " * 13
-            for cause in causes
-        )
-        start = f"{row.name:<{width}}  {row.activation:>10.4f}"
-        lines.append((start + "".join(cells)).rstrip())
+        cells = [f"{row.name:<{width}}", f"{row.activation:>10.4f}"]
+        for cause in causes:
+            size = row.size.get(cause)
+            cells.append(
+                " " * 11 if size is None else f"{size[step - 1] / scale:>11.2%}"
+            )
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

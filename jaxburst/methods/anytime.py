@@ -18,24 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.batching import batches, first, in_order, length, sweep, together
+from jaxburst.batching import batches, gather, length, together
 from jaxburst.checks import door
-from jaxburst.convert import Spiking
-from jaxburst.evaluation import check_targets, pair
-from jaxburst.graph import Node, Pool, Product
-from jaxburst.methods.channels import has_classes
-from jaxburst.run import (
+from jaxburst.circuit import (
     Circuit,
-    Model,
     State,
     block,
-    check,
-    compiler_options,
     constants,
+    outputs_first,
     prepared,
     rest,
-    trace_of,
 )
+from jaxburst.convert import Spiking
+from jaxburst.evaluation import pair
+from jaxburst.graph import Node, Pool, Product
+from jaxburst.methods.channels import has_classes
+from jaxburst.model import Model
+from jaxburst.run import compiler_options, trace_of
 
 __all__ = [
     "Anytime",
@@ -136,8 +135,7 @@ def settle(
     what the conversion costs at step `T` is not blamed on it.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       inputs: calibration inputs `[N, ...]`, normalised; no labels.
       steps: number of time steps `T` after which every image stops.
       agreement: share, 0 .. 1, of the images stopped at any one step whose decision
@@ -148,43 +146,28 @@ def settle(
     Returns:
       The `Margins`; infinite where none qualifies or no image is still running.
 
-    Raises:
-      ValueError: for an agreement that is no share, no images, or inputs or weights
-        that do not fit the network.
-
     Example:
       >>> settle(two, of_two, inputs, steps=2).threshold.tolist()  # stop at once
       [0.0, inf]
     """
-    if not 0 <= agreement <= 1:
-        raise ValueError(f"settle: agreement must lie in 0 .. 1, found {agreement}")
     _check_classes(model)
-    count = length(inputs)
-    check(model, spiking, first(inputs), steps)
-    classes, margins = _course(model, spiking, inputs, steps, batch_size)
+    course, circuit = _courses(model, steps), prepared(model, spiking)
+    options = compiler_options(model.network)
+    found = gather(course, circuit, inputs, batch_size, options=options)
+    classes, margins = (x.T for x in found)
     agrees = classes == classes[-1]
     threshold = np.full(steps, np.inf)
-    running = np.ones(count, bool)
+    running = np.ones(classes.shape[1], bool)
     for t in range(steps):
         threshold[t] = _least(margins[t, running], agrees[t, running], agreement)
         running &= ~(margins[t] >= threshold[t])
     return Margins(threshold)
 
 
-def _course(model, spiking, inputs, steps, batch_size) -> tuple:
-    """Decisions and margins after each step, `[T, N]`, of all processes."""
-    circuit = prepared(model, spiking)
-    parts = [(np.zeros((0, steps), np.int32), np.zeros((0, steps)))]
-    options = compiler_options(model.network)
-    function = _courses(model, steps)
-    for rows, found in sweep(function, circuit, inputs, batch_size, options=options):
-        parts.append(tuple(x[:rows] for x in found))
-    whole = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return tuple(in_order(part, length(inputs)).T for part in whole)
-
-
 @lru_cache(maxsize=8)
 def _courses(model: Model, steps: int):
+    """Decisions and margins after each step, `[B, T]`."""
+
     def function(circuit, batch):
         leaves = model.network.leaves(batch)
         trace = trace_of(model, circuit, leaves, steps)
@@ -209,32 +192,27 @@ def decide(model: Model, spiking: Spiking, inputs, margins: Margins) -> Decision
     """Presents one batch of images, each until its decision is settled.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       inputs: `[B, ...]`, as the network takes them.
       margins: when to stop, from `settle`.
 
     Returns:
       The `Decisions`: what `simulate` shows of each image up to the step it stopped at.
 
-    Raises:
-      ValueError: for margins that are not `[T]`, or inputs or weights that do not fit
-        the network.
-
     Example:
       >>> found = decide(two, of_two, inputs, Margins(np.zeros(2)))
       >>> found.classes.tolist(), found.steps.tolist()
       ([0, 0], [1, 1])
     """
-    threshold = _thresholds(model, margins)
-    leaves = check(model, spiking, inputs, len(threshold))
-    circuit = prepared(model, spiking)
-    return _decide(model, circuit, leaves, threshold, len(leaves[0]))
+    _check_classes(model)
+    leaves, circuit = model.network.leaves(inputs), prepared(model, spiking)
+    return _decide(model, circuit, leaves, margins, len(leaves[0]))
 
 
-def _decide(model, circuit, leaves, threshold, count) -> Decisions:
+def _decide(model, circuit, leaves, margins: Margins, count) -> Decisions:
     """As `decide`, for the first `count` images; the others only fill the batch."""
-    size = len(leaves[0])
+    threshold, size = np.asarray(margins.threshold, np.float64), len(leaves[0])
+    model.neuron.check_steps(len(threshold))
     smallest = max(1, size >> (_SIZES - 1))
     found = Decisions(np.zeros(count, np.int32), np.zeros(count, np.int32), {})
     running = rows = np.arange(count)  # images, and where in the batch they are
@@ -274,8 +252,7 @@ def evaluate_anytime(
     Several processes share the data.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       data: `(inputs, labels)`, both `[N, ...]`, or a `Split`; labels are for the
         accuracy only.
       margins: when to stop, from `settle`.
@@ -286,10 +263,6 @@ def evaluate_anytime(
     Returns:
       The means, as `Anytime`.
 
-    Raises:
-      ValueError: for no images, margins that are not `[T]`, or data or weights that do
-        not fit the network.
-
     Example:
       >>> data = inputs, np.array([0, 1])
       >>> found = evaluate_anytime(
@@ -297,21 +270,17 @@ def evaluate_anytime(
       >>> found.stopped.tolist()
       [2, 0]
     """
-    threshold = _thresholds(model, margins)
-    inputs, labels = pair(data)
-    count = length(inputs)
-    check_targets(model.network, labels, count, None)
-    check(model, spiking, first(inputs), len(threshold))
-    circuit = prepared(model, spiking)
-    right, stopped = 0, np.zeros(len(threshold), np.int64)
-    names = model.network.senders
-    events = {name: np.zeros(len(threshold), np.int64) for name in names}
-    words = f"Simulating up to {len(threshold)} steps" if progress else ""
-    for rows, _, (batch, wanted) in batches((inputs, labels), batch_size, words):
+    _check_classes(model)
+    data, steps, names = pair(data), len(margins.threshold), model.network.senders
+    count, circuit = length(data), prepared(model, spiking)
+    right, stopped = 0, np.zeros(steps, np.int64)
+    events = {name: np.zeros(steps, np.int64) for name in names}
+    words = f"Simulating up to {steps} steps" if progress else ""
+    for rows, (batch, labels) in batches(data, batch_size, words):
         leaves = model.network.leaves(batch)
-        found = _decide(model, circuit, leaves, threshold, rows)
-        right += int((found.classes == wanted[:rows]).sum())
-        stopped += np.bincount(found.steps - 1, minlength=len(stopped))
+        found = _decide(model, circuit, leaves, margins, rows)
+        right += int((found.classes == labels[:rows]).sum())
+        stopped += np.bincount(found.steps - 1, minlength=steps)
         for name, number in found.events.items():
             events[name] += number.sum(1, dtype=np.int64)
     right, stopped, events = together((np.int64(right), stopped, events))
@@ -369,9 +338,8 @@ def _take(model: Model, held: dict, state: State, rows: jax.Array):
 def _advance(model: Model, circuit: Circuit, held: dict, state: State):
     """One step of a batch: the state, and `(classes, margins, events)`, each `[B]`."""
     state, info = block(model, circuit, held, state)
-    axis = model.network.graph[model.network.graph.outputs[0]].batch_axis
-    logits = jnp.moveaxis(info.outputs[0][0], axis, 0)
-    events = {name: counts[0] for name, counts in info.events.items()}
+    (logits,) = outputs_first(model.network, [value[0] for value in info.outputs])
+    events = {name: counts.quanta[0] for name, counts in info.traffic.items()}
     return state, (*_leading(logits), events)
 
 
@@ -379,17 +347,6 @@ def _leading(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The decision, and its margin over the second largest logit, `[...]`."""
     best, classes = jax.lax.top_k(logits, 2)
     return classes[..., 0], best[..., 0] - best[..., 1]
-
-
-def _thresholds(model: Model, margins: Margins) -> np.ndarray:
-    _check_classes(model)
-    threshold = np.asarray(margins.threshold, np.float64)
-    if threshold.ndim != 1 or len(threshold) == 0 or np.isnan(threshold).any():
-        raise ValueError(
-            "margins must hold one threshold per time step, [T], infinite where no "
-            f"image should stop; found {threshold.tolist()}"
-        )
-    return threshold
 
 
 def _check_classes(model: Model) -> None:

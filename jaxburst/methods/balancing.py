@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxburst.batching import add_up, length, sweep, together
 from jaxburst.checks import door
+from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.energy import HOROWITZ_FP32, Cost, by_sender
 from jaxburst.graph import (
@@ -28,9 +29,10 @@ from jaxburst.graph import (
 )
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.channels import by_channel, centred
+from jaxburst.model import Model
 from jaxburst.network import Network
 from jaxburst.neurons import Neuron
-from jaxburst.run import Model, prepared, trace_of
+from jaxburst.run import trace_of
 from jaxburst.traffic import Traffic
 
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.batching import add_up, each, first, in_order, length, sweep, together
+from jaxburst.batching import add_up, each, gather, length, sweep, together
 from jaxburst.checks import door
-from jaxburst.convert import Spiking, Thresholds, check_finite, convert
-from jaxburst.graph import at_batch
+from jaxburst.circuit import prepared
+from jaxburst.convert import Thresholds, convert
+from jaxburst.graph import over
 from jaxburst.methods.channels import (
     by_channel,
     channels,
@@ -20,15 +21,12 @@ from jaxburst.methods.channels import (
     outputs_by_channel,
     shape_of,
 )
+from jaxburst.model import Model
 from jaxburst.network import Network, forward
 from jaxburst.neurons import Neuron
-from jaxburst.run import Model, compiler_options, last_of, prepared
+from jaxburst.run import compiler_options, last_of
 
-__all__ = [
-    "calibrate",
-    "calibrate_mse",
-    "choose_percentile",
-]
+__all__ = ["calibrate", "calibrate_mse", "choose_percentile"]
 
 
 class ZeroThreshold(ValueError):
@@ -57,8 +55,7 @@ def calibrate(
     on how the images are cut into batches, or divided among processes.
 
     Args:
-      network: the network.
-      variables: its trained variables.
+      network, variables: what was traced, and its trained variables.
       inputs: calibration inputs `[N, ...]`, normalised as for training; no labels.
       neuron: the kind to calibrate for; only its `levels` are read, the `gamma` of
         `Burst`. For `Refining`, which has no range of its own, pass `Burst(levels)`:
@@ -71,12 +68,11 @@ def calibrate(
       `{name: θ}` for every population; θ is a scalar, or one per channel, `[C]`, or
       `[C, 1, 1]` where channels come first. A channel that stays silent takes the
       largest threshold of its population, and a population that stays silent the
-      largest of all, with a warning.
+      largest of all; both with a warning.
 
     Raises:
-      ValueError: for an unusable argument, activations that are not finite, and
-        (`ZeroThreshold`) a population that fires but whose threshold would be 0; the
-        message names it.
+      ValueError: for activations that are not finite, and (`ZeroThreshold`) a
+        population that fires but whose threshold would be 0; the message names it.
 
     Example:
       >>> calibrate(network, weights, inputs, jb.Burst(5), percentile=100)  # 2.5 / 5
@@ -86,64 +82,65 @@ def calibrate(
       Percentile: Rueckauer et al., 2017. Division by γ: the normalisation of Li and
       Zeng, IJCAI 2022, in activation units.
     """
-    check_percentile(percentile)
-    count = _check("calibrate", network, variables, inputs, neuron, per)
-    weights = network.weights(variables)
-    peaks = {
-        name: _Peak(percentile, count, *shape)
-        for name, shape in _sizes(network, per).items()
-    }
-    broken = dict.fromkeys(peaks, 0)
-    function = _values(network, per, percentile == 100)
-    for rows, (found, finite) in sweep(function, weights, inputs, batch_size):
-        for name, peak in peaks.items():
-            broken[name] += int((~finite[name][:rows]).sum())
-            peak.add(found[name][:rows])
-    _refuse_broken(together({name: np.int64(n) for name, n in broken.items()}))
-    ranges = {name: peak.value() for name, peak in peaks.items()}
+    weights, levels = network.weights(variables), _levels(network, neuron)
+    ranges = _ranges(network, weights, inputs, per, percentile, batch_size)
+    partly = {}
     for name, (values, most) in ranges.items():
-        if not values.any() and most > 0:
+        if values.any():
+            partly |= {name: int((values == 0).sum())} if not values.all() else {}
+        elif most > 0:
             raise ZeroThreshold(
                 f"{name}: its threshold would be 0, since the {percentile:g}th "
                 "percentile of its activations is 0; calibrate with a higher "
                 "percentile or more images"
             )
-    return _thresholds(
-        network, variables, {name: values for name, (values, _) in ranges.items()},
-        neuron, per,
-    )  # fmt: skip
-
-
-def _check(what: str, network, variables, inputs, neuron, per: str) -> int:
-    """Refuses unusable arguments; the number of images."""
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"{what}: network must be what trace returns, found "
-            f"{type(network).__name__}"
+    if partly:
+        warnings.warn(
+            f"channels with the threshold 0, since they did not fire, take the largest "
+            f"threshold of their population: {partly}",
+            stacklevel=2,
         )
-    if per not in ("layer", "channel"):
-        raise ValueError(f"{what}: per must be 'layer' or 'channel', found {per!r}")
+    found = {name: values for name, (values, _) in ranges.items()}
+    return _thresholds(network, weights, found, levels, per)
+
+
+def _levels(network: Network, neuron: Neuron) -> dict[str, int]:
+    """How many thresholds the range of each population is divided into."""
+    found = {}
     for name in network.neurons:
-        if neuron.at(name).levels is None:
+        found[name] = neuron.at(name).levels
+        if found[name] is None:
             raise ValueError(
-                f"{what}: {neuron!r} has no range of its own that thresholds could "
+                f"neuron: {neuron!r} has no range of its own that thresholds could "
                 "divide; pass Burst(levels) with the number of levels that the range "
                 "should have"
             )
-    count = length(inputs)
-    network.leaves(first(inputs))
-    check_finite(variables)
-    return count
-
-
-def _sizes(network: Network, per: str) -> dict[str, tuple[int, int]]:
-    """`{name: (columns, values of an image in each)}`."""
-    found = {}
-    for name in network.neurons:
-        size = int(np.prod(at_batch(network.graph[name].shape, 1)))
-        columns = channels(network, name) if per == "channel" else 1
-        found[name] = columns, size // columns
     return found
+
+
+def _ranges(network, weights, inputs, per, percentile, batch_size, words="") -> dict:
+    """`{name: (percentile of each column, largest of all)}` of the activations."""
+    count, peaks = length(inputs), {}
+    for name in network.neurons:
+        size = int(np.prod(network.graph[name].image_shape))
+        columns = channels(network, name) if per == "channel" else 1
+        peaks[name] = _Peak(percentile, count, columns, size // columns)
+    broken = dict.fromkeys(peaks, np.int64(0))
+    function = _values(network, per, percentile == 100)
+    for rows, (found, finite) in sweep(
+        function, weights, inputs, batch_size, description=words
+    ):
+        for name, peak in peaks.items():
+            broken[name] += (~finite[name][:rows]).sum()
+            peak.add(found[name][:rows])
+    broken = together(broken)
+    for name in network.neurons:
+        if broken[name]:
+            raise ValueError(
+                f"{name}: an activation is not finite; check the weights and the "
+                "normalisation of the inputs"
+            )
+    return {name: peak.value() for name, peak in peaks.items()}
 
 
 @lru_cache
@@ -156,15 +153,12 @@ def _values(network: Network, per: str, largest: bool):
         def activate(node, x, f):
             y = f(x)
             # Before a ReLU, which XLA may let turn NaN into 0; drives may be masked.
-            checked = x if f.other is None else y
-            known = jnp.isfinite(by_channel(network, node.name, checked))
-            finite[node.name] = known.all((1, 2))
+            known = jnp.isfinite(x if f.other is None else y)
+            finite[node.name] = by_channel(network, node.name, known).all((1, 2))
             return y
 
         _, record = forward(network, weights, batch, activate)
-        found = {name: abs(by_channel(network, name, x)) for name, x in record.items()}
-        if per == "layer":
-            found = {name: x.reshape(len(x), -1, 1) for name, x in found.items()}
+        found = {name: _columns(network, name, x, per) for name, x in record.items()}
         if largest:  # all that the maximum needs
             found = {name: x.max(1, keepdims=True) for name, x in found.items()}
         return found, finite
@@ -172,13 +166,10 @@ def _values(network: Network, per: str, largest: bool):
     return function
 
 
-def _refuse_broken(broken: dict[str, int]) -> None:
-    for name, images in broken.items():  # in the network's order
-        if images:
-            raise ValueError(
-                f"{name}: an activation is not finite; check the weights and the "
-                "normalisation of the inputs"
-            )
+def _columns(network: Network, name: str, x: jax.Array, per: str) -> jax.Array:
+    """The sizes of a population's activations, `[B, n, columns]`."""
+    x = abs(by_channel(network, name, x))
+    return x if per == "channel" else x.reshape(len(x), -1, 1)
 
 
 class _Peak:
@@ -194,9 +185,8 @@ class _Peak:
     def add(self, values: np.ndarray) -> None:
         """Takes in `[images, n, columns]` more values."""
         rows = np.moveaxis(values, -1, 0).reshape(values.shape[-1], -1)
-        if not self.largest.size:
-            self.largest = self.largest.astype(rows.dtype)
-        self._keep(np.concatenate([self.largest, rows], axis=1))
+        before = self.largest.astype(rows.dtype, copy=False)
+        self._keep(np.concatenate([before, rows], axis=1))
 
     def _keep(self, rows: np.ndarray) -> None:
         surplus = rows.shape[1] - self.count
@@ -212,54 +202,34 @@ class _Peak:
             columns, here = self.largest.shape
             padded = np.full((columns, self.count), -1.0)
             padded[:, :here] = self.largest
-            rows = np.concatenate(each(padded), axis=1)
-            self._keep(rows)
+            self._keep(np.concatenate(each(padded), axis=1))
         least = np.sort(self.largest, axis=1)
         most, least = float(least[:, -1].max()), least[:, :2]
         return least[:, 0] + self.share * (least[:, -1] - least[:, 0]), most
 
 
-def _thresholds(network, variables, ranges, neuron, per: str) -> Thresholds:
+def _thresholds(network, weights, ranges: dict, levels: dict, per: str) -> Thresholds:
     """Ranges over levels, in the type of the weights; what is silent gets a range."""
-    kind = _kind(network, variables)
-    silent = {name: int((x == 0).sum()) for name, x in ranges.items() if not x.all()}
-    dead = [name for name in silent if not ranges[name].any()]
-    found: dict[str, np.ndarray] = {}
-    for name, values in ranges.items():
-        if name not in dead:
-            levels = neuron.at(name).levels
-            found[name] = np.where(values == 0, values.max(), values) / levels
-    highest = max((float(theta.max()) for theta in found.values()), default=1.0)
-    for name in dead:
-        found[name] = np.full(len(ranges[name]), highest)
-    partly = {name: n for name, n in silent.items() if name not in dead}
-    if partly:
-        warnings.warn(
-            f"channels with the threshold 0, since they did not fire, take the largest "
-            f"threshold of their population: {partly}",
-            stacklevel=3,
-        )
+    floats = [x.dtype for x in jax.tree.leaves(weights) if x.dtype.kind in "fV"]
+    dead = [name for name, values in ranges.items() if not values.any()]
+    found = {
+        name: np.where(values == 0, values.max(), values) / levels[name]
+        for name, values in ranges.items()
+    }
     if dead:
+        alive = [float(x.max()) for name, x in found.items() if name not in dead]
+        highest = max(alive, default=1.0)
+        found |= {name: np.full(len(ranges[name]), highest) for name in dead}
         warnings.warn(
             f"populations that did not fire take the largest threshold of all, "
             f"{highest:g}, and so stay silent: {dead}",
             stacklevel=3,
         )
+    kind = jnp.result_type(*floats or [float])
+    shapes = {n: shape_of(network, n) if per == "channel" else () for n in ranges}
     return {
-        name: jnp.asarray(
-            found[name].reshape(shape_of(network, name) if per == "channel" else ()),
-            kind,
-        )
-        for name in ranges
+        name: jnp.asarray(x.reshape(shapes[name]), kind) for name, x in found.items()
     }
-
-
-def _kind(network: Network, variables):
-    """The type of the network's activations, where it has weights."""
-    made = jax.eval_shape(network.weights, variables)
-    kinds = {x.dtype for x in jax.tree.leaves(made)}
-    floats = [kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)]
-    return jnp.result_type(*floats) if floats else jnp.result_type(float)
 
 
 @door
@@ -282,8 +252,7 @@ def choose_percentile(
     the variance of each output.
 
     Args:
-      network: the network.
-      variables: its trained variables.
+      network, variables: what was traced, and its trained variables.
       inputs: calibration inputs `[N, ...]`, normalised; at least 2.
       neuron: the kind to calibrate for.
       steps: number of time steps that the network will be given. Few favour a low
@@ -311,34 +280,32 @@ def choose_percentile(
     References:
       The objective: Brain-Cog-Lab's search for MSAT, there by Bayesian optimisation.
     """
-    count = length(inputs)
-    if count < 2:
+    if length(inputs) < 2:
         raise ValueError(
             "choose_percentile: one half of the images calibrates and one scores; "
-            f"pass at least 2, found {count}"
+            "pass at least 2, found 1"
         )
     seen, unseen = halves(inputs)
     expected = outputs(network, network.weights(variables), unseen, batch_size)
-    model = Model(network, neuron)
-    scores: dict[float, float] = {}
+    model, scores = Model(network, neuron), {}
+    options = compiler_options(network)
     for percentile in candidates:
+        how = {"percentile": percentile, "batch_size": batch_size}
         try:
-            thresholds = calibrate(
-                *(network, variables, seen, neuron),
-                percentile=percentile,
-                batch_size=batch_size,
-            )
+            thresholds = calibrate(network, variables, seen, neuron, **how)
         except ZeroThreshold:
             continue
         spiking = convert(network, variables, thresholds, initial=initial)
-        found = _after(model, spiking, unseen, steps, batch_size)
+        circuit = prepared(model, spiking)
+        last = _last(model, steps)
+        found = gather(last, circuit, unseen, batch_size, options=options)
         scores[percentile] = float(distance(network, expected, found).mean())
     if not scores:
         raise ZeroThreshold(
             f"choose_percentile: all of {candidates} leave some threshold 0; pass "
             "higher candidates"
         )
-    return min(scores, key=scores.get), scores
+    return min(scores, key=lambda one: scores[one]), scores
 
 
 def halves(inputs):
@@ -348,47 +315,28 @@ def halves(inputs):
 
 def outputs(network: Network, weights, inputs, batch_size: int) -> list[np.ndarray]:
     """The trained network's outputs for all images, `[N, n, C]` each."""
-    return _whole(_trained(network), weights, inputs, batch_size)
+    return gather(_trained(network), weights, inputs, batch_size)
 
 
 @lru_cache
 def _trained(network: Network):
     def function(weights, batch):
         found, _ = forward(network, weights, batch)
-        names = network.graph.outputs
-        pairs = zip(names, found, strict=True)
+        pairs = zip(network.graph.outputs, found, strict=True)
         return [by_channel(network, name, x) for name, x in pairs]
 
     return function
 
 
-def _after(model, spiking: Spiking, inputs, steps: int, batch_size: int):
-    """The spiking network's outputs for all images, `[N, n, C]` each."""
-    circuit = prepared(model, spiking)
-    options = compiler_options(model.network)
-    return _whole(_spiking(model, steps), circuit, inputs, batch_size, options)
-
-
 @lru_cache
-def _spiking(model: Model, steps: int):
+def _last(model: Model, steps: int):
+    """The spiking network's outputs, `[B, n, C]` each."""
+
     def function(circuit, batch):
         found = last_of(model, circuit, model.network.leaves(batch), steps)
         return outputs_by_channel(model.network, found)
 
     return function
-
-
-def _whole(function, weights, inputs, batch_size: int, options=None) -> list:
-    """What a sweep gives for all images of all processes."""
-    count = length(inputs)
-    parts = [
-        [x[:rows] for x in found]
-        for rows, found in sweep(function, weights, inputs, batch_size, options=options)
-    ]
-    if not parts:  # a process without images of its own
-        shapes = jax.eval_shape(function, weights, first(inputs))
-        parts = [[np.zeros((0, *x.shape[1:]), x.dtype) for x in shapes]]
-    return [in_order(np.concatenate(x), count) for x in zip(*parts, strict=True)]
 
 
 @door
@@ -412,7 +360,8 @@ def calibrate_mse(
     spaced up to the maximum over γ. Few levels cut off the largest activations and
     resolve the rest.
 
-    Args, returns and errors: as `calibrate`. `progress` shows a bar.
+    Args, returns and errors: as `calibrate`; of silent channels, which are common and
+    harmless, there is no warning. `progress` shows a bar.
 
     Example:
       >>> {name: theta.tolist() for name, theta in
@@ -423,37 +372,24 @@ def calibrate_mse(
       Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural
       Networks Calibration", ICML 2021, with burst levels in place of time steps.
     """
-    _check("calibrate_mse", network, variables, inputs, neuron, per)
-    weights = network.weights(variables)
-    most = {name: 0.0 for name in network.neurons}
-    broken = dict.fromkeys(most, 0)
+    weights, levels = network.weights(variables), _levels(network, neuron)
     words = ("Largest activations", "Thresholds") if progress else ("", "")
-    parts = sweep(
-        _values(network, per, True), weights, inputs, batch_size, description=words[0]
-    )
-    for rows, (found, finite) in parts:
-        for name, values in found.items():
-            broken[name] += int((~finite[name][:rows]).sum())
-            most[name] = np.maximum(most[name], values[:rows].max((0, 1)))
-    sizes = _sizes(network, per)
     most = {
-        name: np.broadcast_to(np.asarray(x, np.float64), sizes[name][:1])
-        for name, x in most.items()
+        name: values
+        for name, (values, _) in _ranges(
+            network, weights, inputs, per, 100, batch_size, words[0]
+        ).items()
     }
-    _refuse_broken(together({name: np.int64(n) for name, n in broken.items()}))
-    most = jax.tree.map(lambda x: x.max(0), each(most))
-    levels = tuple((name, neuron.at(name).levels) for name in network.neurons)
-    kind = _kind(network, variables)
-    tops = {name: np.where(x > 0, x, 1).astype(kind) for name, x in most.items()}
+    tops = {name: np.where(x > 0, x, 1).astype(x.dtype) for name, x in most.items()}
     found = add_up(
-        _histograms(network, per, levels), (weights, tops), inputs, batch_size,
-        description=words[1],
+        _histograms(network, per, tuple(levels.items())), (weights, tops), inputs,
+        batch_size, description=words[1],
     )  # fmt: skip
     ranges = {}
-    for name, count in levels:
-        share = _SHARES[_errors(*found[name], count).argmin(1)]
-        ranges[name] = most[name] * share
-    return _thresholds(network, variables, ranges, neuron, per)
+    for name, count in levels.items():
+        number, moment = found[name]
+        ranges[name] = most[name] * _SHARES[_errors(number, moment, count).argmin(1)]
+    return _thresholds(network, weights, ranges, levels, per)
 
 
 _SHARES = np.linspace(0.01, 1, 100)
@@ -463,21 +399,20 @@ _SHARES = np.linspace(0.01, 1, 100)
 def _histograms(network: Network, per: str, levels: tuple[tuple[str, int], ...]):
     """Of every column, how many activations there are in each of `200 γ` equal parts of
     its range, and the sum of their distances from the middle, in parts."""
-    levels = dict(levels)
+    of = dict(levels)
 
     def function(given, batch, counts):
         weights, tops = given
         _, record = forward(network, weights, batch)
         found = {}
         for name, x in record.items():
-            x = abs(by_channel(network, name, x))
-            x = x if per == "channel" else x.reshape(len(x), -1, 1)
-            parts, columns = 200 * levels[name], x.shape[-1]
-            place = x * (parts / over_last(tops[name], x)).astype(x.dtype)
+            x = _columns(network, name, x, per)
+            parts, columns = 200 * of[name], x.shape[-1]
+            place = x * (parts / over(tops[name], x)).astype(x.dtype)
             index = jnp.clip(jnp.floor(place), 0, parts - 1)
             apart = place - index - 0.5
             index = index.astype(jnp.int32)
-            index = index + parts * over_last(jnp.arange(columns, dtype=jnp.int32), x)
+            index = index + parts * over(jnp.arange(columns, dtype=jnp.int32), x)
             once = jnp.broadcast_to(counts.reshape(-1, 1, 1), x.shape)
             nothing = jnp.zeros(columns * parts, jnp.int32)
             number = nothing.at[index].add(once.astype(jnp.int32))
@@ -486,11 +421,6 @@ def _histograms(network: Network, per: str, levels: tuple[tuple[str, int], ...])
         return found
 
     return function
-
-
-def over_last(value, x: jax.Array) -> jax.Array:
-    """One value per column, `[C]`, for `[B, n, C]`."""
-    return jnp.reshape(value, (1, 1, x.shape[-1]))
 
 
 def _errors(number: np.ndarray, moment: np.ndarray, levels: int) -> np.ndarray:
@@ -505,16 +435,3 @@ def _errors(number: np.ndarray, moment: np.ndarray, levels: int) -> np.ndarray:
     level = np.clip((part + shares) // (2 * shares), 0, levels)
     gap = 2.0 * shares * level - (part + 0.5)
     return number @ np.square(gap).T - 2 * moment @ gap.T
-
-
-def check_percentile(percentile: float) -> None:
-    """Refuses what is not between 0 and 100.
-
-    Raises:
-      ValueError: saying what was found.
-    """
-    if not 0 <= percentile <= 100:
-        raise ValueError(
-            f"percentile must lie between 0 and 100, found {percentile}; "
-            "99.9 leaves out the largest thousandth of the activations"
-        )

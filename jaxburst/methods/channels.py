@@ -73,9 +73,8 @@ def distance(network: Network, expected: list, found: list) -> np.ndarray:
       `[..., N]`.
     """
     if has_classes(network):
-        (expected,), (found,) = expected, found
-        return divergence(expected, found).mean(-1)
-    total = 0.0
+        return divergence(expected[0], found[0]).mean(-1)
+    total = np.zeros(())
     for one, other in zip(expected, found, strict=True):
         spread = np.var(one, dtype=np.float64) or 1.0
         error = np.square(other.astype(np.float64) - one.astype(np.float64))

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 
 from jaxburst.batching import at_once, first, length
 from jaxburst.checks import corrected_for, door
+from jaxburst.circuit import prepare
 from jaxburst.convert import Spiking
 from jaxburst.devices import mean_over, share
 from jaxburst.methods.channels import channel_mean, shape_of
+from jaxburst.model import Model
 from jaxburst.network import forward
-from jaxburst.run import Model, check, prepare, unroll
+from jaxburst.run import unroll
 
 
 @door
@@ -37,8 +39,7 @@ def correct(
     beyond these steps is the neuron's own, see `Neuron.correction`.
 
     Args:
-      model: the network, neuron and pooling.
-      spiking: its converted weights.
+      model, spiking: what is run, and its converted weights.
       inputs: calibration inputs, one batch `[B, ...]`, normalised; no labels.
       steps: number of time steps to correct for.
       each_step: whether neurons that repeat get a correction for each step.
@@ -56,7 +57,6 @@ def correct(
       Li et al., "A Free Lunch From ANN", ICML 2021 (light calibration); for each step,
       Wu et al., "FTBC: Forward Temporal Bias Correction", ECCV 2024.
     """
-    check(model, spiking, first(inputs), steps)
     batch = length(inputs)
     if each_step or not model.neuron.repeats:
         found = at_once(_each_step(model, steps, batch), spiking, inputs)

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from jaxburst.checks import door
 from jaxburst.convert import Spiking
+from jaxburst.model import Model
 from jaxburst.network import forward
-from jaxburst.run import Model, check, check_steps
 
 
 @door
@@ -42,8 +42,7 @@ def direct(model: Model, spiking: Spiking, inputs, times: tuple[int, ...]):
       The outputs, `[len(times), B, ...]` each, in the network's unit.
 
     Raises:
-      ValueError: for neurons whose spikes depend on more than the sum of their input,
-        and for inputs or weights that do not fit the network.
+      ValueError: for neurons whose spikes depend on more than the sum of their input.
 
     Example:
       >>> signed = jb.Model(network, jb.Burst(None, signed=True))
@@ -55,13 +54,8 @@ def direct(model: Model, spiking: Spiking, inputs, times: tuple[int, ...]):
             "direct: gating passes what arrives at the moment, not sums; use "
             f"pool='lateral'; found pool={model.pool!r}, for which there is simulate"
         )
-    if not times:
-        raise ValueError("direct: times must hold a number of steps, found none")
-    leaves = check(model, spiking, inputs, times[0])
-    for t in times[1:]:
-        check_steps(model, t)
-    found = _direct(model, spiking, leaves, tuple(times))
-    return model.network.outputs(found)
+    leaves = model.network.leaves(inputs)
+    return model.network.outputs(_direct(model, spiking, leaves, times))
 
 
 @partial(jax.jit, static_argnames=("model", "times"))

@@ -16,17 +16,19 @@ import numpy as np
 import optax
 
 from jaxburst import energy as joules
-from jaxburst.batching import check_batch_size, first, length
+from jaxburst.batching import first, length
 from jaxburst.checks import corrected_for, door
+from jaxburst.circuit import prepare
 from jaxburst.convert import Spiking
 from jaxburst.devices import data_parallel, mean_over, share
 from jaxburst.graph import over
 from jaxburst.methods.balancing import caused
 from jaxburst.methods.channels import by_channel, centred, shape_of
+from jaxburst.model import Model
 from jaxburst.network import forward
 from jaxburst.neurons import Threshold
 from jaxburst.progress import track
-from jaxburst.run import Model, Plan, check, prepare, unroll
+from jaxburst.run import Plan, unroll
 
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 
@@ -99,8 +101,6 @@ def polish(
     """
     soft = dataclasses.replace(model, neuron=model.neuron.soft)
     count = length(inputs)
-    check_batch_size(batch_size)
-    check(model, spiking, first(inputs), steps)
     spiking = _with_rows(model, spiking, steps)
     size = min(batch_size, count)
     shard, replicate = share(size)

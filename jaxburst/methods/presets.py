@@ -8,8 +8,6 @@ A preset looks at inputs of calibration alone, never at labels.
 
 from __future__ import annotations
 
-import warnings
-
 from jaxburst.batching import first
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, convert
@@ -17,9 +15,9 @@ from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
 from jaxburst.methods.corrections import correct
+from jaxburst.model import Model
 from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining, SigmaDelta
-from jaxburst.run import Model
 
 
 @door
@@ -123,13 +121,10 @@ def refining(
       True
     """
     neuron = Refining(gamma=15, ratio=2, silence=0.6)
-    with warnings.catch_warnings():
-        # A channel that never fires in calibration is common and harmless here.
-        warnings.filterwarnings("ignore", message="channels with the threshold 0")
-        thresholds = calibrate_mse(
-            network, variables, inputs, Burst(levels), batch_size=batch_size,
-            progress=progress,
-        )  # fmt: skip
+    thresholds = calibrate_mse(
+        network, variables, inputs, Burst(levels), batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
 
     some = first(inputs, batch_size)
     thresholds = balance(

@@ -18,7 +18,8 @@ from jaxburst.methods.calibration import calibrate_mse
 from jaxburst.methods.corrections import correct
 from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining
-from jaxburst.run import Model, unit_of_rows
+from jaxburst.run import Model
+from jaxburst.units import unit_of_rows
 
 
 @door

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.checks import door
+from jaxburst.circuit import Info, prepare
 from jaxburst.convert import Spiking
 from jaxburst.graph import over
-from jaxburst.run import Info, Model, Trace, check, prepare, unroll
+from jaxburst.model import Model
+from jaxburst.run import Trace, unroll
 
 
 @door(before="count")
@@ -47,7 +49,8 @@ def silenced(
       Hao et al., "Reducing ANN-SNN Conversion Error through Residual Membrane
       Potential", AAAI 2023.
     """
-    leaves = check(model, spiking, inputs, before + steps)
+    leaves = model.network.leaves(inputs)
+    model.neuron.check_steps(before + steps)
     if not model.neuron.repeats:
         raise ValueError(
             f"silenced: {model.neuron!r} is presented its input once, and has no "

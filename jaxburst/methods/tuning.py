@@ -10,8 +10,6 @@ Needs Optuna: `pip install "jaxburst[tune]"`.
 from __future__ import annotations
 
 import dataclasses
-import math
-import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,19 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst import energy as joules
-from jaxburst.batching import first, in_order, length, sweep, together
+from jaxburst.batching import first, gather, length
 from jaxburst.checks import door
+from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking, Thresholds, convert
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate_mse, halves, outputs
 from jaxburst.methods.channels import distance, has_classes, outputs_by_channel
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.polishing import polish
+from jaxburst.model import Model
 from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
-from jaxburst.run import Model, compiler_options, prepared, trace_of
-from jaxburst.traffic import Traffic
+from jaxburst.run import compiler_options, trace_of
 
 Settings = dict[str, Any]
 
@@ -111,19 +110,22 @@ class Report:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        ((kind, value),) = self.budget.items()
-        sign = "<=" if kind == "energy" else ">="
         every = -(-len(self.front) // 12)
         rows = [("best", self.best), ("preset", self.preset)]
         rows += [(f"#{point.trial}", point) for point in self.front[::every]]
         return "\n".join(
             [
-                f"{kind} {sign} {value:g}: {self.trials} trials, {self.images[0]} "
+                f"{_words(self.budget)}: {self.trials} trials, {self.images[0]} "
                 f"images to calibrate, {self.images[1]} to score",
                 _HEADER,
                 *(_row(name, point) for name, point in rows if point is not None),
             ]
         )
+
+
+def _words(budget: dict[str, float]) -> str:
+    ((kind, value),) = budget.items()
+    return f"{kind} {'<=' if kind == 'energy' else '>='} {value:g}"
 
 
 class Tuned(NamedTuple):
@@ -183,8 +185,7 @@ def tune(
     best of many scores is a little optimistic: leave a margin in a budget of agreement.
 
     Args:
-      network: the network.
-      variables: its trained variables.
+      network, variables: what was traced, and its trained variables.
       inputs: `[N, ...]`, normalised; no labels, never test images. Two thousand, as
         with few, polishing learns them by heart; if possible such that the network was
         not trained on, since it is too sure of those.
@@ -216,16 +217,32 @@ def tune(
       Optuna (Akiba et al., KDD 2019).
     """
     budget = _Budget(energy, agreement)
-    _check(network, inputs, steps, trials)
     if agreement is not None and not has_classes(network):
         raise ValueError(
             "tune: agreement compares decisions, which a network with a single number "
             "or several outputs does not make; give a budget of energy"
         )
+    if length(inputs) < 2:
+        raise ValueError(
+            "tune: there must be at least 2 inputs, one half to calibrate and one to "
+            "score; found 1"
+        )
     optuna = _optuna()
-    bench = _Bench(network, variables, *halves(inputs), steps, cost, unit)
+    calibration, scoring = halves(inputs)
+    bench = _Bench(network, variables, calibration, scoring, steps, cost, unit)
     points: list[Point] = []
-    best, winner = None, None
+    tried = []  # the best point of each trial, and the network it is of
+
+    def score(number: int, settings: Settings, model: Model, spiking: Spiking) -> Point:
+        found = bench.score(model, spiking, number, settings)
+        points.extend(found)
+        nearest = min(found, key=budget.rank)
+        tried.append((nearest, model, spiking))
+        return nearest
+
+    def best():
+        return min(tried, key=lambda one: budget.rank(one[0]))
+
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -237,46 +254,37 @@ def tune(
         for number in track(numbers, "Tuning") if progress else numbers:
             trial = study.ask()
             settings = _suggest(trial)
-            model, spiking = bench.convert(settings)
-            found = bench.score(model, spiking, number, settings)
-            points += found
-            nearest = min(found, key=budget.rank)
+            nearest = score(number, settings, *bench.convert(settings))
             study.tell(trial, budget.cost(nearest))
-            if best is None or budget.rank(nearest) < budget.rank(best):
-                best, winner = nearest, (model, spiking)
+            tried = [best()]
     finally:
         optuna.logging.set_verbosity(verbosity)
-    if best.settings["coding"] == "refining":
-        model, spiking = winner
-        spiking = polish(
-            *(model, spiking, bench.calibration, best.steps),
-            energy=budget.aim(best),
-            cost=cost,
-            unit=unit,
+    point, model, spiking = best()
+    if point.settings["coding"] == "refining":
+        polished = polish(
+            *(model, spiking, bench.calibration, point.steps),
+            energy=budget.aim(point),
             seed=seed,
             progress=progress,
+            **bench.paid,
         )
-        settings = best.settings | {"polished": True}
-        found = bench.score(model, spiking, trials, settings)
-        points += found
-        nearest = min(found, key=budget.rank)
-        if budget.rank(nearest) < budget.rank(best):
-            best, winner = nearest, (model, spiking)
-    if not budget.kept(best):
+        score(trials, point.settings | {"polished": True}, model, polished)
+        point, model, spiking = best()
+    if budget.excess(point):
         raise ValueError(
             f"tune: no trial of {trials} kept {budget}; the nearest was\n"
-            f"{_HEADER}\n{_row('', best)}\nallow more, or try more steps or trials"
+            f"{_HEADER}\n{_row('', point)}\nallow more, or try more steps or trials"
         )
-    preset = [point for point in points if point.trial == 0 and budget.kept(point)]
+    preset = [one for one in points if one.trial == 0 and not budget.excess(one)]
     report = Report(
         budget.asked,
         (length(bench.calibration), length(bench.scoring)),
         trials,
-        best,
+        point,
         min(preset, key=budget.rank, default=None),
         _front(points),
     )
-    return Tuned(*winner, best.steps, report)
+    return Tuned(model, spiking, point.steps, report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,16 +301,6 @@ class _Budget:
                 "network's) or agreement (at least such a share of equal decisions); "
                 f"found energy={self.energy}, agreement={self.agreement}"
             )
-        if self.energy is not None and not 0 < self.energy < math.inf:
-            raise ValueError(
-                f"tune: energy, over the conventional network's, must be greater than "
-                f"0 and finite; found {self.energy}"
-            )
-        if self.agreement is not None and not 0 < self.agreement <= 1:
-            raise ValueError(
-                "tune: agreement, a share of the images, must be greater than 0 and at "
-                f"most 1; found {self.agreement}"
-            )
 
     @property
     def asked(self) -> dict[str, float]:
@@ -310,18 +308,13 @@ class _Budget:
         return {name: float(x) for name, x in asked.items() if x is not None}
 
     def __str__(self) -> str:
-        if self.energy is not None:
-            return f"energy <= {self.energy:g}"
-        return f"agreement >= {self.agreement:g}"
+        return _words(self.asked)
 
     def excess(self, point: Point) -> float:
         """By how much a point misses the budget, 0 if it does not."""
         if self.energy is not None:
             return max(0.0, point.energy - self.energy)
-        return max(0.0, self.agreement - point.agreement)
-
-    def kept(self, point: Point) -> bool:
-        return self.excess(point) == 0
+        return max(0.0, (self.agreement or 0.0) - (point.agreement or 0.0))
 
     def aim(self, best: Point) -> float:
         """The energy to polish for, given the best that the search found."""
@@ -353,33 +346,26 @@ class _Bench:
 
     def convert(self, settings: Settings) -> tuple[Model, Spiking]:
         thresholds = self._scaled(settings)
-        refining = settings["coding"] == "refining"
-        if refining:
+        if settings["coding"] == "refining":
             ratio = settings["ratio"]
             neuron = Refining(15, ratio, settings["silence"] * ratio / 2)
-            rounding = settings["rounding"]
-        else:
-            neuron, rounding = Burst(15, signed=True), 0.5
+            rounding, images, steps = settings["rounding"], 200, self.steps
+        else:  # whose corrections are slower: one simulation per layer
+            neuron = Burst(15, signed=True)
+            rounding, images, steps = 0.5, 100, min(self.steps, 2)
         model = Model(self.network, neuron)
         spiking = convert(self.network, self.variables, thresholds, initial=rounding)
-        if settings["corrections"] and refining:
-            spiking = correct(model, spiking, first(self.calibration, 200), self.steps)
-        elif settings["corrections"]:  # slower: one simulation per layer
-            steps = min(self.steps, 2)
-            spiking = correct(model, spiking, first(self.calibration, 100), steps)
+        if settings["corrections"]:
+            spiking = correct(model, spiking, first(self.calibration, images), steps)
         return model, spiking
 
     def _scaled(self, settings: Settings) -> Thresholds:
         thresholds = self._least_squares(settings["levels"])
         if self.factors is None:  # nearly the same for all levels and neurons
             start, neuron = self._least_squares(4), Refining(15, 2, 0.6)
+            some = first(self.calibration, 100)
             balanced = balance(
-                self.network,
-                self.variables,
-                start,
-                first(self.calibration, 100),
-                neuron,
-                **self.paid,
+                *(self.network, self.variables, start, some, neuron), **self.paid
             )
             self.factors = {
                 name: float((theta / start[name]).mean())
@@ -392,39 +378,20 @@ class _Bench:
 
     def _least_squares(self, levels: int) -> Thresholds:
         if levels not in self.thresholds:
-            with warnings.catch_warnings():
-                # As in the preset: a channel that never fires is common and harmless.
-                warnings.filterwarnings("ignore", message="channels with the thresh")
-                self.thresholds[levels] = calibrate_mse(
-                    self.network, self.variables, self.calibration, Burst(levels)
-                )
+            self.thresholds[levels] = calibrate_mse(
+                self.network, self.variables, self.calibration, Burst(levels)
+            )
         return self.thresholds[levels]
 
     def score(self, model, spiking, trial: int, settings: Settings) -> list[Point]:
         """One point for every number of steps."""
-        circuit = prepared(model, spiking)
-        count, names = (
-            length(self.scoring),
-            model.network.senders,
-        )
-        traffic = {name: np.zeros((3, self.steps), np.int64) for name in names}
-        kind = self.outputs[0].dtype
-        found = [[np.zeros((0, self.steps, *x.shape[1:]), kind)] for x in self.outputs]
-        parts = sweep(
-            _scores(model, self.steps), circuit, self.scoring, _BATCH,
+        values, traffic = gather(
+            _scores(model, self.steps), prepared(model, spiking), self.scoring, _BATCH,
             options=compiler_options(model.network),
         )  # fmt: skip
-        for rows, (values, counts) in parts:
-            for place, value in zip(found, values, strict=True):
-                place.append(value[:rows])
-            for name, units in counts.items():
-                traffic[name] += [x[:rows].sum(0, dtype=np.int64) for x in units]
-        traffic = together(traffic)
-        means = {name: Traffic(*total / count) for name, total in traffic.items()}
+        found = [value.swapaxes(0, 1) for value in values]
+        means = jax.tree.map(lambda counts: counts.mean(0, dtype=np.float64), traffic)
         spent = joules.relative(model, means, **self.paid)
-        found = [
-            in_order(np.concatenate(place), count).swapaxes(0, 1) for place in found
-        ]
         agreement = [None] * self.steps
         if has_classes(self.network):
             same = found[0].argmax(-1) == self.outputs[0].argmax(-1)[None]
@@ -493,25 +460,6 @@ def _row(name: str, point: Point) -> str:
         shown = f"{value:.2f}" if isinstance(value, float) else str(value)
         cells.append(f"{shown:>{width}}")
     return " ".join(cells).rstrip()
-
-
-def _check(network, inputs, steps: int, trials: int) -> None:
-    if hasattr(inputs, "pair"):
-        raise TypeError(
-            "tune: inputs must be what the network takes, without labels, found "
-            f"{type(inputs).__name__}; pass `split.inputs`"
-        )
-    if length(inputs) < 2:
-        raise ValueError(
-            "tune: there must be at least 2 inputs, one half to calibrate and one to "
-            f"score; found {length(inputs)}"
-        )
-    network.leaves(first(inputs))
-    for name, value in (("steps", steps), ("trials", trials)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"tune: {name} must be a whole number of at least 1, found {value!r}"
-            )
 
 
 def _optuna():

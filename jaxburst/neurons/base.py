@@ -198,6 +198,11 @@ class Neuron(abc.ABC):
         """Refuses numbers of steps that make no sense for the neuron."""
         del steps
 
+    def still(self, threshold: Threshold, t: jax.Array) -> tuple[Neuron, Threshold]:
+        """What sends changes of a stream in quanta of step `t`; else the same."""
+        del t
+        return self, threshold
+
     @property
     def conserves(self) -> bool:
         """Whether `v_T + θ Σn = v_0 + ΣI` at every time."""

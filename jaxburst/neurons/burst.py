@@ -158,7 +158,8 @@ class Burst(Neuron):
     def most(self) -> int | None:
         """The largest gamma."""
         gammas = [self.gamma, *dict(self.gammas).values()]
-        return None if None in gammas else max(gammas)
+        known = [gamma for gamma in gammas if gamma is not None]
+        return max(known) if len(known) == len(gammas) else None
 
     @property
     def levels(self) -> int | None:
@@ -220,8 +221,10 @@ class Burst(Neuron):
             spikes = jnp.minimum(spikes, allowed - state.sent.astype(charged.dtype))
         spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
         potential, history = self._reset(theta, charged, spikes), None
-        if self.allowance is not None:
-            history, spikes = _take_back(self.allowance, state, spikes)
+        if self.allowance is not None and state.history is not None:
+            history = _after(state.history, spikes)
+            back = _overdue(self.allowance, history) & (state.sent > 0)
+            spikes = jnp.where(back, jnp.full_like(spikes, -1), spikes)
         sent = state.sent + spikes.astype(state.sent.dtype)
         return Membrane(potential, sent, history, jnp.array(False)), spikes
 
@@ -268,14 +271,14 @@ class Burst(Neuron):
         return charged - theta * spikes
 
 
-def _take_back(allowance: int, state: Membrane, spikes: jax.Array):
-    """The history after this step, and -1 for spikes of neurons overdue."""
-    fires = spikes > 0
-    time = state.history.time + 1
-    bursts = state.history.bursts + fires.astype(jnp.int32)
-    last = jnp.where(fires, time, state.history.last)
-    # Times the number of bursts, so that all of it is whole numbers.
-    overdue = (time - last - allowance) * bursts > last
-    back = overdue & (state.sent > 0)
-    spikes = jnp.where(back, jnp.full_like(spikes, -1), spikes)
-    return History(time, bursts, last), spikes
+def _after(history: History, spikes: jax.Array) -> History:
+    """The history after a step."""
+    time, fires = history.time + 1, spikes > 0
+    bursts = history.bursts + fires.astype(jnp.int32)
+    return History(time, bursts, jnp.where(fires, time, history.last))
+
+
+def _overdue(allowance: int, history: History) -> jax.Array:
+    """`t - l > l / k + allowance`, times `k`, so that all of it is whole numbers."""
+    time, bursts, last = history
+    return (time - last - allowance) * bursts > last

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxburst.graph import RELU, over
 from jaxburst.neurons.base import Neuron, Threshold, check_gamma, is_whole
+from jaxburst.neurons.sigma_delta import SigmaDelta
 
 
 class Drive(NamedTuple):
@@ -171,6 +172,14 @@ class Refining(Neuron):
         start = over(threshold.initial, wanted).astype(wanted.dtype)
         rounding = jnp.where(t == 1, start, jnp.full_like(start, 0.5))
         return self._quantum(threshold, wanted, t) * jnp.floor(wanted + rounding)
+
+    def still(self, threshold, t):
+        """Sigma-delta neurons at the quantum of step `t`, which round by ½."""
+        theta = threshold.theta * jnp.asarray(self.worth(t)).astype(
+            threshold.theta.dtype
+        )
+        half = jnp.full_like(threshold.initial, 0.5)
+        return SigmaDelta(), Threshold(theta, half, self.correction(threshold.bias, t))
 
     @property
     def soft(self) -> Refining:

@@ -10,12 +10,13 @@ import oracle
 import pytest
 from nets import LAYERS, case
 
+from jaxburst.circuit import prepare
 from jaxburst.convert import convert
 from jaxburst.graph import over
 from jaxburst.methods import analysis
 from jaxburst.network import Affine
 from jaxburst.neurons import Burst, Refining, Threshold
-from jaxburst.run import Model, prepare, unroll
+from jaxburst.run import Model, unroll
 from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
