@@ -32,10 +32,11 @@ import tyro
 
 import jaxburst as jb
 from jaxburst.batching import sweep
+from jaxburst.circuit import prepared
 from jaxburst.methods.rounding import quantise
 from jaxburst.methods.silencing import silenced_of
 from jaxburst.neurons import Burst, Differential, Phase, Refining, SigmaDelta
-from jaxburst.run import compiler_options, prepared, trace_of
+from jaxburst.run import compiler_options, trace_of
 
 NETWORKS = ("resnet20-cifar10", "vgg9-cifar100", "vgg9-cifar10", "resnet56-cifar10")
 GOALS = (0.5, 1.0, 0.2)
