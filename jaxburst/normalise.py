@@ -271,9 +271,10 @@ class _Units:
         match node.role:
             case Synapse():
                 # Kernels take it, unless one of their rows receives several units.
-                if keys == {None}:
+                route = self.route(name)
+                if route is None:
                     return None
-                rows = unit_of_rows(node, self.route(name), self.units, self.graph)
+                rows = unit_of_rows(node, route, self.units, self.graph)
                 return self.place(name) if rows is None else None
             case Neuron():
                 key, unit = self.wanted(node), self.units[node.name].theta
@@ -316,7 +317,7 @@ class _Units:
                     return Affine(kernel / unit, bias / unit)
                 shape = [1] * kernel.ndim
                 shape[role.features] = -1
-                axis = role.feature_axis % len(node.shape)
+                axis = self.graph.channel_axes[node.name]
                 rest = [1] * (len(node.shape) - 1 - axis)
                 return Affine(
                     kernel / unit.reshape(shape), bias / unit.reshape(-1, *rest)

@@ -155,7 +155,7 @@ def charged(
     events = jax.tree.map(lambda count: np.reshape(count, 1), events)
     found = by_sender(network, events, cost=cost, unit=unit)
     spent = {name: float(joules.sum()) for name, joules in found.items()}
-    graph = getattr(network, "network", network).graph
+    graph = (network.network if isinstance(network, Model) else network).graph
     for node in reversed(graph.of(Pool)):
         if node.name not in spent:
             continue

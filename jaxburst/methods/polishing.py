@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def _gradient(soft: Model, steps: int, size: int, unit: str) -> Callable:
         def parts(change):
             changed = _changed(spiking, change)
             found, spent = _run(soft, changed, inputs, steps, prices, unit)
-            error = sum(
+            error: Any = sum(
                 jnp.square(z - goal).mean() / jnp.where(square > 0, square, 1.0)
                 for z, goal, square in zip(found, target, squares, strict=True)
             )
