@@ -3,74 +3,135 @@
     @door
     def simulate(model, spiking, inputs, steps): ...
 
-What an argument must be follows from its name, by `NAMES`, unless the decorator says
-otherwise: `@door(energy="positive")`. A parameter for which neither says anything is an
-error when the module is imported. What a transformation traces is let through.
+What an argument must be, its kind, follows from its name: that of a kind, or one of
+`NAMES`, unless the decorator says otherwise: `@door(energy="positive")`. A parameter
+for which neither says anything is an error when the module is imported. What a
+transformation traces is let through.
+
+Simple kinds are rows of the tables `WHOLE`, `NUMBERS`, `WORDS`, `CLASSES`, `LIKE` and
+`SEVERAL`; the others are functions, `check(name, value, all arguments)`, which return
+what is passed on.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import math
+import pkgutil
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.core import Tracer
 
-Function = TypeVar("Function", bound=Callable)
 Kind = Callable[[str, Any, dict[str, Any]], Any]
 
 STEPS = 2**16
 """The most time steps of a run."""
 
+LARGEST = 2**31 - 1
+"""The largest whole number where nothing else is said."""
+
 KINDS: dict[str, Kind] = {}
-"""`{kind: check(name, value, all arguments)}`; a check returns what is passed on."""
+"""Every kind of argument, and its check."""
 
 NAMES = {
     name: kind
     for kind, of in {
-        "count": "batch_size checkpoint_every count iterations levels "
-        "size steps_per_epoch trials",
+        "count": "batch_size checkpoint_every iterations levels size steps_per_epoch "
+        "trials",
         "natural": "image step validation",
         "fraction": "agreement ann initial",
         "positive": "ann_energy error logits z",
         "flag": "download each_step exact progress resume wires",
-        "path": "data_dir directory path",
-        "function": "function metric visit",
+        "path": "data_dir directory",
+        "function": "metric visit",
         "text": "baseline description label name title",
-        "names": "names platforms record",
-        "subject": "subject",
-        "inputs": "example inputs",
-        "spiking": "spiking weights",
-        "events": "events rounded sent",
+        "names": "platforms record",
+        "inputs": "example",
+        "spiking": "weights",
+        "events": "rounded sent",
         "json": "notes",
         "percentiles": "candidates",
-        "anything": "kinds roles",
+        "anything": "roles",
         "constants": "mean std",
-        "rows": "rows",
     }.items()
     for name in of.split()
-} | {
-    name: name
-    for name in (
-        *("arguments", "axes", "bits", "classes", "curves", "images", "neurons"),
-        *("optimiser", "rate", "reports", "share", "source"),
-        *("cost", "data", "first_layer", "graph", "integers", "margins", "model"),
-        *("module", "network", "neuron", "per", "percentile", "platform", "recipe"),
-        *("reuse",),
-        *("schedule", "seed", "shortcut", "split", "steps", "thresholds", "times"),
-        *("trace", "unit", "variables"),
-    )
 }
-"""What an argument of this name is, where the decorator does not say otherwise."""
+"""What an argument of this name is, where it is not the name of a kind."""
+
+WHOLE = {
+    "count": (1, LARGEST),
+    "natural": (0, LARGEST),
+    "seed": (0, 2**32 - 1),
+    "bits": (1, 32),
+    "classes": (1, 10**6),
+}
+"""Whole numbers: the least and the most."""
+
+NUMBERS = {
+    "fraction": ("a number between 0 and 1", lambda x: 0 <= x <= 1),
+    "positive": ("a number greater than 0, up to 1e9", lambda x: 0 < x <= 1e9),
+    "rate": ("a number in 0 < x <= 1", lambda x: 0 < x <= 1),
+    "percentile": ("a number greater than 0, up to 100", lambda x: 0 < x <= 100),
+}
+"""Finite numbers: which, and whether it is one."""
+
+WORDS = {
+    "platform": ("cpu", "gpu", "cuda", "rocm", "tpu"),
+    "per": ("layer", "channel"),
+    "unit": ("quanta", "events", "digits"),
+    "reuse": ("no", "full"),
+    "first_layer": ("once", "every step"),
+    "shortcut": ("subsample", "conv"),
+}
+"""Words out of a list."""
+
+_ROWS = "the rows that report or errors returns"
+CLASSES = {
+    "cost": ("jaxburst.costs:Cost", "a Cost", ""),
+    "graph": ("jaxburst.graph:Graph", "a Graph", "network.graph is one"),
+    "integers": ("jaxburst:Integers", "what to_integers returns", ""),
+    "mapping": ("collections.abc:Mapping", "a dictionary, {label: ...}", ""),
+    "model": ("jaxburst:Model", "a Model", "Model(network, neuron) makes one"),
+    "module": (
+        "flax.linen:Module",
+        "a Flax Linen module",
+        "a network of another kind is trained by its own tools, and then traced",
+    ),
+    "network": ("jaxburst:Network", "what trace returns", "model.network is"),
+    "neuron": ("jaxburst.neurons:Neuron", "a neuron such as Burst() or Refining()", ""),
+    "recipe": ("jaxburst:Recipe", "a Recipe", ""),
+    "subject": (
+        "jaxburst:Network jaxburst:Model",
+        "what trace returns, or a Model",
+        "",
+    ),
+    "text": ("builtins:str", "a string", ""),
+}
+"""What is of a class: where that is, what is expected, and how to come by it."""
+
+LIKE = {
+    "images": ("dtype ndim", "an array of pixels, uint8 [..., C]"),
+    "optimiser": ("init update", "an optimiser of optax"),
+}
+"""What has certain attributes, whatever its class."""
+
+SEVERAL = {
+    "names": ("text", "names"),
+    "percentiles": ("percentile", "percentiles such as (99, 99.9)"),
+    "times": ("steps", "time steps such as (1, 2, 4)"),
+}
+"""What holds some of another kind."""
 
 
-def door(function: Function | None = None, /, **special: str) -> Any:
+def door(function: Callable | None = None, /, **special: str) -> Any:
     """Checks the arguments of a public function at every call.
 
     Args:
@@ -83,7 +144,9 @@ def door(function: Function | None = None, /, **special: str) -> Any:
     if function is None:
         return functools.partial(door, **special)
     signature = inspect.signature(function)
-    named = {name: special.get(name, NAMES.get(name)) for name in signature.parameters}
+    named = {
+        name: special.get(name, NAMES.get(name, name)) for name in signature.parameters
+    }
     unknown = [name for name, kind in named.items() if kind not in KINDS]
     unknown += special.keys() - named.keys()
     if unknown:
@@ -105,37 +168,52 @@ def door(function: Function | None = None, /, **special: str) -> Any:
                 given[name] = KINDS[kind](name, given[name], given)
         return function(*bound.args, **bound.kwargs)
 
-    checked.kinds = named
+    vars(checked)["kinds"] = named
     return checked
 
 
 def kind(check: Kind) -> Kind:
     """Declares a kind of argument, under the name of its check."""
-    KINDS[check.__name__.strip("_")] = check
+    KINDS[check.__name__] = check
     return check
 
 
-def refuse(name: str, expected: str, value: Any, hint: str = "") -> NoReturn:
-    """Raises the error of an argument."""
-    short = isinstance(value, int | float | str | bytes | type(None) | np.generic)
-    found = repr(value) if short else type(value).__name__
+def refuse(
+    name: str, expected: str, value: Any, hint: str = "", error: type = ValueError
+) -> NoReturn:
+    """Raises the error of an argument, which says what it is in a few words."""
+    short = int | float | complex | str | bytes | type | None | np.generic
+    if isinstance(value, short):
+        found = repr(value)
+    elif isinstance(value, np.ndarray | jax.Array):
+        found = f"an array {value.dtype} {list(value.shape)}"
+    elif isinstance(value, tuple | list) and len(value) < 9:
+        found = repr(value)
+    else:
+        found = f"{type(value).__module__}.{type(value).__qualname__}"
+        found = found.removeprefix("builtins.")
     text = f"{name}: expected {expected}, found {found:.120}"
-    raise ValueError(f"{text}; {hint}" if hint else text)
+    raise error(f"{text}; {hint}" if hint else text)
 
 
 def traced(value) -> bool:
     """Whether a transformation of JAX traces a value, which then has no numbers."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
-# Numbers.
+# Checks of one value, for doors and for what is no function.
 
 
-def whole(name: str, value, least: int, most: int = 2**31 - 1) -> int:
-    """A whole number in `least .. most`; True and False are none."""
+def is_whole(value, least: int = 0, most: float = LARGEST) -> bool:
+    """Whether it is a whole number in `least .. most`; True and False are none."""
     fine = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not fine or not least <= value <= most:
-        limit = "" if most == 2**31 - 1 else f" and at most {most:,}"
+    return fine and bool(least <= value <= most)
+
+
+def whole(name: str, value, least: int = 0, most: int = LARGEST) -> int:
+    """A whole number in `least .. most`."""
+    if not is_whole(value, least, most):
+        limit = "" if most == LARGEST else f" and at most {most:,}"
         refuse(name, f"a whole number of at least {least}{limit}", value)
     return int(value)
 
@@ -144,27 +222,73 @@ def number(name: str, value, expected: str, fine: Callable[[Any], bool]):
     """A finite number for which something holds; what is traced may be anything."""
     if traced(value):
         return value
-    array = isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
-    known = isinstance(value, int | float | np.integer | np.floating) or array
-    if (
-        not known
-        or isinstance(value, bool)
-        or np.asarray(value).dtype.kind not in "iuf"
-    ):
+    scalar = isinstance(value, int | float | np.number) or (
+        isinstance(value, np.ndarray | jax.Array) and not value.ndim
+    )
+    if not scalar or np.asarray(value).dtype.kind not in "iuf":
         refuse(name, expected, value)
-    if not math.isfinite(value) or not fine(value):
+    if not abs(value) < math.inf or not fine(value):
         refuse(name, expected, value)
     return value
 
 
-@kind
-def count(name, value, given):
-    return whole(name, value, 1)
+def one_of(name: str, value, known: Iterable[str]):
+    """A word out of a list."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        refuse(name, f"one of {', '.join(map(repr, known))}", value)
+    return value
 
 
-@kind
-def natural(name, value, given):
-    return whole(name, value, 0)
+def instance(name: str, value, kinds, expected: str, hint: str = ""):
+    """Of a class, or one of several."""
+    if isinstance(value, kinds):
+        return value
+    refuse(name, expected, value, hint, TypeError)
+
+
+def has(name: str, value, attributes: str, expected: str):
+    """Whatever has certain attributes."""
+    if not all(hasattr(value, one) for one in attributes.split()):
+        refuse(name, expected, value, "", TypeError)
+    return value
+
+
+def _several(name: str, value, given: dict[str, Any], of: str, expected: str):
+    if isinstance(value, str) and of == "text":
+        value = (value,)
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        refuse(name, expected, value)
+    value = tuple(KINDS[of](name, one, given) for one in value)
+    if not value and of != "text":
+        refuse(name, f"at least one of {expected}", value)
+    if len(set(value)) < len(value) and of == "text":
+        refuse(name, f"different {expected}", value)
+    return value
+
+
+def _declare() -> None:
+    """The kinds of the tables."""
+    for name, limits in WHOLE.items():
+        KINDS[name] = lambda name, value, _, of=limits: whole(name, value, *of)
+    for name, row in NUMBERS.items():
+        KINDS[name] = lambda name, value, _, of=row: number(name, value, *of)
+    for name, words in WORDS.items():
+        KINDS[name] = lambda name, value, _, of=words: one_of(name, value, of)
+    for name, row in CLASSES.items():
+        KINDS[name] = lambda name, value, _, of=row: instance(
+            name, value, tuple(map(pkgutil.resolve_name, of[0].split())), *of[1:]
+        )
+    for name, row in LIKE.items():
+        KINDS[name] = lambda name, value, _, of=row: has(name, value, *of)
+    for name, row in SEVERAL.items():
+        KINDS[name] = functools.partial(_several, of=row[0], expected=row[1])
+
+
+_declare()
+
+
+# Steps, switches, places.
 
 
 @kind
@@ -177,97 +301,13 @@ def steps(name, value, given):
 
 
 @kind
-def times(name, value, given):
-    """Time steps, some of them."""
-    if not isinstance(value, Iterable) or isinstance(value, str):
-        refuse(name, "time steps such as (1, 2, 4)", value)
-    value = tuple(steps(name, one, given) for one in value)
-    return value or refuse(name, "at least one time step", value)
-
-
-@kind
-def seed(name, value, given):
-    return whole(name, value, 0, 2**32 - 1)
-
-
-@kind
-def fraction(name, value, given):
-    return number(name, value, "a number between 0 and 1", lambda x: 0 <= x <= 1)
-
-
-@kind
-def positive(name, value, given):
-    return number(name, value, "a number greater than 0", lambda x: x > 0)
-
-
-@kind
-def rate(name, value, given):
-    """Of learning."""
-    return number(name, value, "a number in 0 < x <= 1", lambda x: 0 < x <= 1)
-
-
-@kind
-def bits(name, value, given):
-    return whole(name, value, 1, 32)
-
-
-@kind
-def classes(name, value, given):
-    return whole(name, value, 1, 10**6)
-
-
-@kind
-def percentile(name, value, given):
-    return number(
-        name, value, "a number greater than 0, up to 100", lambda x: 0 < x <= 100
-    )
-
-
-@kind
-def percentiles(name, value, given):
-    if not isinstance(value, Iterable) or isinstance(value, str):
-        refuse(name, "percentiles such as (99, 99.9)", value)
-    value = tuple(percentile(name, one, given) for one in value)
-    return value or refuse(name, "at least one percentile", value)
-
-
-# Words, switches, places.
-
-
-def one_of(name: str, value, known: Iterable[str]):
-    """A word out of a list."""
-    known = tuple(known)
-    if not isinstance(value, str) or value not in known:
-        refuse(name, f"one of {', '.join(map(repr, known))}", value)
-    return value
-
-
-@kind
 def anything(name, value, given):
     return value
 
 
 @kind
 def flag(name, value, given):
-    if not isinstance(value, bool | np.bool_):
-        refuse(name, "True or False", value)
-    return bool(value)
-
-
-@kind
-def text(name, value, given):
-    if not isinstance(value, str):
-        refuse(name, "a string", value)
-    return value
-
-
-@kind
-def names(name, value, given):
-    """One name, or several."""
-    value = (value,) if isinstance(value, str) else value
-    if not isinstance(value, Iterable):
-        refuse(name, "names", value)
-    return tuple(text(name, one, given) for one in value)
+    return bool(instance(name, value, bool | np.bool_, "True or False"))
 
 
 @kind
@@ -288,31 +328,6 @@ def schedule(name, value, given):
 
 
 @kind
-def platform(name, value, given):
-    return one_of(name, value, ("cpu", "gpu", "cuda", "rocm", "tpu"))
-
-
-@kind
-def per(name, value, given):
-    return one_of(name, value, ("layer", "channel"))
-
-
-@kind
-def unit(name, value, given):
-    return one_of(name, value, ("quanta", "events", "digits"))
-
-
-@kind
-def reuse(name, value, given):
-    return one_of(name, value, ("no", "full"))
-
-
-@kind
-def first_layer(name, value, given):
-    return one_of(name, value, ("once", "every step"))
-
-
-@kind
 def zoo(name, value, given):
     from jaxburst.zoo import NETWORKS
 
@@ -320,14 +335,20 @@ def zoo(name, value, given):
 
 
 @kind
-def shortcut(name, value, given):
-    return one_of(name, value, ("subsample", "conv"))
+def function(name, value, given):
+    return value if callable(value) else refuse(name, "a function", value)
 
 
 @kind
-def function(name, value, given):
-    if not callable(value):
-        refuse(name, "a function", value)
+def kinds(name, value, given):
+    """Kinds of neurons: classes."""
+    from jaxburst.neurons import Neuron
+
+    expected = "classes of neurons, such as (Mine,)"
+    value = tuple(instance(name, value, Iterable, expected))
+    for one in value:
+        if not inspect.isclass(one) or not issubclass(one, Neuron):
+            refuse(name, expected, one)
     return value
 
 
@@ -351,60 +372,11 @@ def json(name, value, given):
 # Networks, and what belongs to one.
 
 
-def instance(name: str, value, kinds, expected: str, hint: str = ""):
-    """Of a class, or one of several."""
-    if isinstance(value, kinds):
-        return value
-    found = repr(value) if isinstance(value, type) else type(value).__name__
-    text = f"{name}: expected {expected}, found {found:.120}"
-    raise TypeError(f"{text}; {hint}" if hint else text)
-
-
-def network_of(given: dict[str, Any]):
+def network_of(given: dict[str, Any]) -> Any:
     """The network that a call is about, if it is about one."""
     one = given.get("network", given.get("model"))
     one = getattr(one, "network", one)
     return one if hasattr(one, "program") else None
-
-
-@kind
-def network(name, value, given):
-    from jaxburst.network import Network
-
-    hint = "pass model.network" if hasattr(value, "network") else "trace the function"
-    return instance(name, value, Network, "what trace returns", hint)
-
-
-@kind
-def model(name, value, given):
-    from jaxburst.run import Model
-
-    return instance(name, value, Model, "a Model", "Model(network, neuron) makes one")
-
-
-@kind
-def integers(name, value, given):
-    from jaxburst.io.integers import Integers
-
-    return instance(name, value, Integers, "what to_integers returns")
-
-
-@kind
-def subject(name, value, given):
-    """A network, or a model of one."""
-    from jaxburst.network import Network
-    from jaxburst.run import Model
-
-    return instance(name, value, (Network, Model), "what trace returns, or a Model")
-
-
-@kind
-def neuron(name, value, given):
-    from jaxburst.neurons import Neuron
-
-    return instance(
-        name, value, Neuron, "a kind of neuron such as Burst() or Refining()"
-    )
 
 
 @kind
@@ -432,8 +404,7 @@ def spiking(name, value, given):
     from jaxburst.convert import check_spiking
 
     one = network_of(given)
-    if not isinstance(value, dict):
-        instance(name, value, dict, "what convert returns", "run.prepare is internal")
+    instance(name, value, dict, "what convert returns", "run.prepare is internal")
     if one is not None:
         check_spiking(one, value)
         known = {node.name for node in one.graph.nodes} | one.program.uses.keys()
@@ -447,22 +418,30 @@ def spiking(name, value, given):
     return value
 
 
-_MADE: dict[int, tuple] = {}  # corrections, by their id, and the neuron they are for
+_MADE: dict[bytes, Any] = {}  # which neuron corrections are for, by their digest
 
 
 def corrected_for(neuron, spiking: dict) -> dict:
     """Remembers which kind of neuron the corrections of a network are for."""
     for own in spiking.values():
-        bias = getattr(own, "initial", None) is not None and own.bias
-        if isinstance(bias, jax.Array) and bias.ndim and not traced(bias):
-            forget = functools.partial(lambda key, _: _MADE.pop(key, None), id(bias))
-            _MADE[id(bias)] = weakref.ref(bias, forget), neuron
+        if key := _correction(own):
+            _MADE[key] = neuron
     return spiking
 
 
+def _correction(own) -> bytes | None:
+    """The digest of the corrections of a population, which copies share; None if it
+    has none."""
+    rows = getattr(own, "bias", 0) if hasattr(own, "theta") else 0
+    if not np.ndim(rows) or traced(rows):
+        return None
+    rows = np.asarray(rows, np.float32)
+    return hashlib.sha256(rows.tobytes()).digest() if rows.any() else None
+
+
 def _corrected(name: str, own, model) -> None:
-    found, neuron = _MADE.get(id(own.bias), (int, None))
-    if found() is own.bias and model and model.neuron.repeats != neuron.repeats:
+    neuron = _MADE.get(_correction(own) or b"")
+    if model and neuron and type(model.neuron) is not type(neuron):
         raise ValueError(
             f"{name}: its corrections were made for {neuron}, which {model.neuron} "
             "would take for something else; correct for the model that is run"
@@ -553,6 +532,43 @@ def inputs(name, value, given):
 
 
 @kind
+def frames(name, value, given):
+    """Frames `[T, B, ...]`, at least one, each as the network takes it."""
+    leaves = jax.tree.leaves(value)
+    for leaf in leaves:
+        array(name, leaf)
+    shapes = [np.shape(leaf) for leaf in leaves]
+    lengths = {shape[0] if len(shape) > 1 else 0 for shape in shapes}
+    if len(lengths) != 1 or 0 in lengths:
+        refuse(name, "arrays [T, B, ...], of one length T of at least 1", shapes)
+    inputs(name, jax.tree.map(lambda x: x[0], value), given)
+    finite(name, value, "normalise the data again")
+    return value
+
+
+@kind
+def state(name, value, given):
+    from jaxburst.streams import Streamed
+
+    return instance(name, value, Streamed, "what stream returned, or None")
+
+
+@kind
+def trace(name, value, given):
+    """Of a simulation; of this network where there is one."""
+    from jaxburst.run import Trace
+
+    instance(name, value, Trace, "the Trace that simulate returns")
+    one = network_of(given)
+    for population, spikes in value.spikes.items() if one is not None else ():
+        own = one.graph[population].image_shape if population in one.neurons else (0,)
+        if math.prod(spikes.shape[2:]) != math.prod(own):
+            place, hint = f"{name}: {population}", "simulate this network"
+            refuse(place, f"spikes of this network, [T, B, {own}]", spikes, hint)
+    return value
+
+
+@kind
 def data(name, value, given):
     """Inputs and their targets, `(inputs, targets)` or a Split."""
     from jaxburst.batching import length
@@ -570,10 +586,8 @@ def data(name, value, given):
 
 @kind
 def split(name, value, given):
-    if not hasattr(value, "pair") and not (
-        isinstance(value, tuple) and len(value) == 2
-    ):
-        instance(name, value, (), "a Split, or (inputs, labels)")
+    if not isinstance(value, tuple) or len(value) != 2:
+        has(name, value, "pair", "a Split, or (inputs, labels)")
     return value
 
 
@@ -592,31 +606,11 @@ def margins(name, value, given):
 
 
 @kind
-def module(name, value, given):
-    import flax.linen as nn
-
-    return instance(
-        name,
-        value,
-        nn.Module,
-        "a Flax Linen module",
-        "a network of another kind is trained by its own tools, and then traced",
-    )
-
-
-@kind
-def optimiser(name, value, given):
-    if not hasattr(value, "init") or not hasattr(value, "update"):
-        instance(name, value, (), "an optimiser of optax")
-    return value
-
-
-@kind
 def source(name, value, given):
     """Weights: a path, a mapping of names to arrays, or the bytes of a file."""
-    if isinstance(value, Mapping | bytes):
-        return value
-    return path(name, value, given)
+    for key in value if isinstance(value, Mapping) else ():
+        instance(f"{name}: the name of an array", key, str, "a string")
+    return value if isinstance(value, Mapping | bytes) else path(name, value, given)
 
 
 @kind
@@ -632,56 +626,15 @@ def arguments(name, value, given):
 
 
 @kind
-def images(name, value, given):
-    """Pixels."""
-    if not hasattr(value, "dtype") or not hasattr(value, "ndim"):
-        instance(name, value, (), "an array of pixels, uint8 [..., C]")
-    return value
-
-
-@kind
-def recipe(name, value, given):
-    from jaxburst.training.recipe import Recipe
-
-    return instance(name, value, Recipe, "a Recipe")
-
-
-@kind
 def events(name, value, given):
     """`{name: [...]}`, or what has them: `Curves`, a `Trace`."""
     counts = getattr(value, "traffic", value)
     instance(name, counts, Mapping, "Curves, a Trace, or {name: events}")
     for sender, leaf in counts.items():
-        for one in jax.tree.leaves(leaf):
-            if np.asarray(one).dtype.kind not in "iuf":
-                refuse(f"{name}: {sender}", "counts [T, ...]", leaf)
+        for one in map(np.asarray, jax.tree.leaves(leaf) or [leaf]):
+            if one.dtype.kind not in "iuf" or not ((one >= 0) & (one < np.inf)).all():
+                refuse(f"{name}: {sender}", "counts [T, ...], of at least 0", leaf)
     return value
-
-
-@kind
-def graph(name, value, given):
-    from jaxburst.graph import Graph
-
-    return instance(name, value, Graph, "a Graph", "network.graph is one")
-
-
-@kind
-def cost(name, value, given):
-    from jaxburst.costs import Cost
-
-    return instance(name, value, Cost, "a Cost")
-
-
-@kind
-def trace(name, value, given):
-    from jaxburst.run import Trace
-
-    return instance(name, value, Trace, "the Trace that simulate returns")
-
-
-@kind
-def mapping(name, value, given):
-    return instance(name, value, Mapping, "a dictionary, {label: ...}")
 
 
 @kind
@@ -711,19 +664,19 @@ def energies(name, value, given):
 @kind
 def reports(name, value, given):
     """`{label: rows of analysis.report}`, or the rows of one."""
+    expected = "the rows that analysis.report returns"
     for one in value.values() if isinstance(value, Mapping) else [value]:
-        rows(name, one, given)
-        if not one or not all(hasattr(row, "events") for row in one):
-            refuse(name, "the rows that analysis.report returns", one)
-    return value or refuse(name, "the rows that analysis.report returns", value)
+        for row in rows(name, one, given) or [None]:
+            has(name, row, "events", expected)
+    return value or refuse(name, expected, value)
 
 
 @kind
 def neurons(name, value, given):
     """How many, or which."""
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return tuple(natural(name, one, given) for one in value)
-    return count(name, value, given)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return tuple(whole(name, one) for one in value)
+    return whole(name, value, 1)
 
 
 @kind
@@ -731,8 +684,7 @@ def axes(name, value, given):
     """Of Matplotlib, one or several."""
     several = value if isinstance(value, Iterable) else [value]
     for one in np.ravel(np.array(several, object)):
-        if not hasattr(one, "plot"):
-            instance(name, one, (), "axes of Matplotlib to draw on")
+        has(name, one, "plot", "axes of Matplotlib to draw on")
     return value
 
 
@@ -748,7 +700,7 @@ def share(name, value, given):
 @kind
 def sample(name, value, given):
     """An example of inputs, of what has no network yet, or their shape."""
-    if isinstance(value, tuple) and value and all(isinstance(n, int) for n in value):
+    if isinstance(value, tuple) and value and all(is_whole(n, 1) for n in value):
         return value
     arguments(name, (value,), given)
     return value if jax.tree.leaves(value) else refuse(name, "arrays", value)
@@ -757,9 +709,8 @@ def sample(name, value, given):
 @kind
 def rows(name, value, given):
     """What a report returns."""
-    instance(name, value, list | tuple, "the rows that report or errors returns")
-    for one in value:
-        instance(name, one, tuple, "the rows that report or errors returns")
+    for one in instance(name, value, list | tuple, _ROWS):
+        instance(name, one, tuple, _ROWS)
     return value
 
 
@@ -779,20 +730,21 @@ def constants(name, value, given):
 def array(name: str, value) -> None:
     """Refuses what is no array of numbers with images in front."""
     shape = getattr(value, "shape", None)
-    if shape is None and hasattr(value, "__len__") and hasattr(value, "__getitem__"):
-        if not isinstance(value, str | bytes):
-            return  # rows that are read when they are asked for
+    rows = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if shape is None and rows and not isinstance(value, str | bytes):
+        return  # they are read when they are asked for
     if not shape:
         refuse(name, "arrays [N, ...]", value)
-    if np.dtype(value.dtype).kind not in "biufV":
-        refuse(name, "numbers", str(value.dtype))
+    kind = np.dtype(getattr(value, "dtype", object))
+    if kind.kind not in "biufV":
+        refuse(name, "numbers", str(kind))
 
 
 def numeric(name: str, tree) -> None:
     """Refuses arrays that do not hold real numbers."""
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
         kind = getattr(getattr(leaf, "dtype", None), "kind", "O")
-        if kind not in "iufV" and not isinstance(leaf, int | float | jax.core.Tracer):
+        if kind not in "iufV" and not isinstance(leaf, int | float | Tracer):
             place = jax.tree_util.keystr(where, simple=True, separator="/")
             refuse(f"{name}: {place}", "numbers", str(getattr(leaf, "dtype", leaf)))
 
@@ -809,7 +761,7 @@ def finite(name: str, tree, hint: str) -> None:
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, np.ndarray | np.generic | jax.Array | float):
             continue
-        if isinstance(leaf, jax.core.Tracer) or _SEEN.get(id(leaf), int)() is leaf:
+        if isinstance(leaf, Tracer) or _SEEN.get(id(leaf), int)() is leaf:
             continue
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             continue
@@ -823,8 +775,5 @@ def finite(name: str, tree, hint: str) -> None:
             place = f"{name}: {place}" if place else name
             raise ValueError(f"{place}: a number is not finite; {hint}")
         if isinstance(leaf, jax.Array):
-            _SEEN[id(leaf)] = weakref.ref(leaf, functools.partial(_forget, id(leaf)))
-
-
-def _forget(key: int, _) -> None:
-    _SEEN.pop(key, None)
+            forget = functools.partial(lambda key, _: _SEEN.pop(key, None), id(leaf))
+            _SEEN[id(leaf)] = weakref.ref(leaf, forget)

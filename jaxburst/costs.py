@@ -8,16 +8,17 @@ counted by this library in the same way for all of them.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import itertools
 
 import numpy as np
 
-from jaxburst.checks import number
+from jaxburst.checks import instance, number, refuse, whole
 
 Points = tuple[tuple[float, float], ...]
 
 
-class Memory(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Memory:
     """A memory of words.
 
     Attributes:
@@ -36,6 +37,22 @@ class Memory(NamedTuple):
     read: Points = ((0.0, 0.0),)
     write: Points = ()
 
+    def __post_init__(self):
+        whole("Memory.bits", self.bits, 1, 2**16)
+        expected = "pairs (bytes, pJ), ((0.0, 1.0), ...), of at least 0, bytes rising"
+        for name in ("read", "write"):
+            place, points = f"Memory.{name}", getattr(self, name)
+            fine = isinstance(points, tuple) and all(
+                isinstance(point, tuple) and len(point) == 2 for point in points
+            )
+            if not fine or not (points or name == "write"):
+                refuse(place, expected, points)
+            for one in itertools.chain(*points):
+                number(place, one, expected, lambda x: x >= 0)
+            sizes = [size for size, _ in points]
+            if sorted(set(sizes)) != sizes:
+                refuse(place, expected, points)
+
     def of(self, words: float) -> tuple[float, float]:
         """Picojoules to read and to write one word of a buffer of so many.
 
@@ -44,11 +61,8 @@ class Memory(NamedTuple):
           (5.0, 5.0)
         """
         size = words * self.bits / 8
-        read, write = (
-            float(np.interp(size, *zip(*points, strict=True)))
-            for points in (self.read, self.write or self.read)
-        )
-        return read, write
+        read, write = (np.array(x) for x in (self.read, self.write or self.read))
+        return float(np.interp(size, *read.T[:2])), float(np.interp(size, *write.T[:2]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +106,12 @@ class Cost:
     address: float = 0.0
 
     def __post_init__(self):
+        instance("Cost.name", self.name, str, "a string")
+        instance("Cost.scales", self.scales, bool, "True or False")
         for field in dataclasses.fields(self):
+            if field.type == "Memory":
+                memory = getattr(self, field.name)
+                instance(f"Cost.{field.name}", memory, Memory, "a Memory")
             if field.type == "float":
                 number(
                     f"Cost.{field.name}",

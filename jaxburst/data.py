@@ -145,8 +145,7 @@ class Split:
                 )
         elif not (
             len(mean) == len(std) in (0, images.shape[-1])
-            and all(0 <= x <= 1 for x in mean)
-            and all(0 < x <= 1 for x in std)
+            and _are_of_pixels(np.array(mean), np.array(std))
         ):
             raise ValueError(
                 "Split: expected a mean in 0 .. 1 and a std in 0 < x <= 1 for each "
@@ -211,6 +210,9 @@ class Inputs:
     """
 
     split: Split
+
+    def __post_init__(self):
+        instance("Inputs: split", self.split, Split, "a Split")
 
     def __len__(self) -> int:
         return len(self.split)
@@ -312,13 +314,14 @@ def normalise(images, mean, std):
         )
     mean = np.asarray(mean, np.float32)
     std = np.asarray(std, np.float32)
-    channels = images.shape[-1]
-    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+    channels = images.shape[-1:]
+    if not mean.shape == std.shape == channels or not _are_of_pixels(mean, std):
         raise ValueError(
-            f"normalise: images {images.shape} have {channels} channel(s), each needs "
-            f"a mean and a positive std; found mean {mean.tolist()}, std {std.tolist()}"
+            f"normalise: images {images.shape} have {images.shape[-1]} channel(s), "
+            "each needs a mean in 0 .. 1 and a std in 0 < x <= 1, in units of "
+            f"pixel/255; found mean {mean.tolist()}, std {std.tolist()}"
         )
-    along_channels = (1,) * (images.ndim - 1) + (channels,)
+    along_channels = (1,) * (images.ndim - 1) + channels
     pixels = images.astype(np.float32) / np.float32(255)
     return (pixels - mean.reshape(along_channels)) / std.reshape(along_channels)
 
@@ -962,6 +965,11 @@ def _require(*packages: str, extra: str = "data") -> None:
         raise ImportError(
             f'jaxburst.data needs {", ".join(missing)}: pip install "jaxburst[{extra}]"'
         )
+
+
+def _are_of_pixels(mean: np.ndarray, std: np.ndarray) -> bool:
+    """Whether they are in units of pixel/255."""
+    return bool(((mean >= 0) & (mean <= 1) & (std > 0) & (std <= 1)).all())
 
 
 def _floats(values) -> tuple[float, ...]:

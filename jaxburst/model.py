@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import lru_cache
 
+from jaxburst.checks import instance, one_of
 from jaxburst.graph import Graph, Neuron, Product, Route, Synapse, routes
 from jaxburst.network import Network
 from jaxburst.neurons import POOLS, Burst
@@ -40,34 +41,19 @@ class Model:
     precision: str = "float32"
 
     def __post_init__(self):
-        if not isinstance(self.network, Network):
-            raise TypeError(
-                "Model: network must be what trace returns, found "
-                f"{type(self.network).__name__}"
-            )
-        if not isinstance(self.neuron, Kind):
-            raise TypeError(
-                "Model: neuron must be a kind of neuron, such as Burst() or "
-                f"Refining(), found {self.neuron!r}"
-            )
-        if not isinstance(self.exact, bool):
-            raise TypeError(f"Model: exact must be True or False, found {self.exact!r}")
+        expected = "a kind of neuron such as Burst() or Refining()"
+        instance("Model: network", self.network, Network, "what trace returns")
+        instance("Model: neuron", self.neuron, Kind, expected)
+        instance("Model: exact", self.exact, bool, "True or False")
+        one_of("Model: pool", self.pool, POOLS)
+        one_of("Model: precision", self.precision, ("float32", "bfloat16"))
         self.neuron.check(self.network.neurons)
         if not self.neuron.universal:
             self._check_rectifies()
-        if self.pool not in POOLS:
-            raise ValueError(
-                f"Model: pool must be one of {list(POOLS)}, found {self.pool!r}"
-            )
         if self.pool == "gated" and not self.neuron.repeats:
             raise ValueError(
                 "Model: gating passes current spikes, but those of refining neurons "
                 "are changes; use pool='lateral'"
-            )
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                "Model: precision must be 'float32' or 'bfloat16', found "
-                f"{self.precision!r}"
             )
         if self.precision == "bfloat16":
             self._check_counts()

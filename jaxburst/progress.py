@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -26,7 +26,8 @@ def track(
       description: what is being done.
       total: number of items, where they do not know it themselves.
     """
-    total = total or (len(items) if hasattr(items, "__len__") else None)
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     console = Console(stderr=True)
     if console.is_terminal:
         yield from rich_track(

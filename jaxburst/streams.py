@@ -21,7 +21,6 @@ from jaxburst.model import Model
 from jaxburst.run import Trace
 
 
-
 class Streamed(NamedTuple):
     """What is carried from one chunk of a stream to the next.
 
@@ -34,7 +33,7 @@ class Streamed(NamedTuple):
     held: dict[str, jax.Array]
 
 
-@door(frames="anything", state="anything")
+@door
 def stream(
     model: Model,
     spiking: Spiking,
@@ -80,20 +79,12 @@ def stream(
     References:
       O'Connor and Welling, "Sigma Delta Quantized Networks", ICLR 2017.
     """
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(frames)]
-    lengths = {shape[0] if shape else 0 for shape in shapes}
-    if len(lengths) != 1 or not min(lengths):
-        raise ValueError(
-            "stream: frames must be [T, B, ...], of the same length T of at least 1 in "
-            f"each input; found the shapes {shapes}"
-        )
-    model.network.leaves(jax.tree.map(lambda x: x[0], frames))
     model.neuron.check_steps(step)
     if not model.neuron.repeats:
         _check_masks(model)
     model, spiking = _still(model, spiking, step)
-    found, state = _stream(model, spiking, frames, state)
-    return found._replace(logits=model.network.outputs(found.logits)), state
+    found, after = _stream(model, spiking, frames, state)
+    return found._replace(logits=model.network.outputs(found.logits)), after
 
 
 def _check_masks(model: Model) -> None:
@@ -125,10 +116,20 @@ def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None):
     def of(frame: list) -> dict[str, jax.Array]:
         return constants(model, circuit, network.leaves(_tree(network, frame)))
 
+    def start() -> Streamed:
+        held = of([jnp.zeros_like(x[0]) for x in leaves])
+        return Streamed(rest(model, circuit, count), jax.tree.map(jnp.zeros_like, held))
+
+    def shapes(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
     if carried is None:
-        shapes = jax.eval_shape(of, [x[0] for x in leaves])
-        held = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        carried = Streamed(rest(model, circuit, count), held)
+        carried = start()
+    elif shapes(carried) != shapes(jax.eval_shape(start)):
+        raise ValueError(
+            "state: expected what stream returned for this model and as many inputs, "
+            "found that of others; leave it out to begin anew"
+        )
 
     def advance(carried: Streamed, frame: list):
         state, before = carried

@@ -488,8 +488,10 @@ def test_normalise_refuses_what_it_would_get_wrong():
         data.normalise(NORMALISED, MEAN, STD)
     with pytest.raises(ValueError, match="3 channel"):
         data.normalise(PIXELS, (0.5,), (0.5,))
-    with pytest.raises(ValueError, match="positive std"):
+    with pytest.raises(ValueError, match="a std in 0 < x <= 1"):
         data.normalise(PIXELS, MEAN, (0.5, 0.0, 0.5))
+    with pytest.raises(ValueError, match="units of pixel/255"):
+        data.normalise(PIXELS, (127.0, 127.0, 127.0), (60.0, 60.0, 60.0))
 
 
 # The order of training.

@@ -28,10 +28,8 @@ INTERNAL = {
     "is_artefact": "for `free`",
     "is_events": "for `free`",
     "parts": "a formula of `errors`",
-    "check_percentile": "a check",
     "halves": "for those that choose by one half",
     "outputs": "for those that choose by outputs",
-    "over_last": "alignment of channels",
     "rows": "of a table",
 }
 
@@ -99,6 +97,7 @@ def one(**fields):
 
 CURVES = jb.evaluate(MODEL, SPIKING, (X, Y), 2, progress=False)
 EVENTS = {"relu0": np.ones(4)}
+TRACE = jb.simulate(MODEL, SPIKING, X, 2, record="relu0")
 GOOD = {
     "network": NETWORK,
     "subject": NETWORK,
@@ -139,7 +138,7 @@ GOOD = {
     "margins": jb.anytime.Margins(np.ones(2)),
     "module": nn.Dense(5),
     "recipe": jb.Recipe(),
-    "trace": jb.simulate(MODEL, SPIKING, X, 2),
+    "trace": TRACE,
     "integers": jb.to_integers(MODEL, SPIKING, X, 2),
     "mapping": {},
     "rows": [],
@@ -158,6 +157,9 @@ GOOD = {
     "reports": jb.analysis.report(MODEL, SPIKING, X, 2),
     "sample": X,
     "share": 0.5,
+    "kinds": (),
+    "frames": np.stack([X, X]),
+    "state": jb.stream(MODEL, SPIKING, X[None])[1],
     "anything": optax.sgd(0.1),
 }
 WHOLE = [-1, 1.5, True, "3", np.nan, 2**70, np.array([1, 2]), [3], 1j, b"1"]
@@ -213,7 +215,7 @@ BAD = {
     "split": [None, X, 3, "data", (X,), (X, Y, Y)],
     "neuron": [None, jb.Burst, "burst", 3, MODEL],
     "steps": [0, *WHOLE, 2**31, 2**24],
-    "times": [None, 3, "1", (), (0,), (1.5,), (True,), [2**31]],
+    "times": [None, 3, "1", b"1", (), (0,), (1.5,), (True,), [2**31]],
     "count": [0, *WHOLE],
     "natural": WHOLE,
     "seed": [*WHOLE, 2**33],
@@ -223,7 +225,7 @@ BAD = {
     "classes": [0, *WHOLE, 10**9],
     "images": [None, 3, "images", [[1]], {}],
     "optimiser": ["adam", 3, optax.sgd],
-    "source": [None, 3, "", [1]],
+    "source": [None, 3, "", [1], {1: X}],
     "arguments": [],  # there are no bad ones for all functions
     "axes": [3, "axes", [3], jb.plot],
     "bits": [0, *WHOLE, 99],
@@ -239,9 +241,18 @@ BAD = {
     "path": [None, "", 3, 1.5, ["a"], True, "a\0b"],
     "function": [3, "function", [len]],
     "text": [None, 3, b"text", ["text"]],
-    "names": [3, 1.5, (3,), [None]],
+    "names": [3, 1.5, (3,), [None], b"relu0", ("relu0", "relu0")],
+    "frames": [
+        *(None, 3, "frames", [], X, [X, X], np.stack([X, X])[:0], X[None, :0]),
+        *(X[None] * np.nan, X[None] * 1j, X[None].astype(str), X[None, :, :2]),
+    ],
+    "state": [3, (1, 2), TRACE, jb.stream(MODEL, SPIKING, X[None, :2])[1]],
+    "kinds": [3, "Burst", jb.Burst, (3,), (jb.Burst(),), [len], [dict]],
     "json": [3, "notes", {1: 2}, {"a": object()}, {"a": np.nan}, {"a": np.ones(2)}],
-    "events": [None, 3, "events", np.ones(4), [EVENTS]],
+    "events": [
+        *(None, 3, "events", np.ones(4), [EVENTS]),
+        *({"relu0": v} for v in (-np.ones(4), np.ones(4) * np.nan, "a", [None])),
+    ],
     "cost": [None, 3, "horowitz"],
     "margins": [
         *(None, 3, "margins", np.ones(2), (np.ones(2),), [0.5]),

@@ -99,7 +99,7 @@ def test_bursts_on_a_still_scene_are_a_simulation(neuron):
 def test_what_streams_refuse():
     network, spiking = build("plain")
     model = Model(network, Refining())
-    with pytest.raises(ValueError, match=r"frames must be \[T, B"):
+    with pytest.raises(ValueError, match=r"frames: expected arrays \[T, B"):
         stream(model, spiking, np.zeros((0, 3, 4, 4, 2)))
     with pytest.raises(ValueError, match="inputs must have the shape"):
         stream(model, spiking, moving(2)[0])

@@ -30,9 +30,9 @@ from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
 from jaxburst.io.files import as_path, write
 from jaxburst.io.sealed import is_sealed, seal, unseal
+from jaxburst.model import Model
 from jaxburst.network import Affine, Network
 from jaxburst.neurons import Neuron, Threshold
-from jaxburst.run import Model
 from jaxburst.tracing import trace
 
 FORMAT = "jaxburst 1"
@@ -77,9 +77,6 @@ def save(
       True
     """
     path = _file(path)
-    if not isinstance(model, Model):
-        raise TypeError(f"save: expected a Model, found {type(model).__name__}")
-    check_spiking(model.network, spiking)
     if path.exists() and not is_sealed(path, FORMAT):
         raise FileExistsError(
             f"{path}: is there already and is not a saved network; choose another name "
@@ -135,15 +132,10 @@ def load(
       (True, 0.5)
     """
     path = _file(path)
-    if network is None:
-        network, _ = restored(path)
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"load: network must be what trace returns, found {type(network).__name__}"
-        )
+    traced = restored(path)[0] if network is None else network
     description, arrays = unseal(path, FORMAT)
     try:
-        difference = _difference(description, network.graph)
+        difference = _difference(description, traced.graph)
     except (TypeError, LookupError) as error:
         raise ValueError(f"{path}: says nothing of its network ({error!r})") from error
     if difference:
@@ -152,7 +144,7 @@ def load(
             "that was saved, or convert this one again"
         )
     wide = sorted(name for name in arrays if arrays[name].dtype.itemsize == 8)
-    if wide and not jax.config.jax_enable_x64:
+    if wide and not jax.config.read("jax_enable_x64"):
         raise ValueError(
             f"{path}: {wide[0]} is {arrays[wide[0]].dtype}, which JAX would round; "
             "set jax_enable_x64, or save in single precision"
@@ -161,8 +153,8 @@ def load(
     try:
         spiking = _assembled(description["parts"], arrays)
         neuron = _decoded(description["neuron"], known)
-        model = Model(network, neuron, **description["settings"])
-        check_spiking(network, spiking)
+        model = Model(traced, neuron, **description["settings"])
+        check_spiking(traced, spiking)
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: {error}") from error
     return model, corrected_for(neuron, spiking)
@@ -171,8 +163,8 @@ def load(
 def _assembled(parts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Spiking:
     spiking: Spiking = {}
     for name, kind in parts.items():
-        part = _PARTS.get(kind) if isinstance(kind, str) else None
-        fields = part._fields if part else range(kind)
+        part = _PARTS[kind] if isinstance(kind, str) else None
+        fields = part._fields if part else range(int(kind))
         values = tuple(jnp.asarray(arrays[f"{name}/{field}"]) for field in fields)
         spiking[name] = part(*values) if part else values
     return spiking
@@ -247,8 +239,8 @@ def example(nodes: list[dict[str, Any]], names: list[str] | None = None):
 
 
 def _file(path: str | os.PathLike) -> Path:
-    path = as_path(path)
-    return path / "network.safetensors" if path.is_dir() else path
+    place = as_path(path)
+    return place / "network.safetensors" if place.is_dir() else place
 
 
 def _settings() -> list[str]:

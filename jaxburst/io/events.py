@@ -36,7 +36,8 @@ from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking
 from jaxburst.io.artefact import WRONG, free
 from jaxburst.io.files import archive, named, replacing
-from jaxburst.run import Model, trace_of
+from jaxburst.model import Model
+from jaxburst.run import trace_of
 
 __all__ = [
     "read",
@@ -102,10 +103,10 @@ def write(
         raise ValueError(
             f"names: expected some of {list(known)}, found {wrong or 'none'}"
         )
-    path = free(path, is_events, "a file of events")
+    place = free(path, is_events, "a file of events")
     count = length(inputs)
     shapes = {}
-    with tempfile.TemporaryFile(dir=path.parent) as rows:
+    with tempfile.TemporaryFile(dir=place.parent) as rows:
         done = total = 0
         for number, spikes in sweep(
             _recorder(model, steps, names),
@@ -116,7 +117,7 @@ def write(
         ):
             shapes = {name: spikes[name].shape[2:] for name in names}
             found = _rows(names, spikes, number, done)
-            with named(path):
+            with named(place):
                 rows.write(found.tobytes())
                 rows.flush()
             done, total = done + number, total + len(found)
@@ -127,9 +128,9 @@ def write(
             "neuron": repr(model.neuron),
             "layers": [{"name": name, "shape": shapes[name]} for name in names],
         }
-        with replacing(path) as file:
+        with replacing(place) as file:
             _archive(file, header, rows, total)
-    return path
+    return place
 
 
 @lru_cache(maxsize=8)

@@ -57,8 +57,7 @@ def unseal(
       FileNotFoundError: it is not there.
       ValueError: it is damaged, or of another kind.
     """
-    path = as_path(path)
-    if not path.is_file():
+    if not as_path(path).is_file():
         raise FileNotFoundError(f"{path}: not found; expected {what}")
     try:
         with open(path, "rb") as file:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import is_whole, refuse
 from jaxburst.graph import RELU, Function
 
 
@@ -209,11 +210,6 @@ class Neuron(abc.ABC):
         return False
 
 
-def is_whole(value, least: int = 0) -> bool:
-    """Whether a value is a whole number, True and False left out."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def check_gamma(kind: str, gamma: int | None) -> None:
     """Refuses what cannot be a largest number of spikes.
 
@@ -221,7 +217,9 @@ def check_gamma(kind: str, gamma: int | None) -> None:
       ValueError: saying what was found.
     """
     if gamma is not None and not is_whole(gamma, 1):
-        raise ValueError(
-            f"{kind}: gamma, the largest number of spikes per step, must be a whole "
-            f"number of at least 1, or None for no limit; found {gamma!r}"
+        refuse(
+            f"{kind}: gamma",
+            "the largest number of spikes per step, a whole number of at least 1, or "
+            "None for no limit",
+            gamma,
         )

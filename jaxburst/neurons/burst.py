@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import instance, one_of, refuse, whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, check_gamma, is_whole
+from jaxburst.neurons.base import Neuron, Threshold, check_gamma
 
 
 class History(NamedTuple):
@@ -114,23 +115,14 @@ class Burst(Neuron):
         check_gamma("Burst", self.gamma)
         pairs = isinstance(self.gammas, tuple | list) and [*map(tuple, self.gammas)]
         if pairs is False or any(len(p) != 2 or type(p[0]) is not str for p in pairs):
-            raise ValueError(
-                "Burst: gammas must be pairs ((population, gamma), ...), found "
-                f"{self.gammas!r}"
-            )
+            refuse("Burst: gammas", "pairs ((population, gamma), ...)", self.gammas)
         object.__setattr__(self, "gammas", tuple(pairs))
         for name, gamma in self.gammas:
             check_gamma(f"Burst, {name}", gamma)
         if len(dict(self.gammas)) < len(self.gammas):
             raise ValueError(f"Burst: gammas names a population twice: {self.gammas}")
-        if not isinstance(self.signed, bool):
-            raise ValueError(
-                f"Burst: signed must be True or False, found {self.signed!r}"
-            )
-        if self.reset not in ("subtract", "zero"):
-            raise ValueError(
-                f"Burst: reset must be 'subtract' or 'zero', found {self.reset!r}"
-            )
+        instance("Burst: signed", self.signed, bool, "True or False")
+        one_of("Burst: reset", self.reset, ("subtract", "zero"))
         if self.signed and self.reset == "zero":
             raise ValueError(
                 "Burst: a signed neuron takes back charge it keeps count of, so it "
@@ -138,11 +130,7 @@ class Burst(Neuron):
             )
         if self.allowance is None:
             return
-        if not is_whole(self.allowance):
-            raise ValueError(
-                "Burst: allowance, in time steps, must be a whole number of at least "
-                f"0, or None to take nothing back; found {self.allowance!r}"
-            )
+        whole("Burst: allowance", self.allowance)
         if self.signed:
             raise ValueError(
                 "Burst: a signed neuron takes back false spikes as soon as its "

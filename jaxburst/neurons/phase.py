@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, is_whole
+from jaxburst.neurons.base import Neuron, Threshold
 from jaxburst.neurons.sigma_delta import Said
 
 
@@ -54,11 +55,7 @@ class Phase(Neuron):
     repeats = False
 
     def __post_init__(self):
-        if not is_whole(self.period, 1) or self.period > 16:
-            raise ValueError(
-                "Phase: period, in steps, must be a whole number from 1 to 16, found "
-                f"{self.period!r}"
-            )
+        whole("Phase: period", self.period, 1, 16)
 
     @property
     def levels(self) -> int:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import number, whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, check_gamma, is_whole
+from jaxburst.neurons.base import Neuron, Threshold, check_gamma
 from jaxburst.neurons.sigma_delta import SigmaDelta
 
 
@@ -76,17 +77,10 @@ class Refining(Neuron):
 
     def __post_init__(self):
         check_gamma("Refining", self.gamma)
-        if not is_whole(self.ratio, 2):
-            raise ValueError(
-                "Refining: ratio, by which spikes weigh less at every step, must be a "
-                f"whole number of at least 2; found {self.ratio!r}"
-            )
-        if not 0 <= self.silence < self.ratio / 2:
-            raise ValueError(
-                f"Refining: silence must be at least 0 and less than ratio / 2 = "
-                f"{self.ratio / 2:g}, or errors outgrow the next step; found "
-                f"{self.silence!r}"
-            )
+        half = whole("Refining: ratio", self.ratio, 2) / 2
+        # Or errors outgrow what the next step can take back.
+        expected = f"a number in 0 <= x < {half:g}, half of the ratio"
+        number("Refining: silence", self.silence, expected, lambda x: 0 <= x < half)
 
     def growth(self, t):
         """The same charge is `ratio` times as many quanta at the next step."""

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, check_gamma, is_whole
+from jaxburst.neurons.base import Neuron, Threshold, check_gamma
 
 
 class Said(NamedTuple):
@@ -76,12 +77,8 @@ class SigmaDelta(Neuron):
     def __post_init__(self):
         kind = type(self).__name__
         check_gamma(kind, self.gamma)
-        if self.digits is not None and not is_whole(self.digits, 1):
-            raise ValueError(
-                f"{kind}: digits, the largest number of signed binary digits of a "
-                f"spike, must be a whole number of at least 1, or None for no limit; "
-                f"found {self.digits!r}"
-            )
+        if self.digits is not None:
+            whole(f"{kind}: digits", self.digits, 1)
 
     @property
     def most(self) -> int | None:

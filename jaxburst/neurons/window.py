@@ -14,7 +14,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxburst.neurons.base import check_gamma, is_whole
+from jaxburst.checks import whole
+from jaxburst.neurons.base import check_gamma
 from jaxburst.neurons.sigma_delta import SigmaDelta
 
 
@@ -37,11 +38,7 @@ class Window(SigmaDelta, abc.ABC):
 
     def __post_init__(self):
         kind = type(self).__name__
-        if not is_whole(self.slots, 1) or self.slots > self.longest:
-            raise ValueError(
-                f"{kind}: slots, of a window of time, must be a whole number of at "
-                f"least 1 and at most {self.longest}, found {self.slots!r}"
-            )
+        whole(f"{kind}: slots", self.slots, 1, self.longest)
         object.__setattr__(self, "gamma", self._most())
         check_gamma(kind, self.gamma)
 

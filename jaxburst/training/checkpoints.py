@@ -28,25 +28,25 @@ def opened(directory: str | Path, resume: bool) -> Iterator[Path]:
       OSError: nothing can be written there, or another process does.
       ValueError: it holds a run already, which is not to be resumed.
     """
-    directory = files.as_path(directory, "directory").expanduser().resolve()
+    path = files.as_path(directory, "directory").expanduser().resolve()
     with contextlib.ExitStack() as kept:
 
         def begin():
-            files.folder(directory, "directory")
-            kept.enter_context(files.locked(directory))
-            if _steps(directory) and not resume:
+            files.folder(path, "directory")
+            kept.enter_context(files.locked(path))
+            if _steps(path) and not resume:
                 raise ValueError(
-                    f"{directory}: holds a run already; pass resume=True (--resume) to "
+                    f"{path}: holds a run already; pass resume=True (--resume) to "
                     "continue it, or choose another directory"
                 )
-            if any(path.name.isdecimal() for path in directory.iterdir()):
+            if any(entry.name.isdecimal() for entry in path.iterdir()):
                 raise ValueError(
-                    f"{directory}: holds a run of an earlier version; continue it with "
+                    f"{path}: holds a run of an earlier version; continue it with "
                     "that, or choose another directory"
                 )
 
         in_first(begin)
-        yield directory
+        yield path
 
 
 def latest(directory: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -56,11 +56,11 @@ def latest(directory: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
       FileNotFoundError: there is none.
       ValueError: it is damaged.
     """
-    directory = files.as_path(directory, "directory").expanduser().resolve()
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: expected a run, found no directory")
-    while steps := _steps(directory):
-        path = _file(directory, steps[-1])
+    folder = files.as_path(directory, "directory").expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a run, found no directory")
+    while steps := _steps(folder):
+        path = _file(folder, steps[-1])
         try:
             return unseal(path, FORMAT, "a checkpoint")
         except FileNotFoundError:  # there are newer ones, since the folder was read
@@ -69,7 +69,7 @@ def latest(directory: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
             raise ValueError(
                 f"{error}; or delete this file, to go on from the checkpoint before it"
             ) from error
-    raise FileNotFoundError(f"{directory}: expected a run, found no checkpoint")
+    raise FileNotFoundError(f"{folder}: expected a run, found no checkpoint")
 
 
 def any_in(directory: Path) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxburst.checks import door
-from jaxburst.training.augmentation import KINDS
+from jaxburst.checks import door, instance, number, one_of, refuse, whole
+from jaxburst.training.augmentation import KINDS as AUGMENTATIONS
 
 PRECISIONS = ("float32", "bfloat16")
 """What a network can be trained in."""
@@ -69,70 +68,36 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        def require(fine: bool, name: str, expected: str) -> None:
-            if not fine:
-                found = getattr(self, name)
-                raise ValueError(f"Recipe.{name}: expected {expected}, found {found!r}")
+        def check(how: Callable, name: str, *expected) -> None:
+            value = how(f"Recipe.{name}", getattr(self, name), *expected)
+            # Plain numbers, which JSON can hold.
+            value = value.item() if hasattr(value, "item") else value
+            object.__setattr__(self, name, value)
 
-        require(is_whole(self.epochs, 1), "epochs", "a whole number of at least 1")
-        require(
-            is_whole(self.batch_size, 1), "batch_size", "a whole number of at least 1"
-        )
-        require(
-            is_number(self.learning_rate) and self.learning_rate > 0,
-            "learning_rate",
-            "a positive number",
-        )
-        require(is_number(self.momentum, 1), "momentum", "a number in 0 <= x < 1")
-        require(is_number(self.weight_decay), "weight_decay", "a number of at least 0")
-        require(
-            is_number(self.warmup_epochs, self.epochs),
-            "warmup_epochs",
-            f"a number in 0 <= x < {self.epochs}, the epochs",
-        )
-        require(
-            is_number(self.label_smoothing, 1),
-            "label_smoothing",
-            "a number in 0 <= x < 1",
-        )
-        for name, known in (("augment", KINDS), ("precision", PRECISIONS)):
-            require(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        require(
-            self.cutout is None or is_whole(self.cutout, 0),
-            "cutout",
-            "a whole number of pixels, or None",
-        )
-        require(
-            is_number(self.cutout_until, math.nextafter(1, 2)),
-            "cutout_until",
-            "a number in 0 <= x <= 1",
-        )
-        require(is_number(self.ema, 1), "ema", "a number in 0 <= x < 1")
-        require(is_whole(self.seed, 0, 2**32), "seed", "a whole number below 2**32")
+        def between(low: str, name: str, high: str, fine: Callable) -> None:
+            check(number, name, f"a number in {low} x {high}", fine)
+
+        check(whole, "epochs", 1, 10**6)
+        check(whole, "batch_size", 1)
+        check(whole, "seed", 0, 2**32 - 1)
+        if self.cutout is not None:
+            check(whole, "cutout")
+        for name in ("momentum", "label_smoothing", "ema"):
+            between("0 <=", name, "< 1", lambda x: 0 <= x < 1)
+        between("0 <", "learning_rate", "< inf", lambda x: x > 0)
+        between("0 <=", "weight_decay", "< inf", lambda x: x >= 0)
+        between("0 <=", "cutout_until", "<= 1", lambda x: 0 <= x <= 1)
+        epochs = f"< {self.epochs}, the epochs"
+        between("0 <=", "warmup_epochs", epochs, lambda x: 0 <= x < self.epochs)
+        check(one_of, "augment", AUGMENTATIONS)
+        check(one_of, "precision", PRECISIONS)
         for name in ("nesterov", "alternate_flips"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), name, "True or False")
-        require(
-            not self.nesterov or self.momentum > 0, "nesterov", "False without momentum"
-        )
-        require(
-            not self.alternate_flips or self.augment != "none",
-            "alternate_flips",
-            "False with augment 'none', which flips no image",
-        )
-
-
-def is_whole(value, low: int, high: float = math.inf) -> bool:
-    """Whether it is a whole number in `low <= value < high`."""
-    # To Python, True is a whole number too.
-    known = isinstance(value, int) and not isinstance(value, bool)
-    return known and low <= value < high
-
-
-def is_number(value, high: float = math.inf) -> bool:
-    """Whether it is a number in `0 <= value < high`."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and 0 <= value < high
+            check(instance, name, bool, "True or False")
+        if self.nesterov and not self.momentum:
+            refuse("Recipe.nesterov", "False without momentum", True)
+        if self.alternate_flips and self.augment == "none":
+            expected = "False with augment 'none', which flips no image"
+            refuse("Recipe.alternate_flips", expected, True)
 
 
 LI2022 = Recipe()

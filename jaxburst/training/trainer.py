@@ -30,13 +30,13 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxburst.checks import door, finite
+from jaxburst.checks import door, finite, refuse
 from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.devices import evenly, share
 from jaxburst.kernels.training import accelerate
 from jaxburst.training import checkpoints
 from jaxburst.training.augmentation import alternating_flips, augment
-from jaxburst.training.recipe import LI2022, Recipe, is_whole, schedule
+from jaxburst.training.recipe import LI2022, Recipe, schedule
 from jaxburst.training.stopping import noticed
 from jaxburst.training.stopping import stop as stop_run
 
@@ -125,11 +125,6 @@ def fit(
       >>> accuracy(nn.Dense(2), variables, (x, labels)) > 0.95
       True
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module: expected a Flax Linen module, found {type(module).__name__}; a "
-            "network of another kind is trained by its own tools, and then traced"
-        )
     data = _read("split", split)
     _check(module, "split", data)
     if validation is not None:
@@ -150,11 +145,6 @@ def fit(
             f"Recipe.batch_size: expected a multiple of {jax.device_count()}, the "
             f"devices of all processes, found {recipe.batch_size}"
         )
-    if not is_whole(checkpoint_every, 1):
-        raise ValueError(
-            "checkpoint_every: expected a whole number of steps, at least 1, found "
-            f"{checkpoint_every!r}"
-        )
     if resume and directory is None:
         raise ValueError("resume: expected the directory of the run, found None")
     console = _console(progress and jax.process_index() == 0)
@@ -170,7 +160,7 @@ def fit(
     if directory is not None:
         opened = checkpoints.opened(directory, resume)
     with opened as store, _signals(store) as signalled:
-        run = None if store is None else _describe(module, recipe, optimiser, data)
+        run = {} if store is None else _describe(module, recipe, optimiser, data)
         if store is not None and checkpoints.any_in(store):
             record, arrays = checkpoints.latest(store)
             _require_same(store, record, run)
@@ -295,7 +285,8 @@ class _Static:
     def __init__(self, module: nn.Module):
         self.module = module
         known = inspect.signature(type(module).__call__).parameters
-        self.training = {name: FLAGS[name] for name in FLAGS if name in known}
+        flags = {name: says for name, says in FLAGS.items() if name in known}
+        self.training: dict[str, Any] = flags
 
     def __hash__(self) -> int:
         return hash(type(self.module))
@@ -305,10 +296,10 @@ class _Static:
         return mine is theirs or type(mine) is type(theirs) and mine == theirs
 
     @property
-    def _inference(self) -> dict[str, bool]:
+    def _inference(self) -> dict[str, Any]:
         return {name: not value for name, value in self.training.items()}
 
-    def init(self, key, x) -> dict:
+    def init(self, key, x) -> Any:
         return self.module.init(key, x, **self._inference)
 
     def infer(self, variables, x):
@@ -344,15 +335,13 @@ class _Data(NamedTuple):
 
 
 def _read(name: str, split: Split | tuple[Any, Any]) -> _Data:
-    if isinstance(split, Split):
-        inputs, labels = split.images, split.labels
-    elif isinstance(split, tuple) and len(split) == 2:
+    mean = std = None
+    if isinstance(split, tuple):
         inputs, labels = split
     else:
-        raise TypeError(
-            f"{name}: expected a Split, or (inputs, labels), found "
-            f"{type(split).__name__}"
-        )
+        inputs, labels = split.images, split.labels
+        if inputs.dtype == np.uint8:
+            mean, std = tuple(split.mean), tuple(split.std)
     if isinstance(inputs, OnDisk):
         raise TypeError(
             f"{name}: expected images in memory, found them on disk; read some of them "
@@ -369,12 +358,12 @@ def _read(name: str, split: Split | tuple[Any, Any]) -> _Data:
         raise ValueError(
             f"{name}: expected labels that are whole numbers, found {labels.dtype}"
         )
+    if inputs.dtype.kind not in "biufV":
+        refuse(f"{name}: inputs", "numbers", str(inputs.dtype))
     finite(name, inputs, "normalise the data again")
     if (labels != labels.astype(np.int32)).any():
         raise ValueError(f"{name}: expected labels of 0 .. C - 1, found {labels.max()}")
-    pixels = isinstance(split, Split) and inputs.dtype == np.uint8
-    constants = (tuple(split.mean), tuple(split.std)) if pixels else (None, None)
-    return _Data(inputs, labels.astype(np.int32), *constants)
+    return _Data(inputs, labels.astype(np.int32), mean, std)
 
 
 def _example(data: _Data) -> _Example:
@@ -388,7 +377,7 @@ def _require_own(module: nn.Module, variables: dict, example: _Example) -> None:
     """Refuses variables that are not those of the module."""
     init = functools.partial(_Static(module).init, jax.random.key(0), example.zeros())
     own, found = (
-        {name: np.shape(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}
+        {name: np.shape(leaf) for name, leaf in _flat(tree).items()}
         for tree in (jax.eval_shape(init), variables)
     )
     for name in sorted(own.keys() | found.keys()):
@@ -397,6 +386,10 @@ def _require_own(module: nn.Module, variables: dict, example: _Example) -> None:
                 f"variables: {name}: expected {own.get(name, 'nothing')}, found "
                 f"{found.get(name, 'nothing')}; these are not those of the module"
             )
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return dict(flatten_dict(tree, sep="/"))
 
 
 def _check(module: nn.Module, name: str, data: _Data) -> None:
@@ -455,7 +448,7 @@ def _check(module: nn.Module, name: str, data: _Data) -> None:
 class _State(NamedTuple):
     """What one step hands to the next."""
 
-    params: dict
+    params: Any
     opt_state: Any
     step: jax.Array  # steps taken, int32 []
     others: dict = {}  # what else the module keeps: {'batch_stats'}
@@ -727,7 +720,7 @@ def _describe_module(module: nn.Module, example: _Example) -> dict:
     flat = {
         name: leaf
         for collection in sorted(variables, key=lambda name: name != "params")
-        for name, leaf in flatten_dict(variables[collection], sep="/").items()
+        for name, leaf in _flat(variables[collection]).items()
     }
     # Where functions lie in memory is another place every time.
     text = re.sub(r" at 0x[0-9a-f]+", "", repr(module))
