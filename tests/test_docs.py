@@ -12,9 +12,11 @@ sys.path.insert(0, str(DOCS))
 
 import pages  # noqa: E402
 
+OPTIMISED = True
 PAGES = [path for path in sorted(DOCS.glob("*.md")) if any(pages.blocks(path))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_the_page_runs_and_prints_what_it_says(path, tmp_path, monkeypatch):
     for package in pages.NEEDS.get(path.name, ()):

@@ -81,6 +81,7 @@ def test_the_four_files_make_a_dataset(tmp_path, some, monkeypatch):
         jb.data.load("fashion_mnist", tmp_path, validation=10)
 
 
+@pytest.mark.slow
 def test_refining_spikes_keep_the_accuracy_of_the_released_network(some):
     images, labels = (x[:500] for x in some)
     module, variables = jb.pretrained("vgg7-fashion_mnist")

@@ -108,6 +108,7 @@ for i in range(10**6):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_a_writer_leaves_a_whole_version(tmp_path):
     path, rng, before = tmp_path / "net", np.random.default_rng(0), -1
     for _ in range(3):

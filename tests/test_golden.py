@@ -18,6 +18,7 @@ from jaxburst.run import Model, simulate
 from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("float64")
+OPTIMISED = True
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "vgg_small.npz")
 CONVS = [f"conv{i}" for i in range(4)]

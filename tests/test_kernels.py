@@ -12,6 +12,7 @@ from jax import lax
 from jaxburst.kernels.convolution import choose, convolve, convolve_once, prepare
 from jaxburst.kernels.training import accelerate
 
+OPTIMISED = True
 LAST = ("NHWC", "HWIO", "NHWC")
 FIRST = ("NCHW", "OIHW", "NCHW")
 

@@ -11,6 +11,8 @@ from jaxburst.neurons import Burst
 from jaxburst.run import Model, infer
 from jaxburst.tracing import trace
 
+OPTIMISED = True
+
 
 @pytest.mark.parametrize("weights", ["float32", "float64"])
 @pytest.mark.parametrize("inputs", ["float32", "float64"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 from jax import lax
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +134,7 @@ def test_several_devices_measure_as_one():
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_as_one():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

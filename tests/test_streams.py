@@ -101,7 +101,7 @@ def test_what_streams_refuse():
     model = Model(network, Refining())
     with pytest.raises(ValueError, match=r"frames: expected arrays \[T, B"):
         stream(model, spiking, np.zeros((0, 3, 4, 4, 2)))
-    with pytest.raises(ValueError, match="inputs must have the shape"):
+    with pytest.raises(ValueError, match="frames must have the shape"):
         stream(model, spiking, moving(2)[0])
 
     def masked(w, inputs):

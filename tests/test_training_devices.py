@@ -86,6 +86,7 @@ def test_four_devices_train_as_one():
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_resume(tmp_path):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
