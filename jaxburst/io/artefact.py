@@ -35,8 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as lowering
 
+from jaxburst import circuit as circuits
 from jaxburst.checks import door
-from jaxburst.circuit import block, constants
 from jaxburst.convert import Spiking
 from jaxburst.graph import Input
 from jaxburst.io.files import archive, as_path, folder, write
@@ -177,10 +177,11 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def prepare(weights):
         spiking = jax.tree.unflatten(tree, weights)
-        return jax.tree.leaves(prepare(model, spiking, platform))
+        return jax.tree.leaves(circuits.prepare(model, spiking, platform))
 
     whole = jax.eval_shape(
-        lambda w: prepare(model, jax.tree.unflatten(tree, w), platform), weights
+        lambda w: circuits.prepare(model, jax.tree.unflatten(tree, w), platform),
+        weights,
     )
     circuit_tree = jax.tree.structure(whole)
 
@@ -204,7 +205,7 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def start(circuit, inputs):
         circuit, leaves = unpacked(circuit, inputs)
-        return rest(model, circuit, leaves[0].shape[0])
+        return circuits.rest(model, circuit, leaves[0].shape[0])
 
     def rest(circuit, inputs):
         return jax.tree.leaves(start(circuit, inputs))
@@ -214,9 +215,9 @@ def _lowered(model, spiking, inputs, returned, steps: int, platform: str) -> dic
 
     def step(circuit, state, inputs):
         circuit, leaves = unpacked(circuit, inputs)
-        held = constants(model, circuit, leaves, platform)
+        held = circuits.constants(model, circuit, leaves, platform)
         state = jax.tree.unflatten(state_tree, state)
-        state, info = block(model, circuit, held, state, platform=platform)
+        state, info = circuits.block(model, circuit, held, state, platform=platform)
         return jax.tree.leaves(state), answer([x[0] for x in info.outputs])
 
     def lower(function: Callable, *arguments):
