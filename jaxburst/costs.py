@@ -60,6 +60,7 @@ class Memory:
           >>> Memory(32, ((0, 0.0), (8192, 10.0))).of(1024)
           (5.0, 5.0)
         """
+        number("words", words, "a number of at least 0", lambda x: x >= 0)
         size = words * self.bits / 8
         read, write = (np.array(x) for x in (self.read, self.write or self.read))
         return float(np.interp(size, *read.T[:2])), float(np.interp(size, *write.T[:2]))
@@ -129,6 +130,7 @@ class Cost:
         """
         if bits is None or not self.scales:
             return self.mac
+        number("bits", bits, "a number of at least 0", lambda x: x >= 0)
         share = min(bits / self.signal.bits, 1.0)
         return self.accumulate + (self.mac - self.accumulate) * share
 

@@ -33,7 +33,7 @@ class Streamed(NamedTuple):
     held: dict[str, jax.Array]
 
 
-@door
+@door(step="count")
 def stream(
     model: Model,
     spiking: Spiking,

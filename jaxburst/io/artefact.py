@@ -36,7 +36,7 @@ import numpy as np
 from jax import export as lowering
 
 from jaxburst import circuit as circuits
-from jaxburst.checks import door
+from jaxburst.checks import array, door, finite
 from jaxburst.convert import Spiking
 from jaxburst.graph import Input
 from jaxburst.io.files import archive, as_path, folder, write
@@ -315,6 +315,7 @@ class Artefact:
             )
         counts = set()
         for row, (_, value) in zip(rows, found, strict=True):
+            array("inputs", value)
             shape, kind = np.shape(value), jnp.result_type(value)
             whole = not jnp.issubdtype(row["dtype"], jnp.floating)
             if list(shape[1:]) != row["shape"][1:] or not shape or not shape[0]:
@@ -325,6 +326,7 @@ class Artefact:
             if whole == jnp.issubdtype(kind, jnp.floating):
                 raise TypeError(f"inputs: expected {row['dtype']}, found {kind}")
             counts.add(shape[0])
+        finite("inputs", inputs, "normalise the data again")
         if len(counts) > 1:
             raise ValueError(
                 f"inputs: expected as many images in each, found {sorted(counts)}"
