@@ -98,7 +98,7 @@ def test_steps_by_hand():
             sent = spikes[: t + 1].sum(0)
             np.testing.assert_array_equal(state[name].sent, sent)
         for name, events in trace.events.items():
-            np.testing.assert_array_equal(info.events[name][0], events[t])
+            np.testing.assert_array_equal(info.traffic[name].quanta[0], events[t])
     assert all(n.any() for n in trace.spikes.values()) and state["time"] == steps
 
 

@@ -38,21 +38,26 @@ LARGEST = 2**26
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How one convolution is computed: static, without arrays.
+    """How one convolution is computed. Static: hashable, and without arrays.
 
     Attributes:
       kind: `plain`, as XLA does it; `last`, so with the channels last; `map`, one
         matrix product over the whole map; `winograd`, by Winograd's F(4x4, 3x3);
         `pairs`, two columns of outputs at once.
-      params: those of `conv_general_dilated`.
+      items: the parameters of `conv_general_dilated`.
       kernel_shape: of the kernel, in its own layout.
       sides: of the input, in the order of the kernel's.
     """
 
     kind: str
-    params: dict[str, Any]
+    items: tuple[tuple[str, Any], ...]
     kernel_shape: tuple[int, ...]
     sides: tuple[int, ...]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return dict(self.items)
 
     @property
     def numbers(self) -> lax.ConvDimensionNumbers:
@@ -124,7 +129,7 @@ def choose(
     """
     spec = params["dimension_numbers"].lhs_spec
     sides = tuple(input_shape[axis] for axis in spec[2:])
-    form = Form("plain", dict(params), tuple(kernel_shape), sides)
+    form = Form("plain", tuple(params.items()), tuple(kernel_shape), sides)
     return dataclasses.replace(form, kind=_kind(form, dtype, platform, exact, one_core))
 
 
