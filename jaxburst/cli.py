@@ -139,7 +139,8 @@ class _Uses(_Reads):
         """`(model, spiking, source)`; sets the number of steps."""
         described = checkpoint.describe(self.saved)
         notes = described["notes"]
-        self.steps = self.steps or notes.get("steps", 4)
+        if self.steps is None:
+            self.steps = notes.get("steps", 4)
         if not (self.mean or self.std):
             self.mean, self.std = (
                 tuple(notes.get(name, ())) for name in ("mean", "std")
@@ -230,7 +231,7 @@ class Convert(_Makes):
     the two networks on the calibration images."""
 
     def run(self) -> Found:
-        steps = self.steps or STEPS[self.preset]
+        steps = STEPS[self.preset] if self.steps is None else self.steps
         unread, seen, source, out = self.opened()
         judged = self._judged(unread, seen)
         make = _integrate_and_fire

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ import numpy as np
 
 from jaxburst import data as sets
 from jaxburst import released
+from jaxburst.checks import LARGEST, refuse, whole
 from jaxburst.io.sealed import is_sealed
 from jaxburst.network import Network
 from jaxburst.tracing import trace
@@ -249,9 +251,15 @@ def zeros(rows, shape: Sequence[int] | None = None):
       shape: of one image, where the network leaves it open.
 
     Raises:
-      ValueError: if it is not known.
+      ValueError: if it is not known, or no shape of an image.
     """
     found = {}
+    for size in shape or ():
+        whole("--shape", size, 1)
+    if math.prod(shape or ()) > LARGEST:
+        refuse(
+            "--shape", f"the shape of one image, of at most {LARGEST:,} numbers", shape
+        )
     for name, own, dtype in rows:
         own = own if own is not None else shape
         if own is None:

@@ -161,6 +161,14 @@ MISTAKES = {
     "no function": (("info", "mine:net"), "the module 'mine' has no 'net'"),
     "no shape": (("info", "mine:closure"), "the input is open: give --shape"),
     "not made": (("info", "mine:broken", "--shape", 3), "cannot be made .no."),
+    "no size": (
+        ("info", "mine:closure", "--shape", 0, 4, 1),
+        "--shape: expected a whole number of at least 1, found 0",
+    ),
+    "no step": (
+        ("evaluate", "net", *HERE, "--data", "test.npz", "--steps", 0),
+        "steps: expected a whole number of at least 1",
+    ),
     "no data": ((*CONVERT, "y.npy", "--out", "net"), "y.npy: not found; expected"),
     "no archive": ((*CONVERT, "mine.py", "--out", "net"), "mine.py: cannot be read"),
     "occupied": (
