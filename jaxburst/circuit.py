@@ -240,9 +240,7 @@ def block(
     """Advances by some steps, every node by all of them before the next node.
 
     Args:
-      model: the network, neuron and pooling.
-      circuit: from `prepare`.
-      held: from `constants`.
+      model, circuit, held: what is run, from `prepare` and `constants`.
       state: after the previous step, at first `rest`.
       steps: how many steps `K` to take.
       record: the populations whose potentials are wanted.

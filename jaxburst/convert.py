@@ -71,11 +71,7 @@ def convert(
 
 
 def check_finite(variables) -> None:
-    """Refuses weights that are not finite; a ReLU can swallow what they cause.
-
-    Raises:
-      ValueError: naming the first such weight.
-    """
+    """Refuses weights that are not finite; a ReLU can swallow what they cause."""
     for path, value in jax.tree_util.tree_leaves_with_path(variables):
         if not hasattr(value, "dtype") or traced(value):
             continue
@@ -98,11 +94,7 @@ def threshold_shapes(network: Network, name: str) -> list[tuple[int, ...]]:
 
 
 def check_spiking(network: Network, spiking: Spiking) -> None:
-    """Refuses converted weights that are not those of a network.
-
-    Raises:
-      ValueError: naming the layer, what was expected and what was found.
-    """
+    """Refuses converted weights that are not those of a network."""
     needed = {*network.program.parameters, *network.neurons}
     for node in network.graph.weighing:
         if node.name in spiking:
@@ -154,12 +146,7 @@ def verify(
 ) -> dict[str, float]:
     """Compares a converted network with the user's own function, on its outputs.
 
-    Args:
-      network: the network.
-      variables: the trained variables.
-      spiking: what `convert` made of them.
-      inputs: `[N, ...]`, as the function takes them.
-      batch_size: number of images at a time.
+    Args: as for `convert`, what it made, and inputs `[N, ...]`.
 
     Returns:
       `{output: largest absolute difference}`, in activation units: `'logits'`, or

@@ -215,20 +215,22 @@ table 8). A neuron compares, subtracts and is looked at for an event. Nothing is
 registers, as their mappings do: those reach 2.8 pJ per synaptic operation."""
 
 FUNCTIONS = {
-    **dict.fromkeys(
-        ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice"),
-        0,
-    ),
-    **dict.fromkeys(
-        ("concatenate", "pad", "rev", "copy", "copy_p", "gather", "dynamic_slice"), 0
-    ),
-    **dict.fromkeys(("convert_element_type", "stop_gradient", "neg", "abs"), 0),
-    **dict.fromkeys(("add", "sub", "add_any", "reduce_sum", "reduce_window_sum"), 1),
-    **dict.fromkeys(("max", "min", "reduce_max", "clamp", "sign", "select_n"), 1),
-    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne", "floor", "round"), 1),
-    **dict.fromkeys(("mul", "square", "integer_pow"), 1),
-    **{"div": 4, "sqrt": 6, "rsqrt": 6, "exp": 5, "exp2": 5, "expm1": 6},
-    **{"log": 6, "log1p": 7, "logistic": 9, "tanh": 9, "erf": 14, "pow": 12},
+    name: price
+    for price, names in {
+        0: "reshape transpose broadcast_in_dim squeeze expand_dims slice concatenate "
+        "pad rev copy copy_p gather dynamic_slice convert_element_type stop_gradient "
+        "neg abs",
+        1: "add sub add_any reduce_sum reduce_window_sum max min reduce_max clamp sign "
+        "select_n gt ge lt le eq ne floor round mul square integer_pow",
+        4: "div",
+        5: "exp exp2",
+        6: "sqrt rsqrt expm1 log",
+        7: "log1p",
+        9: "logistic tanh",
+        12: "pow",
+        14: "erf",
+    }.items()
+    for name in names.split()
 }
 """Multiply-accumulates of one number in the function of a population, by primitive.
 

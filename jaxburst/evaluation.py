@@ -51,12 +51,7 @@ class Curves(NamedTuple):
 def top1(outputs, targets) -> np.ndarray:
     """Which images are right: the largest of their logits is at the label's place.
 
-    Args:
-      outputs: logits `[B, classes]`.
-      targets: labels, whole numbers `[B]`.
-
-    Returns:
-      `[B]`, True or False.
+    Args: logits `[B, classes]` and labels `[B]`. Returns: `[B]`, True or False.
 
     Example:
       >>> top1(np.array([[1.0, 3.0], [2.0, 0.0]]), np.array([1, 1])).tolist()
@@ -165,11 +160,7 @@ def accuracy(
 ) -> float:
     """The mean of a metric over a data set, of the trained network itself.
 
-    Args:
-      network, variables: what was traced, and its trained variables.
-      data: `(inputs, targets)`, both `[N, ...]`, or a `Split`.
-      metric: as for `evaluate`; by default the share of images that are right.
-      batch_size: number of images at a time.
+    Args: as for `evaluate`.
 
     Example:
       >>> of = {"hidden": np.eye(2), "out": np.eye(2)}
@@ -205,10 +196,7 @@ def compiled(
     devices share a batch that they can share evenly. It compiles once for each size of
     batch.
 
-    Args:
-      model, spiking: what is run, and its converted weights.
-      steps: number of time steps.
-      schedule: the order of the work, see `run.plan`.
+    Args: as for `simulate`.
 
     Returns:
       `f(inputs)`, the outputs after `steps` steps: logits `[B, classes]`.
@@ -245,11 +233,7 @@ def pair(data) -> tuple[Any, Any]:
 
 
 def check_targets(network: Network, targets, count: int, metric) -> None:
-    """Refuses labels that cannot be those of the images.
-
-    Raises:
-      ValueError: saying what was expected and found.
-    """
+    """Refuses labels that cannot be those of the images."""
     for leaf in jax.tree.leaves(targets):
         if len(leaf) != count:
             raise ValueError(

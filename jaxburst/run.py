@@ -69,14 +69,7 @@ def plan(
     larger batches are no faster. A CPU simulates large batches in equal parts that fit
     its cache, if there are any: of 16 to 64 images, on a single core of 8 to 16.
 
-    Args:
-      batch: number of images on one device.
-      steps: number of time steps.
-      schedule: `'auto'`, `'step'` or `'layer'`.
-      platform: where it will run, if not here.
-
-    Returns:
-      The `Plan`.
+    Args: images on one device, time steps, and where it will run, if not here.
     """
     if schedule not in ("auto", "step", "layer"):
         raise ValueError(
@@ -108,10 +101,8 @@ def unroll(
     """Presents inputs for a number of time steps: the only loop over time.
 
     Args:
-      model: the network, neuron and pooling.
-      circuit: from `prepare`.
-      inputs: the arrays of the inputs, `[B, ...]`.
-      steps: number of time steps `T`.
+      model, circuit, inputs, steps: what is run, from `prepare`, on arrays `[B, ...]`,
+        for `T` steps.
       observe: makes of `(state, info)` after a block of `K` steps what is wanted of
         them, a pytree of arrays `[K, B, ...]`. With blocks of one step, which is the
         default order, the state is that of the step.

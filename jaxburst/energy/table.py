@@ -175,10 +175,8 @@ def break_even(
 
     Every neuron is taken to send as often, and every pool to pass on as much.
 
-    Args:
-      network, cost, unit: as for `prices`; a graded event in `'digits'` has one digit.
-      steps: the largest number of time steps.
-      reuse, bits, sent: of the conventional network, as for `ann_joules`.
+    Args: as for `prices`, where a graded event in `'digits'` has one digit, and for
+    `ann_joules`.
 
     Returns:
       `[T]`, events per neuron and step; times `t`, about the spikes per synapse of a

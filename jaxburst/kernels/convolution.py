@@ -182,10 +182,6 @@ def _is_same_3x3(form: Form) -> bool:
 def prepare(form: Form, kernel: jax.Array) -> jax.Array:
     """Writes the kernel the way `convolve` wants it. Depends on the weights only.
 
-    Args:
-      form: from `choose`.
-      kernel: in its own layout.
-
     Returns:
       `plain`: the kernel itself. `last`: the kernel `[H, W, C_in, C_out]`. `map`: the
       matrix of the whole convolution, with a row for each number of an input and a
@@ -242,13 +238,7 @@ def convolve_once(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     The gradients take the fast way, too; forward differentiation (`jvp`) does not know
     Winograd's.
 
-    Args:
-      form: from `choose`.
-      x: the input in its own layout.
-      kernel: in its own layout.
-
-    Returns:
-      The output, in its own layout.
+    Args: as for `convolve`, and the kernel in its own layout.
     """
     if form.kind != "winograd":
         return convolve(form, x, prepare(form, kernel))

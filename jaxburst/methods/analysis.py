@@ -62,10 +62,7 @@ class LayerReport(NamedTuple):
 def report(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerReport]:
     """Simulates one batch and compares every population with its activations.
 
-    Args:
-      model, spiking: what is run, and its converted weights.
-      inputs: one batch, `[B, ...]`, normalised.
-      steps: number of time steps.
+    Args: as for `simulate`; the inputs are one batch.
 
     Returns:
       One `LayerReport` per population, in network order.
@@ -246,11 +243,7 @@ def errors(model: Model, spiking: Spiking, inputs, steps: int) -> list[LayerErro
 
     Memory does not grow with `steps` but for the means that are returned.
 
-    Args:
-      model: the network, its neuron and pooling.
-      spiking: its converted weights.
-      inputs: one batch, `[B, ...]`, normalised.
-      steps: number of time steps `T`.
+    Args: as for `simulate`; the inputs are one batch.
 
     Returns:
       One `LayerErrors` per population and pool, in network order.

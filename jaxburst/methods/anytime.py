@@ -191,10 +191,7 @@ def _least(margins: np.ndarray, agrees: np.ndarray, agreement: float) -> float:
 def decide(model: Model, spiking: Spiking, inputs, margins: Margins) -> Decisions:
     """Presents one batch of images, each until its decision is settled.
 
-    Args:
-      model, spiking: what is run, and its converted weights.
-      inputs: `[B, ...]`, as the network takes them.
-      margins: when to stop, from `settle`.
+    Args: as for `simulate`, and when to stop, from `settle`.
 
     Returns:
       The `Decisions`: what `simulate` shows of each image up to the step it stopped at.

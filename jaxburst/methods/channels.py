@@ -64,13 +64,8 @@ def distance(network: Network, expected: list, found: list) -> np.ndarray:
 
     .. math:: \mathrm{mean}\, (y - \hat y)^2 / \mathrm{var}(y)
 
-    Args:
-      network: the network.
-      expected: its outputs, `[N, n, C]`.
-      found: those to compare, `[..., N, n, C]`.
-
-    Returns:
-      `[..., N]`.
+    Args: the network's outputs `[N, n, C]`, and those to compare, `[..., N, n, C]`.
+    Returns: `[..., N]`.
     """
     if has_classes(network):
         return divergence(expected[0], found[0]).mean(-1)

@@ -38,14 +38,8 @@ def lateral(node: Node, state: Pooled, x: jax.Array, batch: int):
     been passed on, so the outputs up to `t` add up to the pool of the summed inputs,
     for any window, stride and padding.
 
-    Args:
-      node: the pool.
-      state: after the previous step.
-      x: what arrives.
-      batch: number of images.
-
-    Returns:
-      `(state, out)`: the state after this step, and what is passed on.
+    Args: the pool, its state after the previous step, what arrives, and how many images
+    there are. Returns: the state after this step, and what is passed on.
 
     References:
       Li and Zeng, IJCAI 2022, "lateral inhibition pooling".
