@@ -49,7 +49,7 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
     """
     if bits < 2:
         raise ValueError("bits: expected at least 2, one of them the sign, found 1")
-    found = dict(spiking)
+    found, most = dict(spiking), 2 ** (bits - 1) - 1
     for node in model.network.graph.of(Synapse):
         kernel, bias = spiking[node.name]
         role, route = node.role, model.routes.get(node.inputs[0])
@@ -60,11 +60,10 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
             summed = set(range(kernel.ndim)) - {role.features}
         stored = kernel * unit
         largest = jnp.abs(stored).max(tuple(summed), keepdims=True)
-        step = jnp.where(largest > 0, largest, 1) / (2 ** (bits - 1) - 1)
-        found[node.name] = spiking[node.name]._replace(
-            # What is worth less than the smallest number carries nothing.
-            kernel=jnp.where(unit > 0, jnp.round(stored / step) * step / unit, kernel)
-        )
+        # A step could be less than the smallest number, where weights have decayed.
+        largest = jnp.maximum(largest, jnp.finfo(kernel.dtype).tiny * most)
+        rounded = jnp.round(stored / largest * most) * (largest / most)
+        found[node.name] = spiking[node.name]._replace(kernel=rounded / unit)
     return found
 
 

@@ -59,6 +59,16 @@ def test_any_network_of_many_bits_is_nearly_itself(name):
         assert 0 < change < 1e-4 * np.abs(kernel).max()
 
 
+def test_weights_that_have_decayed_to_almost_nothing_stay_finite():
+    """Regularised away, with a step below the smallest number: a text recogniser's."""
+    for size in (1e-36, 3e-38, 1e-41, 0):
+        w = [W[0], W[1] * np.float32([1, size, 1, 1, 1]), W[2]]
+        model, spiking = Model(NETWORK, Burst(5)), convert(NETWORK, w, THETAS)
+        kernel = np.asarray(quantise(model, spiking, 8)["1"].kernel)
+        assert np.isfinite(kernel).all() and np.abs(kernel[:, 1]).max() <= 4 * size
+        assert np.abs(kernel[:, 0] - w[1][:, 0]).max() < 0.3
+
+
 @pytest.mark.parametrize("bits", [1, 3, 5])
 def test_activations_are_rounded_once(bits):
     inputs = normal(200, 4)
