@@ -15,20 +15,20 @@ shorten it, and the same command continues what was interrupted.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import replace
 from pathlib import Path
 
 import common
 import numpy as np
-import tyro
 
 import jaxburst as jb
 
 SHOWN = (4, 8, 16, 32, 64)
+GOALS = (0.01, 0.005)
+LEAST = 0.1  # points; less is drawn as this
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
     """Changes one factor of the conversion at a time.
 
@@ -62,12 +62,12 @@ class Setting:
     initial: float = 0.0
 
 
-def factors(config: Config, network, chosen: float) -> dict[str, dict[str, Setting]]:
+def factors(config: Config, pools: bool, chosen: float) -> dict[str, dict]:
     """`{factor: {value: setting}}`; the first value is the paper's, by itself."""
     gamma, steps = config.gamma, config.steps
     paper = Setting(jb.Burst(gamma), gamma, steps)
     single = replace(paper, neuron=jb.Burst(1))
-    found = {
+    settings = {
         "bursts": {
             f"on, γ = {gamma}": paper,
             "off": single,
@@ -95,22 +95,20 @@ def factors(config: Config, network, chosen: float) -> dict[str, dict[str, Setti
             for some in (steps // 8, steps // 2)
         },
     }
-    if not network.pools:
-        del found["max pooling"]
-        print("this network has no max pooling to compare")
-    return found
+    if not pools:
+        del settings["max pooling"]
+    return settings
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    common.one_device_per_core()
-    folder, dataset, network, variables = config.begin("ablation")
-    kept = common.Kept(folder, config)
+def measure(config: Config, run: common.Kept) -> dict:
+    """Every setting, on training images."""
+    dataset, network, variables = config.load(run)
     images = dataset.train[: config.calibration].inputs
     unseen = dataset.validation[: config.limit]
-    ann = jb.accuracy(network, variables, unseen)
+    ann = run("ANN", jb.accuracy, network, variables, unseen)
     print(f"ANN: {ann:.2%} of {len(unseen):,} training images held out of calibration")
-    chosen, divergences = jb.calibration.choose_percentile(
+    chosen, divergences = run(
+        *("percentile", jb.calibration.choose_percentile),
         *(network, variables, images[:400], jb.Burst(config.gamma)),
         steps=config.steps,
         candidates=config.percentiles,
@@ -118,31 +116,22 @@ def main() -> None:
     )
     print(f"percentile chosen without labels: {chosen:g}")
     rows = []
-    for factor, settings in factors(config, network, chosen).items():
+    for factor, settings in factors(config, bool(network.pools), chosen).items():
         for value, setting in settings.items():
             print(f"{factor}: {value}")
-            task = functools.partial(
-                measure, setting, network, variables, images, unseen
-            )
-            row = {"factor": factor, "value": value, "setting": repr(setting)}
-            rows.append(row | kept(row["setting"], task))
-    text = table(rows, ann, config)
-    print("\n" + text + "\n")
-    common.write_record(
-        *(folder, "ablation", config),
-        images=len(unseen),
-        ann_accuracy=ann,
-        divergences=divergences,
-        rows=rows,
-    )
-    common.write_text(folder / "ablation.md", text)
-    title = f"{config.title}: one factor at a time, {len(unseen):,} images"
-    _draw(folder / "ablation.png", rows, ann, title)
-    kept.done()
+            name = repr(setting)
+            row = run(name, one, setting, network, variables, images, unseen, ann)
+            rows.append({"factor": factor, "value": value, "setting": name} | row)
+    return {
+        "images": len(unseen),
+        "ann_accuracy": ann,
+        "divergences": divergences,
+        "rows": rows,
+    }
 
 
-def measure(setting: Setting, network, variables, images, unseen) -> dict:
-    """Accuracy and energy of every step, or why there is none."""
+def one(setting: Setting, network, variables, images, unseen, ann: float) -> dict:
+    """Accuracy and energy at some times, and when goals are reached; or why not."""
     try:
         with common.silent_channels():
             thresholds = jb.calibrate(
@@ -155,73 +144,83 @@ def measure(setting: Setting, network, variables, images, unseen) -> dict:
     model = jb.Model(network, setting.neuron, setting.pool)
     spiking = jb.convert(network, variables, thresholds, initial=setting.initial)
     row, _ = common.measure(model, spiking, unseen, setting.steps)
-    return {key: row[key] for key in ("accuracy", "energy_over_ann")}
+    accuracy, energy = row["accuracy"], row["energy_over_ann"]
+    when = [common.reached(accuracy, ann - goal) for goal in GOALS]
+    times = common.sampled(setting.steps)
+    return {
+        "within": [[t, energy[t - 1]] if t else None for t in when],
+        "times": times,
+        "accuracy": accuracy[times - 1],
+        "energy_over_ann": energy[times - 1],
+    }
 
 
-def table(rows: list[dict], ann: float, config: Config) -> str:
-    """Markdown: accuracy in % and, in brackets, energy over the ANN's."""
-    longest = config.gamma * config.steps
-    times = [t for t in SHOWN if t < config.steps] + [config.steps, longest]
+def text(record: dict) -> str:
+    """Accuracy in % and, in brackets, energy over the ANN's."""
+    config = record["config"]
+    steps, longest = config["steps"], config["gamma"] * config["steps"]
+    times = sorted({t for t in SHOWN if t < steps} | {steps, longest})
     head = ["factor", "value", *(f"T = {t}" for t in times), "within 1", "within 0.5"]
     lines, previous = [], None
-    for row in rows:
+    for row in record["rows"]:
         cells = ["" if row["factor"] == previous else row["factor"], row["value"]]
         previous = row["factor"]
         if "impossible" in row:
             cells += ["a threshold would be 0"] + [""] * (len(head) - 3)
         else:
-            accuracy, energy = row["accuracy"], row["energy_over_ann"]
+            values = zip(row["accuracy"], row["energy_over_ann"], strict=True)
+            at = dict(zip(row["times"], values, strict=True))
             cells += [
-                f"{100 * accuracy[t - 1]:.1f} ({energy[t - 1]:.2f})"
-                if t <= len(accuracy)
-                else ""
+                f"{100 * at[t][0]:.1f} ({at[t][1]:.2f})" if t in at else ""
                 for t in times
             ]
-            for goal in (0.01, 0.005):
-                t = common.reached(accuracy, ann - goal)
-                cells.append(f"T = {t} ({energy[t - 1]:.2f})" if t else "–")
+            for at_goal in row["within"]:
+                cells.append(f"T = {at_goal[0]} ({at_goal[1]:.2f})" if at_goal else "–")
         lines.append(cells)
     return common.markdown(head, lines) + (
-        f"\n\nAccuracy in % (energy over the ANN's) on {config.limit:,} training "
-        f"images held out of calibration; ANN {ann:.2%}. The first value of each "
-        "factor is the paper's."
+        f"\n\nAccuracy in % (energy over the ANN's) on {record['images']:,} training "
+        f"images held out of calibration; ANN {record['ann_accuracy']:.2%}. The first "
+        "value of each factor is the paper's."
     )
 
 
-def _draw(path: Path, rows: list[dict], ann: float, title: str) -> None:
-    """Accuracy against time, one panel for each factor; the paper's is black."""
-    import matplotlib
-
-    names, columns = list(dict.fromkeys(row["factor"] for row in rows)), 3
+def draw(record: dict, folder: Path) -> None:
+    """Points below the ANN over time, a panel for each factor; black: the paper's."""
+    rows, ann, columns = record["rows"], record["ann_accuracy"], 3
+    names = list(dict.fromkeys(row["factor"] for row in rows))
     lines = -(-len(names) // columns)
     size = {"figsize": (11, 2.9 * lines), "squeeze": False}
-    with common.figure(path, lines, columns, sharex=True, sharey=True, **size) as (
-        whole,
-        axes,
-    ):
+    size |= {"sharex": True, "sharey": True}
+    path = folder / "ablation.png"
+    with common.figure(path, lines, columns, **size) as (whole, axes):
         for axis in axes.flat[len(names) :]:
             axis.remove()
         for name, axis in zip(names, axes.flat, strict=False):
-            found = [row for row in rows if row["factor"] == name and "accuracy" in row]
-            shades = np.linspace(0.1, 0.85, max(len(found) - 1, 1))
-            for i, row in enumerate(found):
-                style = {"color": matplotlib.colormaps["plasma"](shades[i - 1])}
+            shown = [row for row in rows if row["factor"] == name and "accuracy" in row]
+            for i, row in enumerate(shown):
+                style = {"color": jb.plot.COLOURS[(i - 1) % 6], "lw": 1.4}
+                style |= {"ls": "-" if i < 7 else "--"}
                 if i == 0:  # wide, so that what lies on it shows
-                    style = {"color": "black", "lw": 2.8}
-                accuracy = 100 * np.array(row["accuracy"])
-                times = np.arange(1, len(accuracy) + 1)
-                axis.plot(times, accuracy, label=row["value"], **{"lw": 1.2} | style)
-            axis.axhline(100 * ann, color="0.35", linestyle="--", linewidth=0.9)
+                    style = {"color": "black", "lw": 3}
+                lost = 100 * (ann - np.array(row["accuracy"]))
+                lost = lost.clip(min=LEAST)
+                axis.plot(row["times"], lost, label=row["value"], **style)
             axis.set_title(name, fontsize=10)
-            common.doubling(axis, "")
-            axis.legend(frameon=False, fontsize=7, loc="lower right")
-        axes[0, 0].set_ylim(0, 100 * ann + 3)
+            jb.plot.doubling(axis, "")
+            axis.legend(frameon=False, fontsize=7, loc="right")
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].set_yticks([LEAST, 0.5, 1, 5, 20, 80], minor=False)
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].set_ylim(100, 0.9 * LEAST)
+        axes[0, 0].set_xlim(0.8, 3000)  # room for the legends
         whole.supxlabel("time steps", fontsize=10)
-        whole.supylabel("accuracy (%)", fontsize=10)
+        whole.supylabel(f"points below the ANN ({LEAST:g}: or none)", fontsize=10)
         whole.suptitle(
-            f"{title} (black: the paper's setting; dashed: ANN)", fontsize=11
+            f"{common.title_of(record)}, {record['images']:,} training images: one "
+            "factor at a time (black: the paper's setting)",
+            fontsize=11,
         )
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.answer("ablation", Config, measure, text, draw, __doc__)

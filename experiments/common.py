@@ -1,13 +1,27 @@
-"""What the experiments share: settings, networks, measurements, records, figures."""
+"""What experiments share: settings, a network and its data, a run, a record, figures.
+
+An experiment is one page: its settings, what it measures, a text and a figure of that.
+
+    class Config(common.Study): ...
+
+    def measure(config, run) -> dict:       # the record
+        dataset, network, variables = config.load(run)
+        row = run("IF", function, network)  # kept; a killed run goes on behind it
+
+    if __name__ == "__main__":
+        common.answer("energy", Config, measure, text, draw, __doc__)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -15,7 +29,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,10 +38,7 @@ import tyro
 import jaxburst as jb
 from jaxburst import checks
 from jaxburst.io import files
-from jaxburst.io.files import folder as prepare_folder
 from jaxburst.training.stopping import Stopped
-
-COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
 
 # Settings: which network, on which data, and how it is converted.
 
@@ -35,12 +46,13 @@ COLOURS = {"refining": "#2a7f4f", "burst": "#c8451b", "IF": "#3a6ea5"}
 KINDS = {
     name: kind
     for kind, names in {
-        "count": "at_once bits calibration choice draws gamma gammas levels limit "
-        "selection train_limit trials",
-        "steps": "steps longest",
+        "count": "at_once batch_size bits calibration choice draws epochs gamma gammas "
+        "inputs levels limit selection tones train_limit trials",
+        "steps": "burst_steps longest steps",
         "fraction": "agreement initial",
         "percentile": "percentile percentiles",
         "positive": "budgets",
+        "natural": "validation",
         "seed": "seed",
     }.items()
     for name in names.split()
@@ -122,63 +134,76 @@ def trace(module, variables, dataset: jb.data.Dataset) -> jb.Network:
     return jb.trace(module.apply, variables, dataset.test[:1].inputs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What every study of one trained network is told.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What every experiment is told.
 
     Attributes:
-      dataset: what the network was trained on.
-      source: which network, with which weights and data.
-      out: folder for the results; runs/EXPERIMENT/DATASET_ARCH if not given.
+      out: folder for the results; runs/EXPERIMENT and the network if not given.
+      redraw: only draw the record again that `out` holds.
     """
 
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
-    source: tyro.conf.OmitArgPrefixes[Source] = Source()
     out: Path | None = None
+    redraw: bool = False
 
     def __post_init__(self):
         check_settings(self)
 
     @property
     def name(self) -> str:
+        """Of the folder below runs/EXPERIMENT."""
+        return ""
+
+    @property
+    def identity(self) -> Experiment:
+        """What results depend on."""
+        return dataclasses.replace(self, out=None)
+
+    @property
+    def told(self) -> dict:
+        """What is written down of it."""
+        left = {name: None for name in ("out", "redraw", "resume")}
+        return _given(dataclasses.asdict(self) | left)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study(Experiment):
+    """What every study of one trained network is told.
+
+    Attributes:
+      dataset: what the network was trained on.
+      source: which network, with which weights and data.
+    """
+
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    source: tyro.conf.OmitArgPrefixes[Source] = Source()
+
+    @property
+    def name(self) -> str:
         """DATASET_ARCH."""
         return f"{self.dataset}_{self.source.arch}"
 
-    @property
-    def title(self) -> str:
-        """The same for figures."""
-        return f"{self.dataset}, {self.source.arch}"
-
-    def begin(self, experiment: str):
-        """The folder for results, and what `Source.load_trained` returns."""
-        folder = prepare_folder(self.out or Path("runs", experiment, self.name))
-        return folder, *self.source.load_trained(self.dataset)
+    def load(self, run: Kept):
+        """What `Source.load_trained` returns, with a device of every core."""
+        one_device_per_core()
+        dataset, network, variables = self.source.load_trained(self.dataset)
+        run.same(variables)
+        return dataset, network, variables
 
 
-@dataclasses.dataclass(frozen=True)
-class Simulation:
-    """How a trained network is converted and simulated.
+def _given(settings: dict) -> dict:
+    """Without those that were not given and have no default."""
+    found = {
+        name: _given(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
-    Attributes:
-      steps: number of time steps.
-      gamma: largest number of spikes per step of a burst neuron.
-      percentile: of the activations; the range that thresholds are made to cover.
-      initial: initial potential over threshold (0 in the paper).
-      calibration: number of training images that are looked at for the thresholds.
-      limit: number of test images; all of them if not given.
-      at_once: number of images at a time; memory grows with it.
-    """
 
-    steps: int = 64
-    gamma: int = 5
-    percentile: float = 99.9
-    initial: float = 0.5
-    calibration: int = 1000
-    limit: int | None = None
-    at_once: int = 100
-
-    def __post_init__(self):
-        check_settings(self)
+def title_of(record: dict) -> str:
+    """Data and network of a study's record, for its figures."""
+    config = record["config"]
+    return f"{config['dataset']}, {config['source']['arch']}"
 
 
 # Measurements.
@@ -203,66 +228,8 @@ def measure(model, spiking, test, steps: int, batch_size: int = 100):
     curves = jb.evaluate(model, spiking, test, steps, batch_size=batch_size)
     seconds = time.perf_counter() - start
     energy = jb.energy.relative(model.network, curves.events)
-    return {
-        "accuracy": curves.accuracy.tolist(),
-        "energy_over_ann": energy.tolist(),
-        "seconds": seconds,
-    }, curves.events
-
-
-def compare(dataset, network, variables, settings: Simulation, folder: Path) -> dict:
-    """Converts a trained network to refining bursts, bursts and IF; simulates all.
-
-    `settings` is about bursts and IF; refining bursts take their preset and at most 8
-    steps. Prints the report of each layer, saves the burst network in `folder`, and
-    returns everything that was measured, ready for `write`.
-    """
-    test = dataset.test[: settings.limit]
-    images = dataset.train[: settings.calibration].inputs
-    size = settings.at_once
-    ann = jb.accuracy(network, variables, test, batch_size=size)
-    print(f"ANN: {ann:.2%} of {len(test):,} test images")
-    runs = {}
-    for name, gamma in (("refining", None), ("burst", settings.gamma), ("IF", 1)):
-        steps = settings.steps
-        if name == "refining":
-            steps = min(steps, 8)
-            model, spiking = jb.presets.refining(
-                network, variables, images, batch_size=size
-            )
-        else:
-            model, spiking = convert(
-                *(network, variables, images, jb.Burst(gamma)),
-                percentile=settings.percentile,
-                initial=settings.initial,
-                batch_size=size,
-            )
-        row, events = measure(model, spiking, test, steps, size)
-        if name == "burst":
-            some = images[: min(size, 50)]
-            apart = jb.verify(
-                network, variables, spiking, images[:100], batch_size=size
-            )
-            worst = max(apart.values())
-            print(f"converted against trained: largest difference {worst:.1e}")
-            print(f"\nlayers, {steps} steps of bursts on {len(some)} training images")
-            rows = jb.analysis.report(model, spiking, some, steps)
-            print(jb.analysis.table(rows), end="\n\n")
-            notes = {"dataset": dataset.name, "mean": test.mean, "std": test.std}
-            path = folder / "spiking.safetensors"
-            jb.save(path, model, spiking, notes=notes)
-        runs[name] = {"neuron": repr(model.neuron)} | row
-        runs[name]["joules"] = jb.energy.joules(network, events).tolist()
-        runs[name]["events"] = sum(events.values()).tolist()  # of each step
-    return {
-        "dataset": dataset.name,
-        "test_images": len(test),
-        "settings": dataclasses.asdict(settings),
-        "network": str(network).splitlines(),
-        "ann_accuracy": ann,
-        "ann_joules": jb.energy.ann_joules(network),
-        "runs": runs,
-    }
+    row = {"accuracy": curves.accuracy, "energy_over_ann": energy, "seconds": seconds}
+    return row, curves.events
 
 
 @contextlib.contextmanager
@@ -289,23 +256,184 @@ def shown(steps: int) -> list[int]:
     return sorted({2**k for k in range(steps.bit_length())} | {steps})
 
 
-# Records.
+def sampled(steps: int) -> np.ndarray:
+    """Time steps, at most eight from each power of two to the next, and the last."""
+    octaves = np.arange(int(8 * np.log2(steps)) + 1) / 8
+    return np.unique(np.append(np.rint(2**octaves), steps).astype(int))
 
 
-def write(folder: Path, name: str, results: dict[str, dict], config: object) -> None:
-    """Prints the table of each network; writes `name.json` and `name.png`.
+# A run: locked, kept as far as it has come, stopped by signals in one line.
+
+
+class Kept:
+    """What a long experiment has measured, kept until all of it is written.
+
+    The same command with the same versions continues where it was interrupted, and
+    gives the same record. A line of JSON for each result, in `unfinished.jsonl`; those
+    of other commands stay there.
+    """
+
+    def __init__(self, folder: Path, config: object):
+        self.folder, self.path = folder, folder / "unfinished.jsonl"
+        self.origin = repr((config, versions()))
+        self.found = {name: value for name, value in self._lines(own=True)}
+        if self.found:
+            print(f"continuing with {len(self.found)} results of {self.path}")
+
+    def _lines(self, own: bool) -> list:
+        """Names and values of this command, or the lines of others."""
+        found = []
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # empty, or cut off
+                origin, name, value = json.loads(line)
+                if own == (origin == self.origin):
+                    found.append((name, value) if own else line)
+        return found
+
+    def __call__(self, name: str, measure: Callable, *arguments, **keywords):
+        """What was kept under this name; else measures and keeps it, as JSON has it."""
+        if name not in self.found:
+            value = measure(*arguments, **keywords)
+            text = json.dumps([self.origin, name, value], default=_plain)
+            with self.path.open("a") as file:
+                # On a line of its own, even after one that was cut off.
+                file.write(f"\n{text}\n")
+            self.found[name] = json.loads(text)[2]
+        return self.found[name]
+
+    def same(self, variables) -> None:
+        """Refuses to go on with other weights.
+
+        Raises:
+          ValueError: they are not those that results were kept of.
+        """
+        leaves = map(np.asarray, jax.tree.leaves(variables))
+        mark = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
+        if self("weights", lambda: mark) != mark:
+            raise ValueError(
+                f"{self.path}: these results are of other weights; delete the file, "
+                "or choose another --out"
+            )
+
+    def within(self, scope: str) -> Callable:
+        """The same for results whose names are their own within the scope only."""
+        return lambda name, *task, **keywords: self(
+            f"{scope}: {name}", *task, **keywords
+        )
+
+    def done(self) -> None:
+        """Everything is written elsewhere."""
+        if others := self._lines(own=False):
+            print(f"{self.path} keeps what other commands, stopped, have measured")
+            files.write(self.path, "\n".join(others) + "\n")
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def _plain(value):
+    """Arrays, NumPy's numbers and paths, for JSON."""
+    return str(value) if isinstance(value, Path) else np.asarray(value).tolist()
+
+
+def answer(
+    name: str,
+    settings: type[Experiment],
+    measure: Callable[[Any, Kept], dict],
+    text: Callable[[dict], str],
+    draw: Callable[[dict, Path], None],
+    description: str | None,
+    *optional: str,
+    **default: Experiment,
+) -> None:
+    """Runs an experiment as its command line says, and writes what it found.
 
     Args:
-      folder: where to write; made by `prepare_folder`.
-      name: of the experiment.
-      results: `{network: what compare returned}`.
-      config: the experiment's settings, written down with the results.
+      name: of the experiment: writes NAME.json, NAME.md and figures.
+      settings: the class of its settings.
+      measure: of the settings and of `Kept`, which keeps each result: the record.
+      text: of the record, to be printed and written.
+      draw: of the record and the folder for figures.
+      description: for `--help`.
+      optional: packages whose versions are written down where they are installed.
+      default: `default=` settings that options change.
     """
-    for network, result in results.items():
-        print(f"{network} on {result['dataset']}, ANN {result['ann_accuracy']:.2%}")
-        print(_table(result), end="\n\n")
-    write_record(folder, name, config, results=results)
-    _draw(folder / f"{name}.png", results)
+
+    def main():
+        config = tyro.cli(settings, description=description, **default)
+        folder = prepare_folder(config.out or Path("runs", name, config.name))
+        kept, path = None, folder / f"{name}.json"
+        if not config.redraw:
+            kept = Kept(folder, config.identity)
+            write_record(folder, name, config.told, *optional, **measure(config, kept))
+        elif not path.exists():
+            raise FileNotFoundError(f"{path}: no record to draw; leave out --redraw")
+        record = json.loads(path.read_text())
+        print(f"\n{text(record)}\n")
+        write_text(folder / f"{name}.md", text(record))
+        draw(record, folder)
+        if kept:
+            kept.done()
+
+    run(main)
+
+
+_held = contextlib.ExitStack()
+
+
+def prepare_folder(path: Path) -> Path:
+    """A folder for results, which is this process's alone as long as `run` runs.
+
+    Raises:
+      OSError: files cannot be written to it, or another process writes to it.
+    """
+    folder = files.folder(path)
+    _held.enter_context(files.locked(folder))
+    return folder
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an experiment; what a user can mend ends in one line, not in a traceback.
+
+    Programs that took over a second to compile are kept for the next run, in
+    `~/.cache/jaxburst` if `JAX_COMPILATION_CACHE_DIR` names no other folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path.home() / ".cache/jaxburst"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    came = signal.SIGINT
+
+    def terminate(number, _):
+        nonlocal came
+        came = number
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, terminate)
+    try:
+        with _held:
+            main()
+    except (OSError, ValueError, TypeError, ImportError, ArithmeticError) as error:
+        sys.exit(f"error: {error}")
+    except Stopped:  # has said how to go on
+        raise
+    except KeyboardInterrupt:
+        line = "stopped; the same command goes on, with --resume where it trains"
+        print(line, file=sys.stderr)
+        sys.exit(128 + came)
+
+
+def one_device_per_core() -> None:
+    """Makes a device of every CPU core, so that all take part in `jb.evaluate`.
+
+    Nothing changes where JAX already runs, or was given a number of CPU devices.
+    """
+    if jax.config.jax_num_cpu_devices < 0:
+        with contextlib.suppress(RuntimeError):  # raised where JAX runs
+            jax.config.update("jax_num_cpu_devices", jb.devices.cores())
+
+
+# Records.
 
 
 def write_record(folder: Path, name: str, config, *optional: str, **found) -> None:
@@ -324,31 +452,49 @@ def write_record(folder: Path, name: str, config, *optional: str, **found) -> No
     write_json(folder / f"{name}.json", record | found)
 
 
+def provenance(*optional: str) -> dict:
+    """Command, versions and machine, for the JSON of an experiment.
+
+    `optional` packages are named where they are installed.
+    """
+    return {
+        "command": ["python", *sys.argv],
+        "versions": versions(*optional),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "cpus": os.cpu_count(),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def versions(*optional: str) -> dict[str, str]:
+    """Of jaxburst, and of what is installed of the packages it computes with."""
+    found = {"jaxburst": jb.__version__}
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy", *optional):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def write_json(path: Path, record: dict) -> None:
-    """Writes a record, all or nothing: rows on a line each, six digits of a number."""
+    """Writes a record, all or nothing: an array on a line, five digits of a number."""
     write_text(path, _json(record))
 
 
-def _json(value, indent: int = 0) -> str:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, float):
-        return json.dumps(float(f"{value:.6g}"))
-    if not isinstance(value, dict | list | tuple):
-        plain = value is None or isinstance(value, str | bool | int)
-        return json.dumps(value if plain else str(value), ensure_ascii=False)
-    named = isinstance(value, dict)
-    inner = value.values() if named else value
-    texts = [_json(item, indent + 1) for item in inner]
-    if named:
-        names = (json.dumps(str(name), ensure_ascii=False) for name in value)
-        texts = [f"{n}: {text}" for n, text in zip(names, texts, strict=True)]
-    start, end = "{}" if named else "[]"
-    row = not any(isinstance(item, dict) for item in inner)
-    if row and not any("\n" in text for text in texts):
-        return start + ", ".join(texts) + end
-    space = "\n" + " " * (indent + 1)
-    return start + space + ("," + space).join(texts) + space[:-1] + end
+def _json(value) -> str:
+    exact = json.dumps(value, default=_plain)
+    rounded = json.loads(
+        exact,
+        parse_float=lambda x: float(f"{float(x):.5g}"),
+        parse_constant=lambda name: None,  # what is not finite
+    )
+    text = json.dumps(rounded, indent=1, ensure_ascii=False)
+    return _ARRAY.sub(lambda array: f"[{_LINES.sub(' ', array[1])}]", text)
+
+
+_ARRAY = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
+_LINES = re.compile(r"\s*\n\s*")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -359,108 +505,6 @@ def write_text(path: Path, text: str) -> None:
 def write_file(path: Path, content: str | bytes) -> None:
     """Writes a file, all or nothing, and says so."""
     print(f"wrote {files.write(path, content)}")
-
-
-class Kept:
-    """What a long experiment has measured, kept until it is complete.
-
-    The same command with the same versions continues where it was interrupted. A line
-    of JSON for each result, in `unfinished.jsonl` of the folder.
-    """
-
-    def __init__(self, folder: Path, config: object):
-        self.path = folder / "unfinished.jsonl"
-        self.origin = repr((config, provenance()["versions"]))
-        self.found = {}
-        if not self.path.exists():
-            return
-        for line in self.path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # empty, or cut off
-                origin, name, value = json.loads(line)
-                if origin == self.origin:
-                    self.found[name] = value
-        if self.found:
-            print(f"continuing with {len(self.found)} results of {self.path}")
-
-    def __call__(self, name: str, measure: Callable[[], dict]) -> dict:
-        """What was kept under this name; else measures and keeps it."""
-        if name not in self.found:
-            self.found[name] = measure()
-            with self.path.open("a") as file:
-                # On a line of its own, even after one that was cut off.
-                file.write("\n" + json.dumps([self.origin, name, self.found[name]]))
-        return self.found[name]
-
-    def within(self, scope: str) -> Callable[[str, Callable[[], dict]], dict]:
-        """The same for results whose names are their own within the scope only."""
-        return lambda name, measure: self(f"{scope}: {name}", measure)
-
-    def done(self) -> None:
-        """Everything is written elsewhere."""
-        self.path.unlink(missing_ok=True)
-
-
-def provenance(*optional: str) -> dict:
-    """Command, versions and machine, for the JSON of an experiment.
-
-    `optional` packages are named where they are installed.
-    """
-    versions = {"jaxburst": jb.__version__}
-    for package in ("jax", "jaxlib", "flax", "optax", "numpy", *optional):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {
-        "command": ["python", *sys.argv],
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "cpus": os.cpu_count(),
-        "time": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-    }
-
-
-def run(main: Callable[[], None]) -> None:
-    """Runs an experiment; what a user can mend ends in one line, not in a traceback.
-
-    Programs that took over a second to compile are kept for the next run, in
-    `~/.cache/jaxburst` if `JAX_COMPILATION_CACHE_DIR` names no other folder.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = Path.home() / ".cache/jaxburst"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-    def terminate(*_):
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        main()
-    except (OSError, ValueError, TypeError, ImportError, ArithmeticError) as error:
-        sys.exit(f"error: {error}")
-    except Stopped:  # has said how to go on
-        raise
-    except KeyboardInterrupt as error:
-        print(
-            "stopped; a training with checkpoints continues with --resume; ablation, "
-            "codes and energy with the same command",
-            file=sys.stderr,
-        )
-        sys.exit(143 if isinstance(error, _Terminated) else 130)
-
-
-class _Terminated(KeyboardInterrupt):
-    """By SIGTERM, outside a training."""
-
-
-def one_device_per_core() -> None:
-    """Makes a device of every CPU core, so that all take part in `jb.evaluate`.
-
-    Nothing changes where JAX already runs, or was given a number of CPU devices.
-    """
-    if jax.config.jax_num_cpu_devices < 0:
-        with contextlib.suppress(RuntimeError):  # raised where JAX runs
-            jax.config.update("jax_num_cpu_devices", jb.devices.cores())
 
 
 # Tables and figures.
@@ -474,7 +518,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule=None) -> s
 
 
 @contextlib.contextmanager
-def figure(path: Path, *shape: int, dpi: int = 130, **options):
+def figure(path: Path, *shape: int, dpi: int = 110, **options):
     """Gives `(figure, axes)` to draw on; a PNG of it is written at the end."""
     import matplotlib
 
@@ -487,59 +531,3 @@ def figure(path: Path, *shape: int, dpi: int = 130, **options):
     made.savefig(drawn, dpi=dpi, format="png")
     plt.close(made)
     write_file(path, drawn.getvalue())
-
-
-def doubling(axis, label: str = "time steps") -> None:
-    """An axis on which time steps or energies double from mark to mark."""
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel(label)
-    axis.grid(alpha=0.3)
-
-
-def accuracy_against_energy(axis, ann: float, title: str) -> None:
-    """Dresses a figure of that kind: the ANN's line, title, labels, legend."""
-    axis.axhline(100 * ann, color="0.35", linestyle="--", label=f"ANN, {ann:.2%}")
-    axis.set(
-        title=f"{title}: accuracy and energy, a dot per time step",
-        xlabel="energy / ANN",
-        ylabel="test accuracy (%)",
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
-
-
-def _table(result: dict) -> str:
-    lines = ["    T" + "".join(f"  {name:>9}  energy/ANN" for name in result["runs"])]
-    for t in shown(result["settings"]["steps"]):
-        cells = (
-            f"  {run['accuracy'][t - 1]:>9.2%}  {run['energy_over_ann'][t - 1]:>10.3f}"
-            if t <= len(run["accuracy"])
-            else " " * 23
-            for run in result["runs"].values()
-        )
-        lines.append((f"{t:>5}" + "".join(cells)).rstrip())
-    return "\n".join(lines)
-
-
-def _draw(path: Path, results: dict[str, dict]) -> None:
-    """Accuracy against energy and against time, one row for each network."""
-    rows = len(results)
-    with figure(path, rows, 2, figsize=(11, 3.9 * rows), squeeze=False) as (_, axes):
-        for (network, result), row in zip(results.items(), axes, strict=True):
-            gamma = result["settings"]["gamma"]
-            labels = {
-                "refining": "refining bursts",
-                "burst": f"bursts, γ = {gamma}",
-                "IF": "integrate-and-fire",
-            }
-            runs = {labels[name]: run for name, run in result["runs"].items()}
-            images, about = result["test_images"], f"{network}, {result['dataset']}"
-            curves = {
-                label: jb.evaluation.Curves(np.array(run["accuracy"]), {}, images)
-                for label, run in runs.items()
-            }
-            energy = {label: run["energy_over_ann"] for label, run in runs.items()}
-            ann, title = result["ann_accuracy"], f"{about}, {images:,} images"
-            jb.plot.accuracy(curves, energy=energy, ann=ann, title=title, axes=row[0])
-            jb.plot.accuracy(curves, ann=ann, title=title, axes=row[1])

@@ -13,33 +13,40 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import common
+import conversion
 import tyro
-from common import Simulation, compare, figure, prepare_folder, run, trace, write
 
 import jaxburst as jb
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Experiment):
     """Trains, converts and simulates two small networks on handwritten digits.
 
     Attributes:
-      out: folder for the results.
       epochs: passes over the 1,257 training images.
       seed: of the weights, batches and augmentation.
       simulation: how the networks are converted and simulated.
     """
 
-    out: Path = Path("runs/digits")
     epochs: int = 30
     seed: int = 0
-    simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation(calibration=500)
+    simulation: tyro.conf.OmitArgPrefixes[conversion.Simulation] = (
+        conversion.Simulation(calibration=500)
+    )
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    folder = prepare_folder(config.out)
-    dataset = jb.data.digits()
+def measure(config: Config, run: common.Kept) -> dict:
+    """Both networks, each with a picture of its spikes."""
+    names = ("vgg_tiny", "resnet_tiny")
+    return {"results": {name: run(name, whole, name, config, run) for name in names}}
+
+
+def whole(name: str, config: Config, run: common.Kept) -> dict:
+    """One network, from training to its picture."""
+    print(f"training {name}")
+    dataset, folder = jb.data.digits(), run.folder / name
     recipe = jb.Recipe(
         epochs=config.epochs,
         batch_size=64,
@@ -47,19 +54,13 @@ def main() -> None:
         augment="none",  # a mirrored digit is another digit
         seed=config.seed,
     )
-    results = {}
-    for name in ("vgg_tiny", "resnet_tiny"):
-        print(f"training {name}")
-        module = jb.zoo.NETWORKS[name](dataset.classes)
-        variables, _ = jb.fit(
-            module, dataset.train, recipe, validation=dataset.validation
-        )
-        network = trace(module, variables, dataset)
-        results[name] = compare(
-            dataset, network, variables, config.simulation, folder / name
-        )
-        draw_spikes(dataset, network, variables, folder / name)
-    write(folder, "digits", results, config)
+    module = jb.zoo.NETWORKS[name](dataset.classes)
+    variables, _ = jb.fit(module, dataset.train, recipe, validation=dataset.validation)
+    network = common.trace(module, variables, dataset)
+    inputs = dataset, network, variables
+    result = conversion.compare(*inputs, config.simulation, run.within(name), folder)
+    draw_spikes(*inputs, folder)
+    return result
 
 
 def draw_spikes(dataset, network: jb.Network, variables, folder: Path) -> None:
@@ -70,7 +71,7 @@ def draw_spikes(dataset, network: jb.Network, variables, folder: Path) -> None:
         "bursts": jb.load(folder / "spiking.safetensors", network),
         "refining bursts": jb.presets.refining(network, variables, inputs),
     }
-    with figure(folder / "raster.png", 1, 2, figsize=(13, 4)) as (_, axes):
+    with common.figure(folder / "raster.png", 1, 2, figsize=(13, 4)) as (_, axes):
         for axis, (title, both) in zip(axes, converted.items(), strict=True):
             trace = jb.simulate(*both, image, steps=8, record=name)
             jb.plot.raster(trace, name, axes=axis)
@@ -78,4 +79,5 @@ def draw_spikes(dataset, network: jb.Network, variables, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    text, draw = conversion.text, conversion.draw
+    common.answer("digits", Config, measure, text, draw, __doc__)

@@ -10,10 +10,10 @@ spikes. Least-squares thresholds are for few steps: 29.1 % instead of 35.2 % at 
 but what is stuck stays, 14.9 % at T = 32.
 
 Starts from integrate-and-fire neurons and adds one remedy after the other; each time
-`jaxburst.analysis.errors` splits the error of all rates exactly. `staircase.png` shows
-what one neuron makes of its current, `errors.png` the parts by layer, by time and by
-remedy. For a network with max pooling, `limit.png` shows that its logits come as close
-as one likes to the trained network's under lateral pooling, and do not under gating.
+`jaxburst.analysis.errors` splits the error of all rates exactly. `errors.png` shows the
+parts by time and by remedy, `layers.png` the whole error by layer. For a network with
+max pooling, `limit.png` shows that its logits come as close as one likes to the trained
+network's under lateral pooling, and do not under gating.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from pathlib import Path
 
 import common
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jaxburst as jb
 from jaxburst.methods.analysis import CAUSES, LayerErrors
@@ -37,7 +35,7 @@ PARTS = {
     "remainder": ("#7fb2d9", "residual information: below the threshold"),
     "stuck": ("#1f4e79", "residual information: stuck above it"),
     "overfiring": ("#8e5ea2", "over-firing"),
-    "pooling": ("#2a7f4f", "pooling error (rows of pools)"),
+    "pooling": ("#2a7f4f", "pooling error, of pools alone"),
 }
 GAMMA = 5
 LIMIT_STEPS, LIMIT_IMAGES = 256, 10
@@ -45,7 +43,7 @@ LEAST = 0.02  # percent; less is not drawn over time
 LATERAL = "+ lateral pooling"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
     """Takes the conversion error of a trained network apart.
 
@@ -62,67 +60,85 @@ class Config(common.Study):
     seed: int = 0
 
 
-def remedies(network, variables, images) -> dict[str, tuple[jb.Model, dict]]:
-    """`{name: (model, spiking)}`: each adds one remedy to those before."""
+def measure(config: Config, run: common.Kept) -> dict:
+    """The errors of every remedy."""
+    dataset, network, variables = config.load(run)
+    seen = common.drawn(dataset, config.calibration, np.random.default_rng(config.seed))
+    images = dataset.test[: config.limit].inputs
+    times, methods = common.shown(config.steps), remedies(network, variables, seen)
+
+    def one(method: str) -> dict:
+        model, spiking = methods[method]()
+        rows = jb.analysis.errors(model, spiking, images, config.steps)
+        return {
+            "mean_over_layers_percent": over_layers(rows, times),
+            "last_percent": {
+                row.name: relative(row, times[-1:])["total"][0]
+                for row in rows
+                if "pooling" not in row.size
+            },
+        }
+
+    found = {method: run(method, one, method) for method in methods}
+    record = {"images": len(images), "times": times, "methods": found}
+    if network.pools:
+        some = images[:LIMIT_IMAGES]
+        record["limit"] = run("limit", limit, network, variables, some)
+    return record
+
+
+def remedies(network, variables, images) -> dict:
+    """`{name: makes (model, spiking)}`: each adds one remedy to those before."""
     one, burst = jb.Burst(1), jb.Burst(GAMMA)
     signed = jb.Burst(GAMMA, signed=True)
-    highest = jb.calibrate(network, variables, images, one)
-    split = {name: theta / GAMMA for name, theta in highest.items()}
-    with common.silent_channels():
-        best = jb.methods.calibrate_mse(network, variables, images, burst)
+
+    def made(neuron, pool: str, initial: float, best: bool = False):
+        with common.silent_channels():
+            if best:
+                thresholds = jb.methods.calibrate_mse(network, variables, images, burst)
+            else:
+                levels = one if neuron == one else burst
+                thresholds = jb.calibrate(network, variables, images, levels)
+        spiking = jb.convert(network, variables, thresholds, initial=initial)
+        return jb.Model(network, neuron, pool), spiking
+
     rows = {
-        "integrate-and-fire": (one, "gated", highest, 0.0),
-        f"+ bursts, γ = {GAMMA}": (burst, "gated", split, 0.0),
-        LATERAL: (burst, "lateral", split, 0.0),
-        "+ v₀ = θ/2": (burst, "lateral", split, 0.5),
-        "+ signed spikes": (signed, "lateral", split, 0.5),
-        "+ least-squares θ": (signed, "lateral", best, 0.5),
+        "integrate-and-fire": (one, "gated", 0.0),
+        f"+ bursts, γ = {GAMMA}": (burst, "gated", 0.0),
+        LATERAL: (burst, "lateral", 0.0),
+        "+ v₀ = θ/2": (burst, "lateral", 0.5),
+        "+ signed spikes": (signed, "lateral", 0.5),
+        "+ least-squares θ": (signed, "lateral", 0.5, True),
     }
     if not network.pools:
         del rows[LATERAL]
-    return {
-        name: (
-            jb.Model(network, neuron, pool),
-            jb.convert(network, variables, thresholds, initial=initial),
-        )
-        for name, (neuron, pool, thresholds, initial) in rows.items()
-    }
+    return {name: lambda row=row: made(*row) for name, row in rows.items()}
 
 
-def at(row: LayerErrors, times: list[int]) -> LayerErrors:
-    """The errors after these steps only."""
-    steps = np.array(times) - 1
-    mean, size = (
-        {cause: values[steps] for cause, values in found.items()}
-        for found in (row.mean, row.size)
-    )
-    return row._replace(mean=mean, size=size)
+def relative(row: LayerErrors, times: list[int]) -> dict[str, np.ndarray]:
+    """`{cause: [times]}`: mean size over mean activation, in percent."""
+    steps, whole = np.array(times) - 1, row.activation or np.nan
+    return {cause: 100 * size[steps] / whole for cause, size in row.size.items()}
 
 
-def relative(rows: list[LayerErrors], cause: str) -> np.ndarray:
-    """Size over mean activation, `[layers, times]`; NaN where a cause is missing."""
-    nothing = np.full_like(rows[0].size["total"], np.nan)
-    return np.stack(
-        [row.size.get(cause, nothing) / (row.activation or np.nan) for row in rows]
-    )
-
-
-def over_layers(rows: list[LayerErrors]) -> dict[str, np.ndarray]:
+def over_layers(rows: list[LayerErrors], times: list[int]) -> dict[str, np.ndarray]:
     """`{cause: [times]}`, in percent: the mean over the layers where it exists.
 
     The total is that of the neurons: what a pool adds, they inherit.
     """
-    pools = [row for row in rows if "pooling" in row.size]
-    neurons = [row for row in rows if "pooling" not in row.size]
     found = {}
     for cause in (*CAUSES, "total"):
-        chosen = pools if cause == "pooling" else neurons
-        if chosen:
-            found[cause] = 100 * np.nanmean(relative(chosen, cause), 0)
+        values = [
+            relative(row, times)[cause]
+            for row in rows
+            if cause in row.size and ("pooling" in row.size) == (cause == "pooling")
+        ]
+        if values:
+            found[cause] = np.nanmean(values, 0)
     return found
 
 
-def limit(network, variables, images) -> dict[str, np.ndarray]:
+def limit(network, variables, images) -> dict:
     """`{pool: [T]}`: T times the mean distance of the logits to the trained network's.
 
     No neuron is saturated: thresholds are the maximum over these very images, over γ.
@@ -130,82 +146,42 @@ def limit(network, variables, images) -> dict[str, np.ndarray]:
     neuron = jb.Burst(GAMMA)
     thresholds = jb.calibrate(network, variables, images, neuron, percentile=100)
     spiking = jb.convert(network, variables, thresholds)
-    logits, found = np.asarray(jax.jit(network)(variables, images)), {}
+    logits = np.asarray(jax.jit(network)(variables, images))
+    times = common.sampled(LIMIT_STEPS)
+    found = {"times": times}
     for pool in ("lateral", "gated"):
         model = jb.Model(network, neuron, pool)
         trace = jb.simulate(model, spiking, images, LIMIT_STEPS)
-        distance = np.abs(np.asarray(trace.logits) - logits[None])
-        found[pool] = distance.mean((1, 2)) * np.arange(1, LIMIT_STEPS + 1)
+        distance = np.abs(np.asarray(trace.logits) - logits[None]).mean((1, 2))
+        found[pool] = distance[times - 1] * times
     return found
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    folder, dataset, network, variables = config.begin("errors")
-    seen = common.drawn(dataset, config.calibration, np.random.default_rng(config.seed))
-    images = dataset.test[: config.limit].inputs
-    times, results = common.shown(config.steps), {}
-    for method, (model, spiking) in remedies(network, variables, seen).items():
-        rows = jb.analysis.errors(model, spiking, images, config.steps)
-        results[method] = [at(row, times) for row in rows]
-        total = over_layers(results[method])["total"][-1]
-        print(f"{method}: {total:.2f}% of the activations at T = {times[-1]}")
-    for method in (next(iter(results)), list(results)[-1]):
-        print(f"\n{method}, T = {times[-1]}: mean absolute error over mean activation")
-        print(jb.analysis.error_table(results[method], len(times)))
-    print("\n" + _table(results, times) + "\n")
-    found = {}
-    if network.pools:
-        found["limit"] = limit(network, variables, images[:LIMIT_IMAGES])
-        print(_limit_table(found["limit"]) + "\n")
-        _draw_limit(folder / "limit.png", found["limit"])
-    common.write_record(
-        *(folder, "errors", config),
-        images=len(images),
-        times=times,
-        last_percent={  # of each layer, the total over its mean activation
-            method: {
-                row.name: 100 * row.size["total"][-1] / (row.activation or np.nan)
-                for row in rows
-            }
-            for method, rows in results.items()
-        },
-        mean_over_layers_percent={
-            method: over_layers(rows) for method, rows in results.items()
-        },
-        **found,
-    )
-    _draw_staircase(folder / "staircase.png")
-    title = f"{config.source.arch}, {config.dataset}, {len(images):,} test images"
-    _draw(folder / "errors.png", results, times, title)
-
-
-def _table(results, times) -> str:
+def text(record: dict) -> str:
     """Every remedy at a few times: the mean over the layers, in percent."""
-    causes = [*CAUSES, "total"]
-    head = f"{'in % of the activations':<24}{'T':>5}"
-    lines = [head + "".join(f"{cause:>13}" for cause in causes)]
-    for method, rows in results.items():
-        means = over_layers(rows)
+    times, rows = record["times"], []
+    for method, found in record["methods"].items():
+        means = found["mean_over_layers_percent"]
         for i in _few(times):
-            cells = (
-                f"{means[cause][i]:>13.2f}" if cause in means else " " * 13
-                for cause in causes
-            )
-            lines.append(f"{method:<24}{times[i]:>5}" + "".join(cells))
+            cells = [f"{means[c][i]:.2f}" if c in means else "" for c in _causes()]
+            rows.append([method, str(times[i]), *cells])
+    head = ["% of the activations", "T", *_causes()]
+    lines = [common.markdown(head, rows)]
+    if "limit" in record:
+        found = record["limit"]
+        values = zip(found["times"], found["lateral"], found["gated"], strict=True)
+        rows = [
+            [str(t), f"{lateral:.2f}", f"{gated:.2f}"]
+            for t, lateral, gated in values
+            if t in common.shown(LIMIT_STEPS)
+        ]
+        lines += ["", "T × distance to the trained network's logits, by pooling", ""]
+        lines += [common.markdown(["T", "lateral", "gated"], rows)]
     return "\n".join(lines)
 
 
-def _limit_table(found) -> str:
-    lines = [
-        "T × distance to the trained network's logits",
-        "    T   lateral     gated",
-    ]
-    for t in common.shown(LIMIT_STEPS):
-        lines.append(
-            f"{t:>5}{found['lateral'][t - 1]:>10.2f}{found['gated'][t - 1]:>10.2f}"
-        )
-    return "\n".join(lines)
+def _causes() -> list[str]:
+    return [*CAUSES, "total"]
 
 
 def _few(times: list[int]) -> list[int]:
@@ -213,70 +189,82 @@ def _few(times: list[int]) -> list[int]:
     return sorted({min(1, len(times) - 1), len(times) // 2, len(times) - 1})
 
 
-def _draw(path: Path, results, times: list[int], title: str) -> None:
-    """Rows: layers under the first method and under bursts; time; remedies."""
-    few, methods = _few(times), list(results)
-    paper = methods[2] if LATERAL in methods else methods[1]
-    with common.figure(path, 4, 3, dpi=110, figsize=(14, 14)) as (whole, axes):
-        for method, line in ((methods[0], axes[0]), (paper, axes[1])):
-            for axis, i in zip(line, few, strict=False):
-                _draw_layers(axis, results[method], i)
-                axis.set_title(f"by layer: {_label(method, methods)}, T = {times[i]}")
-            line[0].set_ylabel("mean |error| / mean activation (%)")
-        for axis, method in zip(axes[2], (methods[0], paper, methods[-1]), strict=True):
-            means = over_layers(results[method])
+def draw(record: dict, folder: Path) -> None:
+    """By time for three methods, by remedy at three times; and by layer."""
+    times, methods = record["times"], list(record["methods"])
+    means = {
+        name: of["mean_over_layers_percent"] for name, of in record["methods"].items()
+    }
+    chosen = [methods[0], LATERAL if LATERAL in means else methods[1], methods[-1]]
+    path = folder / "errors.png"
+    with common.figure(path, 2, 3, figsize=(14, 8)) as (whole, (above, below)):
+        for axis, method in zip(above, chosen, strict=True):
             for cause, (colour, _) in PARTS.items():
-                if cause in means:
-                    seen = np.where(means[cause] > LEAST, means[cause], np.nan)
-                    style = {"color": colour, "marker": "o", "markersize": 4}
-                    if cause == "remainder":
-                        style |= {"linewidth": 5, "zorder": 1}
-                    axis.plot(times, seen, **style)
-            axis.plot(times, means["total"], color="k", linestyle="--")
-            common.doubling(axis)
+                if cause in means[method]:
+                    values = np.array(means[method][cause])
+                    style = {"color": colour, "marker": "o", "ms": 4}
+                    if cause == "remainder":  # others lie on it
+                        style |= {"lw": 5, "zorder": 1}
+                    axis.plot(times, np.where(values > LEAST, values, np.nan), **style)
+            axis.plot(times, means[method]["total"], color="k", linestyle="--")
+            jb.plot.doubling(axis, "time steps")
             axis.set_yscale("log")
             axis.set_ylim(bottom=LEAST)
             axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(f"by time: {_label(method, methods)}")
-        axes[2][0].set_ylabel("mean over layers (%)")
-        for axis, i in zip(axes[3], few, strict=False):
-            means = [over_layers(rows) for rows in results.values()]
-            parts = {
-                cause: np.array(
-                    [mean[cause][i] if cause in mean else 0 for mean in means]
-                )
-                for cause in (*CAUSES, "total")
-            }
-            _stack(axis.barh, "left", parts)
-            axis.scatter(parts["total"], range(len(methods)), color="k", s=20, zorder=3)
-            axis.set_yticks(range(len(methods)), methods if axis is axes[3][0] else [])
-            axis.set_xlim(left=0)
+        above[0].set_ylabel("mean |error| / mean activation (%)")
+        for axis, i in zip(below, _few(times), strict=False):
+            start = np.zeros(len(methods))
+            for cause, (colour, _) in PARTS.items():
+                values = [
+                    mean[cause][i] if cause in mean else 0 for mean in means.values()
+                ]
+                axis.barh(methods, values, 0.75, left=start, color=colour)
+                start += values
+            total = [mean["total"][i] for mean in means.values()]
+            axis.scatter(total, methods, color="k", s=20, zorder=3)
+            axis.set_yticks(range(len(methods)), methods if axis is below[0] else [])
+            axis.set_xlim(0, 1.05 * max(start.max(), max(total)))
             axis.invert_yaxis()
             axis.set(title=f"by remedy, T = {times[i]}", xlabel="mean over layers (%)")
-        for axis in axes.flat:
+        for axis in (*above, *below):
             axis.set_visible(axis.has_data())
             axis.spines[["top", "right"]].set_visible(False)
-        there = {cause for row in results[methods[0]] for cause in row.size}
         handles = [
-            axes[0][0].bar(0, 0, color=colour, label=label)
+            above[0].bar(1, np.nan, color=colour, label=label)
             for cause, (colour, label) in PARTS.items()
-            if cause in there
+            if any(cause in mean for mean in means.values())
         ]
         label = "the whole error (parts of opposite sign cancel)"
-        handles += axes[0][0].plot([], [], "k--o", markersize=4, label=label)
-        whole.suptitle(f"Conversion error by cause: {title}")
+        handles += above[0].plot([], [], "k--o", markersize=4, label=label)
+        whole.suptitle(f"Conversion error by cause: {_about(record)}")
         place = {"loc": "outside lower center", "ncols": 3}
         whole.legend(handles=handles, frameon=False, **place)
+    _draw_layers(folder / "layers.png", record)
+    if "limit" in record:
+        _draw_limit(folder / "limit.png", record)
 
 
-def _draw_layers(axis, rows: list[LayerErrors], i: int) -> None:
-    parts = {cause: 100 * relative(rows, cause)[:, i] for cause in (*CAUSES, "total")}
-    _stack(axis.bar, "bottom", parts)
-    axis.scatter(range(len(rows)), parts["total"], color="k", s=14, zorder=3)
-    axis.set_ylim(bottom=0)
-    every = -(-len(rows) // 28)  # more would overlap
-    names = [row.name for row in rows][::every]
-    axis.set_xticks(range(0, len(rows), every), names, rotation=90, fontsize=6)
+def _draw_layers(path: Path, record: dict) -> None:
+    """The whole error of each layer after all steps, a curve for each remedy."""
+    with common.figure(path, figsize=(9, 4.2)) as (_, axis):
+        for i, (method, of) in enumerate(record["methods"].items()):
+            names, values = list(of["last_percent"]), list(of["last_percent"].values())
+            style = {"color": jb.plot.COLOURS[i], "marker": "os^Dv<"[i], "ms": 3}
+            axis.plot(range(len(names)), values, label=method, **style)
+        every = -(-len(names) // 28)  # more would overlap
+        axis.set_xticks(range(0, len(names), every), names[::every], rotation=90)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
+        axis.set_ylabel("mean |error| / mean activation (%)")
+        axis.set_title(f"Error by layer, T = {record['times'][-1]}: {_about(record)}")
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def _about(record: dict) -> str:
+    return f"{common.title_of(record)}, {record['images']:,} test images"
 
 
 def _label(method: str, methods: list[str]) -> str:
@@ -286,76 +274,24 @@ def _label(method: str, methods: list[str]) -> str:
     return "bursts, lateral pooling" if method == LATERAL else method.removeprefix("+ ")
 
 
-def _stack(bar, start: str, parts) -> None:
-    """Stacked bars of all causes; `start` is the side where they stand."""
-    positions = range(len(parts["total"]))
-    below = np.zeros(len(positions))
-    for cause, (colour, _) in PARTS.items():
-        values = np.nan_to_num(parts[cause])
-        bars = bar(positions, values, 0.75, **{start: below}, color=colour)
-        for patch in bars:  # leave room beyond the last
-            patch.sticky_edges.x.clear()
-            patch.sticky_edges.y.clear()
-        below += values
-
-
-def staircase(neuron: jb.Burst, theta, initial, currents, steps: int) -> jax.Array:
-    """The rate `θ N / T` of one neuron for each constant current."""
-    threshold = jb.neurons.Threshold(*map(jnp.asarray, (theta, initial, 0.0)))
-    state = neuron.rest(threshold, currents.shape, currents.dtype)
-    total = jnp.zeros_like(currents)
-    for t in range(1, steps + 1):
-        state, spikes = neuron.step(threshold, state, currents, jnp.asarray(t))
-        total += theta * spikes
-    return total / steps
-
-
-def _draw_staircase(path: Path) -> None:
-    """Rate against current: with the same threshold, and for the same range."""
-    steps, most = 8, 2.0
-    currents = jnp.linspace(-0.4, 1.25 * most, 1500)
-    with common.figure(path, 1, 2, figsize=(10, 4.2)) as (_, axes):
-        for axis, thetas, title in (
-            (axes[0], (1.0, 1.0), f"the same threshold θ = 1, T = {steps}, v₀ = 0"),
-            (
-                axes[1],
-                (most, most / GAMMA),
-                f"the same range, [0, {most:g}], T = {steps}",
-            ),
-        ):
-            axis.plot(currents, jnp.maximum(currents, 0), "k--", label="ReLU", lw=1)
-            kinds = {"IF": "integrate-and-fire", "burst": f"burst, γ = {GAMMA}"}
-            for kind, gamma, theta in zip(kinds, (1, GAMMA), thetas, strict=True):
-                rate = staircase(jb.Burst(gamma), theta, 0.0, currents, steps)
-                label = f"{kinds[kind]}, θ = {theta:g}"
-                axis.plot(
-                    currents, rate, color=common.COLOURS[kind], label=label, lw=1.6
-                )
-            axis.set(title=title, xlabel="current")
-            axis.grid(alpha=0.3)
-        rate = staircase(jb.Burst(1), most, 0.5, currents, steps)
-        label = "integrate-and-fire, v₀ = θ/2"
-        axes[1].plot(currents, rate, ":", color=common.COLOURS["IF"], label=label)
-        axes[0].set_ylabel("rate θN/T")
-        for axis in axes:
-            axis.legend(frameon=False)
-
-
-def _draw_limit(path: Path, found: dict[str, np.ndarray]) -> None:
+def _draw_limit(path: Path, record: dict) -> None:
+    found = record["limit"]
     with common.figure(path, figsize=(6, 4)) as (_, axis):
-        times = np.arange(1, LIMIT_STEPS + 1)
-        for pool, colour in (("lateral", "#2a7f4f"), ("gated", "#c8451b")):
-            axis.plot(times, found[pool], color=colour, label=f"{pool} pooling")
-        common.doubling(axis, "time steps T")
+        for i, pool in enumerate(("lateral", "gated")):
+            style = {"color": jb.plot.COLOURS[i], "marker": "os"[i], "ms": 3}
+            axis.plot(found["times"], found[pool], label=f"{pool} pooling", **style)
+        jb.plot.doubling(axis, "time steps T")
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
         axis.set_title(
-            f"bursts, γ = {GAMMA}, none saturated: flat is an error like 1/T"
+            f"{common.title_of(record)}: bursts, γ = {GAMMA}, none saturated;\n"
+            "flat is an error like 1/T",
+            fontsize=10,
         )
         axis.set_ylabel("T × mean distance to the ANN's logits")
         axis.legend(frameon=False)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.answer("errors", Config, measure, text, draw, __doc__)

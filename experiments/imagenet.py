@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 import common
+import conversion
 import numpy as np
 import tyro
 
@@ -40,40 +41,45 @@ import jaxburst as jb
 CLASSES, IMAGE = 1000, (224, 224, 3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Experiment):
     """Loads a network, converts it and simulates it on ImageNet's validation images.
 
     Attributes:
       torch_weights: a PyTorch state dict (.safetensors).
       arch: the network whose weights these are.
       data_dir: folder of the prepared dataset, or of its archives.
-      out: folder for the results; runs/imagenet/ARCH if not given.
       simulation: how the network is converted and simulated.
     """
 
     torch_weights: Path
     arch: Literal[tuple(jb.zoo.IMAGENET)] = "resnet18"
     data_dir: Path = Path("data")
-    out: Path | None = None
-    simulation: tyro.conf.OmitArgPrefixes[common.Simulation] = common.Simulation(
-        steps=32, calibration=200, at_once=25
+    simulation: tyro.conf.OmitArgPrefixes[conversion.Simulation] = (
+        conversion.Simulation(steps=32, calibration=200, at_once=25)
     )
 
+    @property
+    def name(self) -> str:
+        """The network's."""
+        return self.arch
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+
+def measure(config: Config, run: common.Kept) -> dict:
+    """The network as refining bursts, bursts and IF."""
     common.one_device_per_core()
-    folder = common.prepare_folder(config.out or Path("runs", "imagenet", config.arch))
     # First the weights: if they do not fit, nobody waits for the data.
     module = jb.zoo.IMAGENET[config.arch](CLASSES)
     example = np.zeros((1, *IMAGE), np.float32)
     variables = jb.load_pytorch(module, config.torch_weights, example).variables
+    run.same(variables)
     dataset = jb.data.imagenet(config.data_dir)
     network = common.trace(module, variables, dataset)
-    found = common.compare(dataset, network, variables, config.simulation, folder)
-    common.write(folder, "imagenet", {config.arch: found}, config)
+    inputs = dataset, network, variables
+    result = conversion.compare(*inputs, config.simulation, run, run.folder)
+    return {"results": {config.arch: result}}
 
 
 if __name__ == "__main__":
-    common.run(main)
+    text, draw = conversion.text, conversion.draw
+    common.answer("imagenet", Config, measure, text, draw, __doc__)

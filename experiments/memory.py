@@ -20,23 +20,24 @@ two models with memory instead of quanta.
 from __future__ import annotations
 
 import dataclasses
-import warnings
+from functools import partial
+from pathlib import Path
 
 import common
 import numpy as np
-import tyro
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
 
-MEMORY = "horowitz_int8"  # the model with memory that is printed
+USUAL, MEMORY = "horowitz_fp32", "horowitz_int8"
+REUSE = ("no", "full")
 PUBLISHED = (
     ("Yan et al. 2026, unary", 5, (5 * 0.057, 5 * 0.057)),
     ("Dampfhoffer et al. 2023, binary", None, (0.15, 1.38)),
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
     """Prices conversions with memory.
 
@@ -57,229 +58,224 @@ class Config(common.Study):
     levels: tuple[int, ...] = (3, 4, 6)
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    common.one_device_per_core()
-    folder, dataset, network, variables = config.begin("memory")
+def measure(config: Config, run: common.Kept) -> dict:
+    """The conventional networks, and every code in the units of its hardware."""
+    dataset, network, variables = config.load(run)
     images = dataset.train[: config.calibration].inputs
     test = dataset.test[: config.limit]
-    ann = jb.accuracy(network, variables, test)
+    ann = run("ANN", jb.accuracy, network, variables, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
     quantised = {}
     for bits in config.bits:
-        pair = rounded(network, variables, images, bits=bits)
-        quantised[bits] = jb.evaluate(*pair, test, 1)
-        print(f"{bits} bits: {quantised[bits].accuracy[0]:.2%}")
-    spiking = {"refining": jb.presets.refining(network, variables, images)}
-    with common.silent_channels():
-        spiking["bursts"] = common.convert(network, variables, images, jb.Burst(5))
-    if config.balance:
-        for levels in config.levels:
-            spiking |= balanced(network, variables, images, levels)
-    codes, reports = {}, {}
-    for name, (model, weights) in spiking.items():
-        curves = jb.evaluate(model, weights, test, config.steps)
-        codes[name] = code(model, curves)
-        units = ("quanta",) if name == "bursts" else jb.energy.UNITS
-        reports[name] = {
-            cost.name: {
-                unit: priced(model, curves, cost, unit, name in ("refining", "bursts"))
-                for unit in units
-            }
-            for cost in jb.energy.PRESETS.values()
-        }
-        if name == "refining":
-            for cost, unit in (("horowitz_fp32", "quanta"), (MEMORY, "digits")):
-                cost = jb.energy.PRESETS[cost]
-                print(jb.energy.report(model, curves, cost=cost, unit=unit), end="\n\n")
+        row = run(f"{bits} bits", once, network, variables, images, test, bits)
+        print(f"{bits} bits: {row['accuracy']:.2%}")
+        quantised[bits] = row
+    sent = {bits: row["events"] for bits, row in quantised.items()}
+
+    def preset():
+        return jb.presets.refining(network, variables, images)
+
+    def bursts():
+        with common.silent_channels():
+            return common.convert(network, variables, images, jb.Burst(5))
+
+    makers = {"refining": (preset, jb.energy.UNITS), "bursts": (bursts, ("quanta",))}
+    for levels in config.levels if config.balance else ():
+        for unit, cost in (
+            ("quanta", jb.energy.HOROWITZ_FP32),
+            ("digits", jb.energy.HOROWITZ_INT8),
+            ("events", jb.energy.LEMAIRE),
+        ):
+            task = partial(balanced, network, variables, images, levels, unit, cost)
+            makers[f"{levels} levels, balanced for {unit}, {cost.name}"] = task, (unit,)
+    codes = {
+        name: run(name, spikes, make, units, test, config.steps, sent)
+        for name, (make, units) in makers.items()
+    }
     conventional = {
-        cost.name: opponents(network, cost, quantised)
-        for cost in jb.energy.PRESETS.values()
+        cost.name: opponents(network, cost, sent) for cost in jb.energy.PRESETS.values()
     }
-    model = spiking["refining"][0]
-    even = {
-        cost.name: thresholds(model, cost, config.steps + 4, quantised)
-        for cost in jb.energy.PRESETS.values()
+    accuracies = {str(bits): row["accuracy"] for bits, row in quantised.items()}
+    return {
+        "test_images": len(test),
+        "ann_accuracy": ann,
+        "standard_error": float(np.sqrt(ann * (1 - ann) / len(test))),
+        "break_even": codes["refining"].pop("break_even"),
+        "codes": codes,
+        "quantised": accuracies,
+        "conventional": conventional,
+        "verdicts": verdicts(ann, codes, accuracies, conventional),
+        "published": {name: [steps, *span] for name, steps, span in PUBLISHED},
     }
-    rows = table(codes, reports, conventional)
-    print(common.markdown(*rows))
-    accuracies = {b: float(curves.accuracy[0]) for b, curves in quantised.items()}
-    lines = verdicts(ann, codes, accuracies, conventional, reports)
-    print("\n".join(["", *lines]))
-    common.write_record(
-        *(folder, "memory", config),
-        test_images=len(test),
-        ann_accuracy=ann,
-        standard_error=float(np.sqrt(ann * (1 - ann) / len(test))),
-        depth=jb.energy.depth(network),
-        macs=sum(jb.energy.macs(network).values()),
-        codes=codes,
-        quantised=accuracies,
-        verdicts=lines,
-        conventional=conventional,
-        reports=reports,
-        break_even=even,
-        published={name: [steps, *span] for name, steps, span in PUBLISHED},
-    )
-    _draw(folder / "memory.png", even, codes, config)
 
 
-def balanced(network, variables, images, levels: int) -> dict:
-    """Refining bursts as of the preset, balanced for quanta and for graded events."""
+def once(network, variables, images, test, bits: int) -> dict:
+    """The quantised network: accuracy, and how many activations are not zero."""
+    curves = jb.evaluate(*rounded(network, variables, images, bits=bits), test, 1)
+    events = {name: counts.events for name, counts in curves.traffic.items()}
+    return {"accuracy": float(curves.accuracy[0]), "events": events}
+
+
+def balanced(network, variables, images, levels: int, unit: str, cost):
+    """Refining bursts as of the preset, balanced for a unit and a cost model."""
     neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
     with common.silent_channels():
         start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(levels))
-    found = {}
-    for unit, cost in (
-        ("quanta", jb.energy.HOROWITZ_FP32),
-        ("digits", jb.energy.HOROWITZ_INT8),
-        ("events", jb.energy.LEMAIRE),
-    ):
-        thresholds = jb.methods.balance(
-            *(network, variables, start, images[:100], neuron), cost=cost, unit=unit
-        )
-        model = jb.Model(network, neuron)
-        spiking = jb.convert(network, variables, thresholds, initial=0.4)
-        spiking = jb.methods.correct(model, spiking, images[:200], steps=4)
-        found[f"{levels} levels, balanced for {unit}, {cost.name}"] = (model, spiking)
-    return found
+    thresholds = jb.methods.balance(
+        *(network, variables, start, images[:100], neuron), cost=cost, unit=unit
+    )
+    model = jb.Model(network, neuron)
+    spiking = jb.convert(network, variables, thresholds, initial=0.4)
+    return model, jb.methods.correct(model, spiking, images[:200], steps=4)
 
 
-def code(model, curves) -> dict:
-    """What a code sends, of all populations together."""
-    graph = model.network.graph
-    neurons = sum(np.prod(graph[n].image_shape) for n in model.network.neurons)
-    sent = [curves.traffic[name] for name in model.network.neurons]
-    total = jb.traffic.Traffic(*(sum(counts) for counts in zip(*sent, strict=True)))
-    taps = sum(jb.energy.macs(model.network).values())
-    per_synapse = {}
+def spikes(make, units, test, steps: int, sent: dict) -> dict:
+    """Accuracy, operations and joules after each step, by model and unit."""
+    model, weights = make()
+    curves = jb.evaluate(model, weights, test, steps)
+    macs, operations = sum(jb.energy.macs(model.network).values()), {}
     for unit in ("quanta", "events"):
-        counts = {name: getattr(c, unit) for name, c in curves.traffic.items()}
+        counts = {node: getattr(c, unit) for node, c in curves.traffic.items()}
         done = sum(jb.energy.operations(model.network, counts).values())
-        per_synapse[unit] = np.cumsum(done) / taps
-    return {
-        "neuron": repr(model.neuron),
-        "accuracy": curves.accuracy,
-        "events_per_neuron": total.events / neurons,
-        "quanta_per_event": total.quanta / np.maximum(total.events, 1e-9),
-        "digits_per_event": total.digits / np.maximum(total.events, 1e-9),
-        "operations_per_mac": per_synapse,
+        operations[unit] = np.cumsum(done) / macs
+    joules = {
+        cost.name: {
+            unit: jb.energy.joules(model, curves, cost=cost, unit=unit)
+            for unit in units
+        }
+        for cost in jb.energy.PRESETS.values()
     }
+    row = {"neuron": repr(model.neuron), "accuracy": curves.accuracy}
+    row |= {"operations_per_mac": operations, "joules": joules}
+    if units == jb.energy.UNITS:
+        for cost, unit in ((USUAL, "quanta"), (MEMORY, "digits")):
+            cost = jb.energy.PRESETS[cost]
+            print(jb.energy.report(model, curves, cost=cost, unit=unit), end="\n\n")
+        costs = jb.energy.PRESETS.values()
+        row["break_even"] = {c.name: even(model, c, steps + 4, sent) for c in costs}
+    return row
 
 
-def priced(model, curves, cost, unit: str, whole: bool) -> dict:
-    """Joules per image up to each step, over the ANN's, and by column."""
-    found = jb.energy.report(model, curves, cost=cost, unit=unit)
-    rows = [row for row in found.rows if row["steps"]]
-    columns = {}
-    if whole:
-        for column in jb.energy.COLUMNS:
-            columns[column] = [row[column] for row in rows]
-    total = np.array([row["total"] for row in rows])
-    ratios = {
-        f"over_{name.replace(' ', '_')}": total / found[name]["total"]
-        for name in ("no reuse", "full reuse")
-    }
-    return {"joules": total, **ratios, **columns}
+def opponents(network, cost, sent: dict) -> dict:
+    """Joules of the conventional networks, `{reuse: {network: joules}}`."""
+    joules = {}
+    for reuse in REUSE:
+        price = partial(jb.energy.ann_joules, network, cost=cost, reuse=reuse)
+        of = joules[f"{reuse}_reuse"] = {"full_width": price()}
+        for bits, events in sent.items():
+            of[f"{bits}_bits"] = price(bits=bits)
+            of[f"{bits}_bits_zeros_skipped"] = price(bits=bits, sent=events)
+    return joules
 
 
-def opponents(network, cost, quantised: dict) -> dict:
-    """Joules of the conventional networks."""
-    joules, found = jb.energy.ann_joules, {}
-    for reuse in ("no", "full"):
-        of = {"full_width": joules(network, cost=cost, reuse=reuse)}
-        for bits, curves in quantised.items():
-            options = {"cost": cost, "reuse": reuse, "bits": bits}
-            of[f"{bits}_bits"] = joules(network, **options)
-            of[f"{bits}_bits_zeros_skipped"] = joules(network, **options, sent=curves)
-        found[f"{reuse}_reuse"] = of
-    return found
-
-
-def thresholds(model, cost, steps: int, quantised: dict) -> dict:
+def even(model, cost, steps: int, sent: dict) -> dict:
     """Events per neuron and step at which spikes cost as much, for every opponent."""
-    bits = min(quantised, key=lambda bits: abs(bits - 4))
-    some = {"bits": bits, "sent": quantised[bits]}
+    bits = min(sent, key=lambda bits: abs(bits - 4))
+    some = {"bits": bits, "sent": sent[bits]}
     return {
         f"{name}{reuse}_reuse": jb.energy.break_even(
             model, steps, cost=cost, reuse=reuse, **options
         )
         for name, options in (("", {}), (f"{bits}_bits_zeros_skipped_", some))
-        for reuse in ("no", "full")
+        for reuse in REUSE
     }
 
 
-def verdicts(ann, codes, quantised, conventional, reports) -> list[str]:
+def verdicts(ann, codes, quantised, conventional) -> list[str]:
     """The least energy within a point of the ANN, of spikes and of rounded numbers."""
-    lines = []
     near = [bits for bits, accuracy in quantised.items() if accuracy >= ann - 0.01]
     t = common.reached(codes["refining"]["accuracy"], ann - 0.01)
     if not near or t is None:
         return ["nothing is within a point of the ANN"]
-    for cost, found in conventional.items():
-        units = reports["refining"][cost]
-        unit = min(units, key=lambda unit: units[unit]["joules"][t - 1])
-        spent = f"{1e6 * units[unit]['joules'][t - 1]:.1f} µJ at T = {t} ({unit})"
+    lines = []
+    for cost, joules in conventional.items():
+        units = codes["refining"]["joules"][cost]
+        unit = min(units, key=lambda unit: units[unit][t - 1])
+        spent = f"{1e6 * units[unit][t - 1]:.1f} µJ at T = {t} ({unit})"
         others = []
-        for reuse, own in found.items():
+        for reuse, own in joules.items():
             names = [f"{bits}_bits_zeros_skipped" for bits in near]
             name = min(names, key=own.get)
             others.append(f"{1e6 * own[name]:.1f} with {reuse.replace('_', ' ')}")
         lines.append(
-            f"{cost}: refining bursts {spent}; quantised, {min(near)} bits, zeros "
+            f"{cost}: refining bursts {spent}; quantised, {near[0]} bits, zeros "
             f"skipped: {', '.join(others)}; within a point of the ANN's accuracy"
         )
     return lines
 
 
-def table(codes: dict, reports: dict, conventional: dict):
+def text(record: dict) -> str:
     """Accuracy and energy over the conventional network's, without and with memory."""
-    head = ["code", "T", "accuracy", "unit", "horowitz_fp32"]
-    models = [name for name in conventional if name != "horowitz_fp32"]
-    head += [f"{name}, {reuse} reuse" for name in models for reuse in ("no", "full")]
+    of = record["conventional"]
+    models = [name for name in of if name != USUAL]
+    head = ["code", "T", "accuracy", "unit", USUAL]
+    head += [f"{name}, {reuse} reuse" for name in models for reuse in REUSE]
     rows = []
-    for name, found in codes.items():
-        for unit in reports[name][MEMORY]:
-            for t, accuracy in enumerate(found["accuracy"]):
-                usual = reports[name]["horowitz_fp32"][unit]["over_no_reuse"][t]
-                cells = [name, str(t + 1), f"{accuracy:.2%}", unit, f"{usual:.3f}"]
-                for cost in models:
-                    own = reports[name][cost][unit]
-                    cells += [
-                        f"{own[f'over_{reuse}_reuse'][t]:.2f}"
-                        for reuse in ("no", "full")
-                    ]
+    for name, row in record["codes"].items():
+        for unit in row["joules"][MEMORY]:
+            for t, accuracy in enumerate(row["accuracy"]):
+
+                def over(cost, reuse, row=row, unit=unit, t=t):
+                    spent = row["joules"][cost][unit][t]
+                    return spent / of[cost][f"{reuse}_reuse"]["full_width"]
+
+                cells = [name, str(t + 1), f"{accuracy:.2%}", unit]
+                cells += [f"{over(USUAL, 'no'):.3f}"]
+                cells += [f"{over(cost, r):.2f}" for cost in models for r in REUSE]
                 rows.append(cells)
-    return head, rows
+    bits = [f"{bits} {accuracy:.2%}" for bits, accuracy in record["quantised"].items()]
+    lines = [
+        f"{record['test_images']:,} test images, ANN {record['ann_accuracy']:.2%}; "
+        f"rounded once, to bits: {', '.join(bits)}",
+        *("", common.markdown(head, rows), "", *record["verdicts"]),
+    ]
+    return "\n".join(lines)
 
 
-def _draw(path, even: dict, codes: dict, config) -> None:
+def draw(record: dict, folder: Path) -> None:
     """Events per synapse of a whole run: measured, and where spikes cost as much."""
-    with common.figure(path, figsize=(8, 4.5)) as (_, axis):
-        for i, (name, curves) in enumerate(even.items()):
-            for kind, style in (("no_reuse", "-"), ("full_reuse", ":")):
+    with common.figure(folder / "memory.png", figsize=(9, 4.5)) as (_, axis):
+        for i, (name, curves) in enumerate(record["break_even"].items()):
+            for kind, style, fill in (
+                ("no_reuse", "-", "full"),
+                ("full_reuse", ":", "none"),
+            ):
                 times = np.arange(1, len(curves[kind]) + 1)
-                whole = np.array(curves[kind]) * times
+                whole = np.array(curves[kind], float) * times
+                look = {"color": jb.plot.COLOURS[i], "marker": "ov^sD"[i], "ms": 6}
+                look |= {"markevery": (i, 5), "fillstyle": fill, "ls": style}
                 label = f"{name}, {kind.replace('_', ' ')}"
-                line = {"linestyle": style, "color": f"C{i}", "label": label}
-                axis.plot(times, np.where(whole > 0, whole, np.nan), **line)
-        for name, colour in (("refining", "black"), ("bursts", "0.5")):
+                if name == USUAL:  # knows no memory
+                    if kind == "full_reuse":
+                        continue
+                    label = name
+                axis.plot(
+                    times, np.where(whole > 0, whole, np.nan), label=label, **look
+                )
+        for name, mark in (("refining", "o"), ("bursts", "s")):
             unit = "quanta" if name == "bursts" else "events"
-            values = codes[name]["operations_per_mac"][unit]
-            times = np.arange(1, len(values) + 1)
-            axis.plot(times, values, "o-", color=colour, label=f"measured: {name}")
-        label, _, span = PUBLISHED[1]
-        axis.axhspan(*span, color="0.85", label=label)
-        label, at, span = PUBLISHED[0]
-        axis.plot(at, span[0], "kx", label=label)
+            values = record["codes"][name]["operations_per_mac"][unit]
+            times, style = np.arange(1, len(values) + 1), {"color": "black", "ms": 5}
+            label = f"measured: {name}, {unit}"
+            axis.plot(times, values, f"{mark}-", label=label, **style)
+        for name, (at, low, high) in record["published"].items():
+            if at is None:
+                label = f"{name}, {low:g} to {high:g}"
+                axis.axhspan(low, high, color="0.92", label=label)
+            else:
+                axis.plot(at, low, "kx", label=name)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.set_ylim(0.01, 5)
         axis.set_xlabel("time steps")
         axis.set_ylabel("events per synapse and image")
-        axis.set_title(f"{config.title}: break-even of graded events", fontsize=11)
-        axis.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.set_title(
+            f"{common.title_of(record)}: below its line a code costs less than the ANN",
+            fontsize=11,
+        )
+        style = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+        axis.legend(fontsize=7, title="break-even by cost model", **style)
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", message="channels with the threshold 0")
-    common.run(main)
+    common.answer("memory", Config, measure, text, draw, __doc__)

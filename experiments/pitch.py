@@ -6,9 +6,9 @@
 CREPE (Kim et al., ICASSP 2018) hears 64 ms of sound, 1,024 samples at 16 kHz, and gives
 the likelihood of 360 pitches 20 cents apart. Tones of 55 to 880 Hz are synthesised with
 harmonics, without noise and with white noise 10 and 0 dB below them. A tone is right
-within 50 cents (a quarter tone); the table says how many are, with standard errors, and
-the median error in cents, for the network itself and for spikes at every time step.
-Reading the weights needs PyTorch (the extra `torch`), nothing else does.
+within 50 cents (a quarter tone); the table says how many are, with standard errors, for
+the network itself, its activations rounded once, and refining spikes at every time
+step. Reading the weights needs PyTorch (the extra `torch`), nothing else does.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import common
 import flax.linen as nn
 import jax
 import numpy as np
-import tyro
-from common import convert, markdown, prepare_folder, run, silent_channels, write_record
+import refined
 
 import jaxburst as jb
 
@@ -36,8 +36,11 @@ CHANNELS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+NOISE = {"no noise": None, "noise 10 dB below": 10.0, "noise as loud": 0.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Experiment):
     """Converts CREPE and tracks synthesised tones.
 
     Attributes:
@@ -45,18 +48,24 @@ class Config:
       tones: how many, at each level of noise.
       calibration: how many others thresholds are chosen on.
       steps: time steps of refining bursts.
-      burst_steps: time steps of the paper's bursts.
+      bits: of the activations that are rounded once.
+      at_once: tones at a time; memory grows with it.
       seed: of the tones.
-      out: folder for the results.
     """
 
     weights: Path
     tones: int = 5000
     calibration: int = 500
     steps: int = 6
-    burst_steps: int = 32
+    bits: int = 5
+    at_once: int = 100
     seed: int = 0
-    out: Path = Path("runs/pitch")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weights.stem not in CHANNELS:
+            names = " or ".join(f"{name}.pth" for name in CHANNELS)
+            raise ValueError(f"--weights: expected {names}, found {self.weights}")
 
 
 class Crepe(nn.Module):
@@ -141,76 +150,51 @@ def right(logits, cents) -> np.ndarray:
     return np.abs(heard(np.asarray(logits)) - cents) < 50
 
 
-def measured(config: Config, network, variables, runs, noise) -> dict:
-    """The network and its spikes on the tones of one level of noise."""
-    frames, cents = tones(config.tones, noise, [config.seed, 1])
-    logits = np.concatenate(
-        [np.asarray(network(variables, part)) for part in np.split(frames, 50)]
-    )
-    found = {
-        "noise": noise,
-        "ann": float(right(logits, cents).mean()),
-        "median_cents": float(np.median(np.abs(heard(logits) - cents))),
-    }
-    for name, (model, spiking, steps) in runs.items():
-        curves = jb.evaluate(model, spiking, (frames, cents), steps, metric=right)
-        energy = jb.energy.relative(network, curves.events)
-        found[name] = {"right": curves.accuracy, "energy_over_ann": energy}
-    return found
-
-
-def table(config: Config, rows: list[dict]) -> str:
-    """Percent right, and in brackets energy over the network's own."""
-    times = {"refining": range(1, config.steps + 1), "burst": (4, 8, 16, 32)}
-    head = ["noise", "network", "median error"]
-    for name, chosen in times.items():
-        head += [f"{name}, T = {t}" for t in chosen if t <= config.burst_steps]
-    lines = []
-    for row in rows:
-        below = "none" if row["noise"] is None else f"{row['noise']:g} dB below"
-        cells = [below, share(row["ann"], config.tones)]
-        cells.append(f"{row['median_cents']:.1f} cents")
-        for name, chosen in times.items():
-            for t in chosen:
-                if t <= len(row[name]["right"]):
-                    text = share(row[name]["right"][t - 1], config.tones)
-                    cells.append(f"{text} ({row[name]['energy_over_ann'][t - 1]:.2f})")
-        lines.append(cells)
-    return markdown(head, lines, ["---"] + ["--:"] * (len(head) - 1))
-
-
-def share(value: float, count: int) -> str:
-    """A share in percent, with its standard error."""
-    error = np.sqrt(value * (1 - value) / count)
-    return f"{100 * value:.1f} ± {100 * error:.1f}"
-
-
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    folder = prepare_folder(config.out)
+def measure(config: Config, run: common.Kept) -> dict:
+    """The network and its spikes at every level of noise."""
     module = Crepe(CHANNELS[config.weights.stem])
     frames, _ = tones(config.calibration, None, [config.seed, 0])
     noisy, _ = tones(config.calibration, 0, [config.seed, 2])
-    frames = np.concatenate([frames, noisy])[::2]
-    variables = loaded(module, config.weights, frames[:1])
-    network = jb.trace(module.apply, variables, frames[:1])
-    with silent_channels():
-        runs = {
-            "refining": (
-                *jb.presets.refining(network, variables, frames),
-                config.steps,
-            ),
-            "burst": (
-                *convert(network, variables, frames, jb.Burst(5)),
-                config.burst_steps,
-            ),
-        }
-    rows = [
-        measured(config, network, variables, runs, noise) for noise in (None, 10.0, 0.0)
-    ]
-    print(table(config, rows))
-    write_record(folder, "pitch", config, "torch", results=rows)
+    some = np.concatenate([frames, noisy])[::2]
+    variables = loaded(module, config.weights, some[:1])
+    run.same(variables)
+    network = jb.trace(module.apply, variables, some[:1])
+
+    def level(noise: float | None) -> dict:
+        data = tones(config.tones, noise, [config.seed, 1])
+        options = {name: getattr(config, name) for name in ("steps", "bits", "at_once")}
+        task = network, variables, some, data, right, "within 50 cents"
+        return refined.compared(*task, **options)
+
+    return {"levels": {name: run(name, level, noise) for name, noise in NOISE.items()}}
+
+
+def text(record: dict) -> str:
+    """A table for each level of noise."""
+    tables = (f"{name}\n\n{refined.table(of)}" for name, of in record["levels"].items())
+    return "\n\n".join(tables)
+
+
+def draw(record: dict, folder: Path) -> None:
+    """How many are right over time, a curve for each level; dashed: the network."""
+    with common.figure(folder / "pitch.png", figsize=(6.4, 4)) as (_, axis):
+        for (name, of), colour in zip(
+            record["levels"].items(), jb.plot.COLOURS, strict=False
+        ):
+            mean, error = (
+                100 * np.array(of["refining"][k]) for k in ("mean", "standard_error")
+            )
+            times = np.arange(1, len(mean) + 1)
+            style = {"color": colour, "marker": "o", "label": name, "capsize": 2}
+            axis.errorbar(times, mean, 1.96 * error, **style)
+            axis.axhline(100 * of["network"]["mean"][0], color=colour, ls="--", lw=1)
+        axis.set(
+            title="CREPE as refining bursts; dashed: the network itself; bars: 95 %",
+            xlabel="time steps",
+            ylabel="tones within 50 cents (%)",
+        )
+        axis.legend(frameon=False)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.answer("pitch", Config, measure, text, draw, __doc__, "torch")

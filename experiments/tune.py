@@ -19,7 +19,6 @@ from pathlib import Path
 
 import common
 import numpy as np
-import tyro
 
 import jaxburst as jb
 
@@ -27,7 +26,7 @@ PRESETS = {f"preset, {levels} levels": levels for levels in (2, 3, 4, 6)}
 DEFAULT = "preset, 4 levels"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
     """Tunes one trained network for budgets of energy.
 
@@ -51,25 +50,25 @@ class Config(common.Study):
     seed: int = 0
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    folder, dataset, network, variables = config.begin("tune")
+def measure(config: Config, run: common.Kept) -> dict:
+    """Presets, anytime inference with one of them, and what is tuned for budgets."""
+    dataset, network, variables = config.load(run)
     rng = np.random.default_rng(config.seed)
     images = common.drawn(dataset, config.calibration, rng)
     test = dataset.test[: config.limit]
-    ann = jb.accuracy(network, variables, test)
+    ann = run("ANN", jb.accuracy, network, variables, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
-    presets = {}
-    for title, levels in PRESETS.items():
-        converted = jb.presets.refining(network, variables, images[:500], levels=levels)
-        presets[title] = measure(*converted, test, config.steps)
-        print(f"{title}: {presets[title]['accuracy']}", flush=True)
-        if title == DEFAULT:
-            stopping = stop_early(*converted, images[:500], test, config)
-    tuned = []
-    for budget in config.budgets:
+
+    def preset(title: str):
+        levels = PRESETS[title]
+        return jb.presets.refining(network, variables, images[:500], levels=levels)
+
+    def fixed(title: str) -> dict:
+        return simulated(*preset(title), test, config.steps)
+
+    def within(budget: float) -> dict:
         start = time.perf_counter()
-        found = jb.tune(
+        tuned = jb.tune(
             *(network, variables, images),
             energy=budget,
             steps=config.steps,
@@ -77,28 +76,31 @@ def main() -> None:
             seed=config.seed,
         )
         seconds = time.perf_counter() - start
-        print(found.report, flush=True)
-        row = measure(found.model, found.spiking, test, found.steps)
-        report = found.report.as_dict()
-        tuned.append({"budget": budget, "seconds": seconds, "report": report} | row)
-    rows = compare(tuned, presets)
+        print(tuned.report, flush=True)
+        best = tuned.report.as_dict()["best"]
+        row = simulated(tuned.model, tuned.spiking, test, tuned.steps)
+        return {"budget": budget, "seconds": seconds, "best": best} | row
+
+    def anytime() -> dict:
+        return stop_early(*preset(DEFAULT), images[:500], test, config)
+
+    presets = {title: run(title, fixed, title) for title in PRESETS}
+    for title, row in presets.items():
+        print(f"{title}: {row['accuracy']}", flush=True)
+    stopping = run("anytime", anytime)
     stopping["seconds_of_all_steps"] = presets[DEFAULT]["seconds_to_simulate"]
-    text = _table(rows, ann, len(test)) + "\n\n" + _stopping(stopping, config)
-    print("\n" + text + "\n")
-    common.write_record(
-        *(folder, "tune", config),
-        test_images=len(test),
-        ann_accuracy=ann,
-        presets=presets,
-        tuned=tuned,
-        rows=rows,
-        anytime=stopping,
-    )
-    common.write_text(folder / "tune.md", text)
-    _draw(folder / "tune.png", presets, tuned, ann, config.title)
+    tuned = [run(f"budget {budget}", within, budget) for budget in config.budgets]
+    return {
+        "test_images": len(test),
+        "ann_accuracy": ann,
+        "presets": presets,
+        "tuned": tuned,
+        "rows": compare(tuned, presets),
+        "anytime": stopping,
+    }
 
 
-def measure(model: jb.Model, spiking: dict, test: jb.data.Split, steps: int) -> dict:
+def simulated(model: jb.Model, spiking: dict, test: jb.data.Split, steps: int) -> dict:
     """Accuracy and energy after each step, and how long it took without compiling."""
     jb.evaluate(model, spiking, test[:100], steps, progress=False)
     row, _ = common.measure(model, spiking, test, steps)
@@ -112,14 +114,12 @@ def stop_early(model, spiking, images, test, config: Config) -> dict:
     )
     jb.anytime.evaluate_anytime(model, spiking, test[:100], margins, progress=False)
     start = time.perf_counter()
-    found = jb.anytime.evaluate_anytime(model, spiking, test, margins)
-    seconds = time.perf_counter() - start
-    spent = jb.energy.relative(model.network, found.events)
+    stopped = jb.anytime.evaluate_anytime(model, spiking, test, margins)
     return {
-        "seconds_to_simulate": seconds,
-        "accuracy": found.accuracy,
-        "steps": found.steps,
-        "energy_over_ann": float(spent[-1]),
+        "seconds_to_simulate": time.perf_counter() - start,
+        "accuracy": stopped.accuracy,
+        "steps": stopped.steps,
+        "energy_over_ann": float(jb.energy.relative(model.network, stopped.events)[-1]),
     }
 
 
@@ -158,19 +158,26 @@ def compare(tuned: list[dict], presets: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def _table(rows: list[dict], ann: float, images: int) -> str:
-    lines = [
+def text(record: dict) -> str:
+    """The table of budgets, and anytime inference in a sentence."""
+    early, config = record["anytime"], record["config"]
+    rows = [
         [
             f"{row['budget']:g}",
-            *(_shown(row[key]) for key in ("tuned", "default", "best")),
+            *(_shown(row[kind]) for kind in ("tuned", "default", "best")),
         ]
-        for row in rows
+        for row in record["rows"]
     ]
     head = ["budget", "tuned", "preset", "best of the presets"]
-    table = common.markdown(head, lines, ["--:"] * 4)
     return (
-        f"{images:,} test images, ANN {ann:.2%}: accuracy in %, in brackets "
-        "energy over the ANN's and steps.\n\n" + table
+        f"{record['test_images']:,} test images, ANN {record['ann_accuracy']:.2%}: "
+        "accuracy in %, in brackets energy over the ANN's and steps.\n\n"
+        + common.markdown(head, rows, ["--:"] * 4)
+        + f"\n\nAnytime, {DEFAULT}, up to {config['steps']} steps, agreement "
+        f"{config['agreement']:g}: {early['accuracy']:.2%} after {early['steps']:.2f} "
+        f"steps on average, energy {early['energy_over_ann']:.3f}, "
+        f"{early['seconds_to_simulate']:.0f} s; every image to the end takes "
+        f"{early['seconds_of_all_steps']:.0f} s."
     )
 
 
@@ -182,29 +189,23 @@ def _shown(point: dict | None) -> str:
     return f"{100 * point['accuracy']:.2f} ({spent:.3f}, T = {steps}{levels})"
 
 
-def _stopping(found: dict, config: Config) -> str:
-    return (
-        f"Anytime, {DEFAULT}, up to {config.steps} steps, agreement "
-        f"{config.agreement:g}: {found['accuracy']:.2%} after {found['steps']:.2f} "
-        f"steps on average, energy {found['energy_over_ann']:.3f}, "
-        f"{found['seconds_to_simulate']:.0f} s; every image to the end takes "
-        f"{found['seconds_of_all_steps']:.0f} s."
-    )
-
-
-def _draw(path: Path, presets: dict, tuned: list[dict], ann: float, title: str) -> None:
+def draw(record: dict, folder: Path) -> None:
     """Accuracy against energy: a line for each preset, a star where tuned."""
-    with common.figure(path, figsize=(7, 4.2)) as (_, axis):
-        for name, curve in presets.items():
-            accuracy = 100 * np.array(curve["accuracy"])
-            style = {"label": name, "linewidth": 1.2, "markersize": 3.5}
-            axis.plot(curve["energy_over_ann"], accuracy, "o-", **style)
-        spent = [row["energy_over_ann"][-1] for row in tuned]
-        accuracy = [100 * row["accuracy"][-1] for row in tuned]
-        axis.plot(spent, accuracy, "*", color="black", label="tuned", markersize=10)
+    ann, images = record["ann_accuracy"], record["test_images"]
+    curves, energy = {}, {}
+    for name, row in record["presets"].items():
+        curves[name] = jb.evaluation.Curves(np.array(row["accuracy"]), {}, images)
+        energy[name] = row["energy_over_ann"]
+    with common.figure(folder / "tune.png", figsize=(7, 4.2)) as (_, axis):
+        title = f"{common.title_of(record)}, {images:,} test images"
+        jb.plot.accuracy(curves, energy=energy, ann=ann, title=title, axes=axis)
+        spent = [row["energy_over_ann"][-1] for row in record["tuned"]]
+        accuracy = [100 * row["accuracy"][-1] for row in record["tuned"]]
+        style = {"color": "black", "label": "tuned", "ms": 11, "zorder": 5}
+        axis.plot(spent, accuracy, "*", **style)
         axis.set_ylim(100 * ann - 6, 100 * ann + 1)
-        common.accuracy_against_energy(axis, ann, title)
+        axis.legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.answer("tune", Config, measure, text, draw, __doc__)

@@ -85,6 +85,7 @@ def _results(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_digits(run, tmp_path, capsys):
     run("digits", "--epochs", "1", "--limit", "30", "--steps", "6", "--out", "here")
     record = _results(tmp_path / "here", "digits")
@@ -105,12 +106,15 @@ def test_digits(run, tmp_path, capsys):
     assert np.isfinite(jb.infer(model, spiking, inputs, 2)).all()
 
 
+@pytest.mark.slow
 def test_cifar_trains_then_loads_then_converts_foreign_weights(
     run, tiny_cifar, tmp_path
 ):
     small = ("--arch", "vgg_tiny", "--limit", "40", "--steps", "5")
     run("cifar100", *small, "--epochs", "1", "--out", "trained")
     trained = _results(tmp_path / "trained", "cifar100")["results"]["vgg_tiny"]
+    with pytest.raises(SystemExit, match="holds a run already.*--resume"):
+        run("cifar100", "--epochs", "1", "--out", "trained", "--data-dir", "nowhere")
 
     run("cifar100", *small, "--checkpoint", "trained/training", "--out", "loaded")
     loaded = _results(tmp_path / "loaded", "cifar100")["results"]["vgg_tiny"]
@@ -143,6 +147,7 @@ def untrained(tmp_path):
     return "--arch", "vgg_tiny", "--torch-weights", "foreign.safetensors"
 
 
+@pytest.mark.slow
 def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
     (tmp_path / "foreign.safetensors").rename(tmp_path / "vgg_tiny_cifar10.safetensors")
     few = ("--limit", "20", "--draws", "2", "--calibration", "20", "--choice", "20")
@@ -177,6 +182,7 @@ def test_codes_are_all_described():
             assert kind is jb.neurons.Neuron or f"`{name}" in table
 
 
+@pytest.mark.slow
 def test_tune(run_in_two, tiny_cifar, untrained, tmp_path):
     few = ("--limit", "10", "--calibration", "20", "--steps", "2", "--trials", "1")
     run_in_two("tune", *untrained, *few, "--budgets", "0.9", "--out", "here")
@@ -205,6 +211,7 @@ def test_presets_are_compared_within_the_energy_of_the_tuned(monkeypatch):
     assert row["best"] is row["default"] is None
 
 
+@pytest.mark.slow
 def test_errors(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "3", "--calibration", "10", "--steps", "6")
     run_in_two("errors", *untrained, *few, "--out", "here")
@@ -216,8 +223,8 @@ def test_errors(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     pooling = [one["mean_over_layers_percent"]["pooling"][-1] for one in methods]
     assert min(pooling[:2]) > 0.1 > 1e-3 > max(pooling[2:])  # + lateral pooling
     for one in methods:
-        layers = [row["total"] for row in one["last_percent"].values()]
-        assert len(layers) == 7 and min(layers) >= 0
+        layers = one["last_percent"].values()
+        assert len(layers) == 4 and min(layers) > 0
         assert one["mean_over_layers_percent"]["total"][-1] > 0
     found = record["limit"]
     lateral, gated = (dict(zip(found["times"], found[of], strict=True))
@@ -227,6 +234,7 @@ def test_errors(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     assert "+ signed spikes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "20", "--calibration", "20", "--selection", "10")
     short = ("--steps", "3", "--longest", "6", "--percentiles", "99.9")
@@ -242,6 +250,7 @@ def test_energy(run, tiny_cifar, untrained, tmp_path, capsys):
     assert all(line in printed for line in record["verdicts"])
 
 
+@pytest.mark.slow
 def test_memory(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     few = ("--limit", "20", "--calibration", "20", "--bits", "3", "--steps", "2")
     run_in_two(
@@ -251,7 +260,9 @@ def test_memory(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     codes = record["codes"]
     assert list(codes)[:2] == ["refining", "bursts"] and len(codes) == 5
     for name, found in codes.items():
-        units = {"quanta"} if name == "bursts" else {"quanta", "events", "digits"}
+        units = {"quanta", "events", "digits"}
+        if name != "refining":
+            units = {unit for unit in units if unit in name} or {"quanta"}
         for cost, spent in found["joules"].items():
             assert set(spent) == units, cost
             assert all(0 < one[0] < one[1] for one in spent.values())
@@ -265,6 +276,7 @@ def test_memory(run_in_two, tiny_cifar, untrained, tmp_path, capsys):
     assert "| refining | 2 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_energy_run_in_parts_is_that_in_one(
     run, run_in_two, tiny_cifar, untrained, tmp_path
 ):
@@ -274,7 +286,7 @@ def test_an_energy_run_in_parts_is_that_in_one(
     run_in_two("energy", *untrained, *few, "--out", "parts", after=4)
     records = [_results(tmp_path / name, "energy") for name in ("whole", "parts")]
     for record in records:
-        del record["provenance"], record["config"]["out"]
+        del record["provenance"]
     assert records[0] == records[1]
     (Path("parts") / "energy.png").unlink()
     run("energy", "--out", "parts", "--redraw")
@@ -309,6 +321,39 @@ def test_kept_results_are_of_the_same_settings(monkeypatch, tmp_path, capsys):
         Kept(tmp_path, "a").same({"w": np.zeros(3)})
 
 
+def test_records_are_short_and_whole(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import common
+
+    for steps in (1, 2, 6, 64, 320):
+        times = common.sampled(steps)
+        powers = {2**k for k in range(steps.bit_length())}
+        assert powers <= set(times.tolist()) and times[0] == 1 and times[-1] == steps
+        assert (np.diff(times) > 0).all() and len(times) <= 8 * np.log2(steps) + 2
+    record = {
+        "a": np.float32(1 / 3),
+        "b": [1, {"c": [0.1, np.nan]}],
+        "d": Path("x [y]"),
+    }
+    text = common._json(record)
+    expected = {"a": 0.33333, "b": [1, {"c": [0.1, None]}], "d": "x [y]"}
+    assert json.loads(text) == expected and "[0.1, null]" in text
+
+
+def test_pitches_are_heard_where_they_are(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import pitch
+
+    frames, cents = pitch.tones(50, 10.0, [0])
+    np.testing.assert_allclose(frames.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(frames.std(1), 1, rtol=1e-4)
+    place = (cents - pitch.LOWEST) / 20
+    logits = 9 - np.square(np.arange(pitch.BINS) - place[:, None]).clip(max=99)
+    assert np.abs(pitch.heard(logits) - cents).max() < 2
+    assert pitch.right(logits, cents + 45).all()
+    assert not pitch.right(logits, cents + 55).any()
+
+
 def test_two_at_once_are_told_who_holds_the_folder(run, tmp_path):
     with jb.io.files.locked(jb.io.files.folder("here")):
         with pytest.raises(SystemExit, match="here: process [0-9]+ on .* writes to it"):
@@ -341,6 +386,7 @@ def test_ratios_are_taken_at_equal_accuracy(monkeypatch):
     assert said[-1] == "within 0.5 points: no ratio, not reached by IF"
 
 
+@pytest.mark.slow
 def test_ablation(run_in_two, tiny_cifar, untrained, tmp_path):
     few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--gamma", "2")
     grids = ("--gammas", "2", "3", "--percentiles", "1", "99.9")
@@ -356,6 +402,7 @@ def test_ablation(run_in_two, tiny_cifar, untrained, tmp_path):
     assert "a threshold would be 0" in text and "99.9, without labels" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["release", "run"])
 def test_migrate(run, tmp_path, source):
     """What version 0.1 wrote, of a network whose weights it kept under other names."""
@@ -399,6 +446,7 @@ def without_peers(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 
 
+@pytest.mark.slow
 def test_throughput_without_peers(run, without_peers, tmp_path, capsys):
     few = ("--batch-sizes", "2", "--steps", "3", "--rounds", "2", "--pool", "average")
     run("throughput", "--arch", "vgg_tiny", *few, "--out", "here")
@@ -414,6 +462,7 @@ def test_throughput_without_peers(run, without_peers, tmp_path, capsys):
     assert "extra `oracles`" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch, gamma", [("vgg_tiny", "1"), ("resnet_tiny", "3")])
 def test_throughput_races_the_same_network(run, tmp_path, arch, gamma):
     for name in ("torch", "spikingjelly"):
@@ -454,7 +503,7 @@ def _check_rates(arch, result, ann):
     macs = jb.energy.macs(jb.trace(module.apply, variables, images))
     once, every = macs["conv0"], sum(macs.values()) - macs["conv0"]
     peak = max(map(max, result["peak_operations_per_second"].values()))
-    assert min(result["spikes_per_neuron_and_step"].values()) > 0.01
+    assert min(result["spikes_per_neuron_and_step"]) > 0.01
     assert result["programs"][ann]["over_t_times_ann"] == 1
     for program in result["programs"].values():
         steps = result["steps"] if program["kind"] == "SNN" else 1

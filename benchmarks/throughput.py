@@ -1,7 +1,7 @@
 """How fast spiking networks run, beside PyTorch programs of the same network.
 
-    python experiments/throughput.py --arch vgg16 --batch-sizes 1 32 128 --steps 4 16
-    python experiments/throughput.py --against 422d67f    # beside an older version
+    python benchmarks/throughput.py --arch vgg16 --batch-sizes 1 32 128 --steps 4 16
+    python benchmarks/throughput.py --against 422d67f    # beside an older version
 
 Every program gets the same converted network, images and number of steps, and all run
 in turn, round after round, in one process: jaxburst's schedules, the same network as a
@@ -48,6 +48,7 @@ from statistics import median
 
 # JAX would take most of a GPU's memory before PyTorch has any.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import common
 import flax.linen as nn
@@ -61,6 +62,7 @@ from peers import Program, seconds_of
 import jaxburst as jb
 
 IMAGE = (32, 32, 3)
+weighed = getattr(jb, "circuit", jb.run).prepared  # older versions have it in `run`
 ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
 """Variables that decide how memory is taken, which costs more than it seems to."""
 PAUSE = 0.05
@@ -170,7 +172,7 @@ def prepared(arch: str, batch: int, steps: int, config):
         for name in SCHEDULES
     }
     options = jb.run.compiler_options(model.network)
-    circuit = jb.run.prepared(model, peers.threshold_1(model, spiking))
+    circuit = weighed(model, peers.threshold_1(model, spiking))
     conventional = functools.partial(ann, model)
     programs["jaxburst ANN"] = program("ANN", options, conventional, circuit, images)
     if own and own is not module:
@@ -188,7 +190,7 @@ def inference(model, spiking, images, steps: int, schedule: str) -> Program:
         return jb.run.last_of(model, circuit, [images], steps, schedule)[0]
 
     options = jb.run.compiler_options(model.network)
-    circuit = jb.run.prepared(model, spiking)
+    circuit = weighed(model, spiking)
     return program("SNN", options, function, circuit, images, note)
 
 
@@ -423,14 +425,14 @@ def measure(arch: str, batch: int, steps: int, config) -> dict:
     }
 
 
-def spike_rate(model, spiking, images, steps: int) -> dict[str, float]:
-    """Mean spikes per neuron and step in every layer: that something flows."""
+def spike_rate(model, spiking, images, steps: int) -> tuple[float, float]:
+    """Mean spikes per neuron and step of the least and most active layer."""
     events = jb.simulate(model, spiking, images, steps).events
     nodes = [model.network.graph[name] for name in model.network.neurons]
-    return {
-        node.name: float(events[node.name].mean()) / math.prod(node.image_shape)
-        for node in nodes
-    }
+    rates = [
+        float(events[node.name].mean()) / math.prod(node.image_shape) for node in nodes
+    ]
+    return min(rates), max(rates)
 
 
 def table(result: dict) -> str:
@@ -459,10 +461,10 @@ def table(result: dict) -> str:
         f"{name} {max(values) / 1e9:.0f}"
         for name, values in result["peak_operations_per_second"].items()
     )
-    rates = list(result["spikes_per_neuron_and_step"].values())
+    least, most = result["spikes_per_neuron_and_step"]
     return (
         f"batch {result['batch']}, T = {result['steps']}; matrix products, Gop/s: "
-        f"{peak}; spikes per neuron and step {min(rates):.3f} to {max(rates):.3f}\n"
+        f"{peak}; spikes per neuron and step {least:.3f} to {most:.3f}\n"
         f"{aligned(rows)}\nT = 1 ... 256, nine points in one go (direct): "
         f"{result['direct']['passes']:.1f} passes of the ANN"
     )
