@@ -11,7 +11,6 @@ grey.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from jaxburst.convert import Spiking
 from jaxburst.evaluation import Curves
 from jaxburst.graph import Input, Neuron, Node, Pool, Product, Synapse, Wire
 from jaxburst.methods.analysis import LayerReport
+from jaxburst.model import Model
 from jaxburst.network import Network, forward
-from jaxburst.run import Model, Trace, simulate
+from jaxburst.run import Trace, simulate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,34 +66,26 @@ def raster(
     axes = _axes(axes, (6.4, 3.6))
     steps, rows = np.nonzero(spikes[:, chosen])
     sent = spikes[:, chosen][steps, rows]
-    largest = max(1.0, float(np.abs(sent).max(initial=0)))
-    for sign, colour in ((1, COLOURS[0]), (-1, COLOURS[1])):
-        here = np.sign(sent) == sign
-        counts = np.unique(np.abs(sent[here]))
-        for count in counts:
-            at = here & (np.abs(sent) == count)
-            shown = count in counts[_spaced(len(counts), 4)]
-            axes.scatter(
-                steps[at] + 1,
-                rows[at],
-                s=6 + 54 * (count - 1) / max(largest - 1, 1),
-                color=colour,
-                marker="o" if sign > 0 else "v",
-                linewidths=0,
-                label=f"{'' if sign > 0 else '−'}{count:g}" if shown else None,
-            )
-    silent = spikes.shape[1] - len(active)
+    scale = 54 / max(np.abs(sent).max(initial=2) - 1, 1)
+    for sign, mark, colour in (("", "o", COLOURS[0]), ("−", "v", COLOURS[1])):
+        counts = np.unique(np.abs(sent[(sent < 0) == bool(sign)]))
+        for i, count in enumerate(counts):
+            at = sent == (-count if sign else count)
+            style = {"s": 6 + scale * (count - 1), "color": colour, "marker": mark}
+            if i in _spaced(len(counts), 4):
+                style["label"] = f"{sign}{count:g}"
+            axes.scatter(steps[at] + 1, rows[at], linewidths=0, **style)
     some = f", {len(chosen)} shown" if len(chosen) < len(active) else ""
     axes.set(
         title=f"{name}: {np.abs(spikes).sum():,.0f} spikes of {len(active):,} neurons"
-        f"{some}, {silent:,} silent",
+        f"{some}, {spikes.shape[1] - len(active):,} silent",
         xlabel="time step",
         ylabel="neuron",
         xlim=(0.5, len(spikes) + 0.5),
         ylim=(-1, max(len(chosen), 1)),
     )
-    axes.set_yticks(_spaced(len(chosen), 6))
-    axes.set_yticklabels([f"{chosen[row]:,}" for row in _spaced(len(chosen), 6)])
+    shown = _spaced(len(chosen), 6)
+    axes.set_yticks(shown, [f"{chosen[row]:,}" for row in shown])
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(chosen):
         _legend(axes, title="spikes of\na step", title_fontsize=8, **_BESIDE)
@@ -124,8 +116,8 @@ def membrane(
       trace: from `simulate(..., record=name)`.
       name: the population.
       image: the number of the image in the batch.
-      neurons: how many of the busiest to show, or which, counted through the
-        population.
+      neurons: how many of the busiest to show, at most 12, or which, counted through
+        the population.
       axes: where to draw, one for each neuron.
 
     Returns:
@@ -144,36 +136,45 @@ def membrane(
     """
     spikes = _of_image(trace.spikes, name, image)
     potentials = _of_image(trace.potentials, name, image)
+    count = len(neurons) if isinstance(neurons, tuple) else neurons
+    there = isinstance(neurons, int) or max(neurons, default=0) < spikes.shape[1]
+    if not there or not 1 <= count <= min(spikes.shape[1], 12):
+        raise ValueError(
+            f"neurons: expected 1 to 12 of the {spikes.shape[1]:,} of {name}, counted "
+            f"from 0; found {neurons}"
+        )
+    chosen = neurons
     if isinstance(neurons, int):
         busiest = np.argsort(-np.abs(spikes).sum(0), kind="stable")
         chosen = np.sort(busiest[:neurons])
-    else:
-        chosen = np.asarray(neurons, int)
-        if not ((0 <= chosen) & (chosen < spikes.shape[1])).all():
-            raise ValueError(
-                f"neurons: {name} has {spikes.shape[1]:,}, counted from 0; found "
-                f"{list(neurons)}"
-            )
+    rows = _axes(axes, (6.4, 1.1 + 1.7 * count), count, sharex=True)
+    like = np.asarray(trace.potentials[name])[0, image]
     thetas, starts = (
-        _each(value, trace.potentials[name][0, image])
+        np.broadcast_to(np.asarray(value, np.float64), like.shape).reshape(-1)
         for value in (spiking[name].theta, spiking[name].initial)
     )
-    rows = _axes(axes, (6.4, 1.1 + 1.7 * len(chosen)), len(chosen), sharex=True)
     times = np.arange(1, len(spikes) + 1)
-    worth = _worth(model.neuron, times)
     for row, index in zip(rows, chosen, strict=True):
         n, v, theta = spikes[:, index], potentials[:, index], thetas[index]
-        if model.neuron.repeats:
-            _charging(row, times, v, n, theta, starts[index], model.neuron.conserves)
-            top = v + theta * n if model.neuron.conserves else v
+        top, when, levels = v, times, v
+        if not model.neuron.repeats:
+            told = np.cumsum(theta * _worth(model.neuron, times) * n)
+            top = np.maximum(v, told)
+            row.plot(times, v, color=COLOURS[0], marker="o", ms=3, label="drive")
+            style = {"color": COLOURS[1], "ls": "--", "marker": "s", "ms": 3}
+            row.step(times, told, where="post", label="its spikes add up to", **style)
         else:
-            top = _staircase(row, times, v, np.cumsum(theta * worth * n))
-        for t, count, at in zip(times, n, top, strict=True):
-            if count:
-                row.annotate(
-                    f"{count:g}".replace("-", "−"), (t, at), (0, 4),
-                    textcoords="offset points", ha="center", fontsize=8,
-                )  # fmt: skip
+            if model.neuron.conserves:  # the potential before the reset is known
+                top, when = v + theta * n, np.concatenate([[0], np.repeat(times, 2)])
+                both = np.stack([top, v], 1).reshape(-1)
+                levels = np.concatenate([[theta * starts[index]], both])
+            row.plot(when, levels, color=COLOURS[0], label="potential")
+            row.axhline(theta, color=COLOURS[1], ls="--", lw=1, label="threshold")
+        row.axhline(0, color=_GREY, lw=0.6)
+        for t, fired, at in zip(times, n, top, strict=True):
+            if fired:
+                style = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+                row.annotate(f"{fired:g}".replace("-", "−"), (t, at), (0, 4), **style)
         row.set_ylabel(f"neuron {index:,}")
         row.margins(y=0.25)
         row.xaxis.get_major_locator().set_params(integer=True)
@@ -181,29 +182,6 @@ def membrane(
     rows[-1].set_xlabel("time step")
     _legend(rows[0], **_BESIDE)
     return list(rows)
-
-
-def _charging(axes, times, v, n, theta, start, conserves: bool) -> None:
-    """A membrane that charges and resets, and its threshold."""
-    if conserves:  # then the potential before the reset is known
-        when = np.concatenate([[0], np.repeat(times, 2)])
-        levels = np.stack([v + theta * n, v], 1).reshape(-1)
-        levels = np.concatenate([[theta * start], levels])
-    else:
-        when, levels = times, v
-    axes.plot(when, levels, color=COLOURS[0], lw=1.4, label="potential")
-    axes.axhline(theta, color=COLOURS[1], ls="--", lw=1, label="threshold")
-    axes.axhline(0, color=_GREY, lw=0.6)
-
-
-def _staircase(axes, times, v, told) -> np.ndarray:
-    """A drive, and what the spikes up to each step say it is."""
-    axes.plot(times, v, color=COLOURS[0], marker="o", ms=3, lw=1.4, label="drive")
-    style = {"color": COLOURS[1], "ls": "--", "lw": 1.4}
-    axes.step(times, told, where="post", label="what its spikes add up to", **style)
-    axes.plot(times, told, "s", color=COLOURS[1], ms=3)
-    axes.axhline(0, color=_GREY, lw=0.6)
-    return np.maximum(v, told)
 
 
 @door
@@ -244,19 +222,16 @@ def rates(
     rows = _axes(axes, (3.3 * len(names), 3.4), 1, len(names))
     worth = _worth(model.neuron, np.arange(1, steps + 1))
     for row, name in zip(rows, names, strict=True):
-        spikes = np.asarray(trace.spikes[name], np.float64)
-        told = np.tensordot(worth, spikes, 1) / (steps if model.neuron.repeats else 1)
+        told = np.tensordot(worth, np.asarray(trace.spikes[name], np.float64), 1)
+        told /= steps if model.neuron.repeats else 1
         theta = np.asarray(spiking[name].theta)
-        node = network.graph[name]
-        actual = np.moveaxis(np.asarray(activations[name]), node.batch_axis, 0)
+        axis = network.graph[name].batch_axis
+        actual = np.moveaxis(np.asarray(activations[name]), axis, 0).reshape(-1)
         told = (told * theta).reshape(-1)
-        actual = actual.reshape(-1)
         error = np.sqrt(np.mean(np.square(told - actual)))
         some = _spaced(len(told), 3000)
-        row.scatter(
-            actual[some], told[some], s=5, alpha=0.35, lw=0, color=COLOURS[0],
-            label="a neuron",
-        )  # fmt: skip
+        dots = {"s": 5, "alpha": 0.35, "lw": 0, "color": COLOURS[0]}
+        row.scatter(actual[some], told[some], label="a neuron", **dots)
         top = max(actual.max(), told.max(), 1e-12)
         row.plot([0, top], [0, top], color=_GREY, lw=1, ls="--", label="no error")
         levels = model.neuron.at(name).levels if model.neuron.repeats else None
@@ -333,9 +308,9 @@ def accuracy(
 ) -> Axes:
     r"""Accuracy against time steps, or against energy, a mark for each time step.
 
-    Bands are Wilson's 95 % intervals of a share :math:`p` of :math:`N` images. They
-    say what other images would give; curves of the same images are closer to each other
-    than their bands.
+    Of more than 16 steps 1, 2, 4, ... are marked. Bands are Wilson's 95 % intervals of
+    a share :math:`p` of :math:`N` images. They say what other images would give; curves
+    of the same images are closer to each other than their bands.
 
     Args:
       curves: `{label: Curves}`, from `evaluate`.
@@ -358,27 +333,33 @@ def accuracy(
       [[1.0, 50.0], [2.0, 90.0]]
     """
     axes = _axes(axes, (6.4, 4))
-    styles = cycle(zip(COLOURS, _MARKS, strict=True))
-    for i, ((label, found), (colour, mark)) in enumerate(
-        zip(curves.items(), styles, strict=False)
-    ):
-        y = np.asarray(found.accuracy, np.float64)
-        x = np.arange(1, len(y) + 1) if energy is None else np.asarray(energy[label])
-        axes.plot(
-            x, 100 * y, color=colour, marker=mark, ms=3.5, lw=1.5,
-            ls=_DASHES[i // len(COLOURS) % len(_DASHES)], label=label,
-        )  # fmt: skip
-        low, high = interval(y, found.images)
-        axes.fill_between(x, 100 * low, 100 * high, color=colour, alpha=0.15, lw=0)
+    least = 0.0 if ann is None else ann - 0.1
+    longest, seen, k = 0, [ann_energy] if ann is not None else [], len(COLOURS)
+    for i, (label, curve) in enumerate(curves.items()):
+        y, times = np.asarray(curve.accuracy), np.arange(1, len(curve.accuracy) + 1)
+        x = times if energy is None else np.asarray(energy[label])
+        marked = [t - 1 for t in times if len(y) <= 16 or t & (t - 1) == 0]
+        style = {"color": COLOURS[i % k], "marker": _MARKS[i % k], "ms": 4, "lw": 1.5}
+        style |= {"ls": _DASHES[i // k % len(_DASHES)], "markevery": marked}
+        below = "" if (y >= least).any() else " (below)"
+        axes.plot(x, 100 * y, label=f"{label}{below}", **style)
+        low, high = interval(y, curve.images)
+        band = {"color": COLOURS[i % k], "alpha": 0.15, "lw": 0}
+        axes.fill_between(x, 100 * low, 100 * high, **band)
+        longest = max(longest, len(y))
+        seen += list(x[y >= least])
     if ann is not None:
         axes.axhline(100 * ann, color=_GREY, ls="--", lw=1, label=f"ANN, {ann:.2%}")
         if energy is not None:
             axes.plot(ann_energy, 100 * ann, "*", color=_GREY, ms=11)
-        best = max([ann, *(np.max(found.accuracy) for found in curves.values())])
-        axes.set_ylim(max(axes.get_ylim()[0], 100 * ann - 10), 100 * best + 1)
+        best = max([ann, *(np.max(curve.accuracy) for curve in curves.values())])
+        axes.set_ylim(max(axes.get_ylim()[0], 100 * least), 100 * best + 1)
     axes.set(title=title, ylabel="accuracy on test images (%)")
-    doubling(axes, "time step" if energy is None else f"{unit} (a mark per time step)")
-    _legend(axes, loc="lower right")
+    marks = "T = 1, 2, 4, ..." if longest > 16 else "each time step"
+    doubling(axes, "time step" if energy is None else f"{unit} (marks: {marks})")
+    if energy is not None and min(seen, default=0) > 0:
+        axes.set_xlim(min(seen) / 1.15, max(seen) * 1.15)
+    _legend(axes)
     return axes
 
 
@@ -450,7 +431,7 @@ def graph(network: Network, *, wires: bool = False, axes=None) -> Axes:
       >>> [text.get_text() for text in axes.texts if text.get_text()]
       ['input0\n2', 'hidden\n2', 'relu0\n2', 'out\n1']
     """
-    import matplotlib.patches as patches
+    from matplotlib.patches import Patch
 
     whole = network.graph
     parents: dict[str, tuple[str, ...]] = {}
@@ -459,65 +440,56 @@ def graph(network: Network, *, wires: bool = False, axes=None) -> Axes:
         above = [name for one in node.inputs for name in hidden.get(one, (one,))]
         above = tuple(dict.fromkeys(above))
         plain = isinstance(node.role, Wire) and len(above) < 2
-        if plain and not wires and node.name not in whole.outputs:
-            hidden[node.name] = above
-        else:
-            parents[node.name] = above
+        shown = wires or not plain or node.name in whole.outputs
+        (parents if shown else hidden)[node.name] = above
+    levels: list[list[str]] = []
     depth: dict[str, int] = {}
     for name, above in parents.items():
         depth[name] = 1 + max((depth[one] for one in above), default=-1)
-    levels: dict[int, list[str]] = {}
-    for name, level in depth.items():
-        levels.setdefault(level, []).append(name)
-    widest = max(map(len, levels.values()))
-    places: dict[str, tuple[float, float]] = {}
-    for level in sorted(levels):
-        names = levels[level]
-
-        def middle(name: str) -> float:
-            return float(np.mean([places[one][0] for one in parents[name]] or [0]))
-
-        names.sort(key=middle)
-        for i, name in enumerate(names):
-            places[name] = (i - (len(names) - 1) / 2, -level)
+        levels += [[]] * (depth[name] == len(levels))
+        levels[depth[name]] = [*levels[depth[name]], name]
+    place: dict[str, tuple[float, float]] = {}
+    for level, names in enumerate(levels):
+        middle = {
+            n: np.mean([place[one][0] for one in parents[n]] or [0]) for n in names
+        }
+        for i, name in enumerate(sorted(names, key=middle.__getitem__)):
+            place[name] = (i - (len(names) - 1) / 2, -level)
+    widest = max(map(len, levels))
     axes = _axes(axes, (max(4.5, 2.3 * widest), 1 + 0.52 * len(levels)))
+    arrow = {"arrowstyle": "-|>", "color": _GREY, "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
+    box = {"ha": "center", "va": "center", "fontsize": 7, "zorder": 3}
     for name, above in parents.items():
-        x, y = places[name]
+        x, y = place[name]
         for one in above:
-            a, b = places[one]
-            ends, bend = ((x, y + 0.31), (a, b - 0.31)), 0.0
+            (a, b), bend = place[one], 0.0
+            tip, tail = (x, y + 0.31), (a, b - 0.31)
             if depth[name] - depth[one] > 1 and a == x:  # around what lies between
-                ends, bend = ((x + 0.42, y), (a + 0.42, b)), -0.25
-            axes.annotate(
-                "", *ends,
-                arrowprops={
-                    "arrowstyle": "-|>", "color": _GREY, "lw": 0.8, "shrinkA": 0,
-                    "connectionstyle": f"arc3,rad={bend}", "shrinkB": 0,
-                },
-            )  # fmt: skip
-        role = type(whole[name].role)
-        box = patches.FancyBboxPatch(
-            (x - 0.42, y - 0.29), 0.84, 0.58, boxstyle="round,pad=0,rounding_size=0.08",
-            facecolor=_ROLES[role][1], edgecolor=_GREY, lw=0.8, zorder=2,
-        )  # fmt: skip
-        axes.add_patch(box)
-        axes.text(
-            x, y, _words(whole[name]), ha="center", va="center", fontsize=7, zorder=3
-        )
+                tip, tail, bend = (x + 0.42, y), (a + 0.42, b), -0.25
+            curve = {"connectionstyle": f"arc3,rad={bend}"}
+            axes.annotate("", tip, tail, arrowprops=arrow | curve)
+        colour = _ROLES[type(whole[name].role)][1]
+        edge = {"facecolor": colour, "edgecolor": _GREY, "lw": 0.8, "zorder": 2}
+        axes.add_patch(_box(x, y, **edge))
+        axes.text(x, y, _words(whole[name]), **box)
     used = {type(whole[name].role) for name in parents}
     handles = [
-        patches.Patch(facecolor=colour, edgecolor=_GREY, label=label)
+        Patch(facecolor=colour, edgecolor=_GREY, label=label)
         for role, (label, colour) in _ROLES.items()
         if role in used
     ]
     side = (widest + 1.1) / 2
     axes.set(xlim=(-side, side), ylim=(-len(levels) + 0.3, 0.6))
     axes.axis("off")
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False,
-        fontsize=7, ncols=1,
-    )  # fmt: skip
+    _legend(axes, handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0))
     return axes
+
+
+def _box(x: float, y: float, **style):
+    from matplotlib.patches import FancyBboxPatch
+
+    rounded = "round,pad=0,rounding_size=0.08"
+    return FancyBboxPatch((x - 0.42, y - 0.29), 0.84, 0.58, boxstyle=rounded, **style)
 
 
 def _words(node: Node) -> str:
@@ -568,11 +540,6 @@ def _of_image(recorded: Mapping[str, Any], name: str, image: int) -> np.ndarray:
             f"0; found {image}"
         )
     return found[:, image].reshape(len(found), -1)
-
-
-def _each(value, like) -> np.ndarray:
-    """A value for every neuron, counted through the population, of one per channel."""
-    return np.broadcast_to(np.asarray(value, np.float64), np.shape(like)).reshape(-1)
 
 
 def _worth(neuron, times: np.ndarray) -> np.ndarray:

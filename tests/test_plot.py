@@ -51,6 +51,9 @@ def test_raster_and_membrane_are_the_spikes_of_the_trace(ran, kind):
     dots = sum(len(dots.get_offsets()) for dots in axes.collections)
     assert dots == np.count_nonzero(spikes)
     assert f"{np.abs(spikes).sum():,.0f} spikes" in axes.get_title()
+    for wrong in (99, (10**6,), ()):
+        with pytest.raises(ValueError, match="neurons: expected 1 to 12 of .* found"):
+            plot.membrane(model, spiking, trace, name, neurons=wrong)
     axes = plot.membrane(model, spiking, trace, name, image=1, neurons=2)
     shown = [int(t.get_text().replace("−", "-")) for row in axes for t in row.texts]
     busiest = np.sort(np.argsort(-np.abs(spikes).sum(0), kind="stable")[:2])
@@ -84,6 +87,19 @@ def test_a_graph_shows_every_synapse_neuron_and_pool_once():
         shown = [text.splitlines()[0] for text in texts]
         for node in (*network.synapses, *network.neurons, *network.pools):
             assert shown.count(node) == 1
+
+
+def test_accuracy_marks_powers_of_two_and_says_what_lies_below():
+    long = jb.evaluation.Curves(np.linspace(0.85, 0.92, 40), {}, 1000)
+    poor = jb.evaluation.Curves(np.full(40, 0.3), {}, 1000)
+    energy = {"good": np.linspace(0.1, 2, 40), "poor": np.linspace(0.001, 9, 40)}
+    axes = plot.accuracy({"good": long, "poor": poor}, energy=energy, ann=0.92)
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["good", "poor (below)", "ANN, 92.00%"]
+    assert axes.lines[0].get_markevery() == [0, 1, 3, 7, 15, 31]
+    assert "T = 1, 2, 4" in axes.get_xlabel()
+    low, high = axes.get_xlim()  # of what can be seen
+    assert 0.05 < low < 0.1 and 2 < high < 3
 
 
 def test_errors_name_what_is_wrong(ran, monkeypatch):
