@@ -207,7 +207,7 @@ def draw(record: dict, folder: Path) -> None:
                 axis.plot(row["times"], lost, label=row["value"], **style)
             axis.set_title(name, fontsize=10)
             jb.plot.doubling(axis, "")
-            axis.legend(frameon=False, fontsize=7, loc="right")
+            axis.legend(frameon=False, fontsize=7, loc="lower right")
         axes[0, 0].set_yscale("log")
         axes[0, 0].set_yticks([LEAST, 0.5, 1, 5, 20, 80], minor=False)
         axes[0, 0].yaxis.set_major_formatter("{x:g}")

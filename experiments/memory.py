@@ -236,22 +236,17 @@ def draw(record: dict, folder: Path) -> None:
     """Events per synapse of a whole run: measured, and where spikes cost as much."""
     with common.figure(folder / "memory.png", figsize=(9, 4.5)) as (_, axis):
         for i, (name, curves) in enumerate(record["break_even"].items()):
-            for kind, style, fill in (
-                ("no_reuse", "-", "full"),
-                ("full_reuse", ":", "none"),
-            ):
-                times = np.arange(1, len(curves[kind]) + 1)
-                whole = np.array(curves[kind], float) * times
-                look = {"color": jb.plot.COLOURS[i], "marker": "ov^sD"[i], "ms": 6}
+            look = {"color": jb.plot.COLOURS[i], "marker": "ov^sD"[i], "ms": 6}
+            for reuse, style, fill in (("no", "-", "full"), ("full", ":", "none")):
+                if name == USUAL and reuse == "full":
+                    continue  # it knows no memory
+                even = np.array(curves[f"{reuse}_reuse"], float)
+                whole = even * np.arange(1, len(even) + 1)
+                label = f"{name}, {reuse} reuse" if name != USUAL else name
+                label += "" if whole.max() > 0.01 else ": below 0.01"
                 look |= {"markevery": (i, 5), "fillstyle": fill, "ls": style}
-                label = f"{name}, {kind.replace('_', ' ')}"
-                if name == USUAL:  # knows no memory
-                    if kind == "full_reuse":
-                        continue
-                    label = name
-                axis.plot(
-                    times, np.where(whole > 0, whole, np.nan), label=label, **look
-                )
+                whole = np.where(whole > 0, whole, np.nan)
+                axis.plot(range(1, len(even) + 1), whole, label=label, **look)
         for name, mark in (("refining", "o"), ("bursts", "s")):
             unit = "quanta" if name == "bursts" else "events"
             values = record["codes"][name]["operations_per_mac"][unit]
