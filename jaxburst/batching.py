@@ -88,11 +88,9 @@ def sweep(
       `count` rows count.
     """
     size = even_size(length(data), batch_size)
-    run = _compiled(function, size, tuple((options or {}).items()))
-    shard, replicate = share(size)
-    weights = replicate(weights)
+    run = _program(function, weights, size, options)
     for count, batch in batches(data, batch_size, description):
-        yield count, jax.device_get(run(weights, shard(batch)))
+        yield count, run(batch)
 
 
 def gather(
@@ -140,12 +138,9 @@ def add_up(
         shapes,
     )
     size = even_size(length(data), batch_size)
-    run = _compiled(_rows(function), size)
-    shard, replicate = share(size)
-    weights = replicate(weights)
+    run = _program(_rows(function), weights, size)
     for count, batch in batches(data, batch_size, description):
-        counts = (np.arange(size) < count).astype(np.int32)
-        found = jax.device_get(run(weights, shard((batch, counts))))
+        found = run((batch, (np.arange(size) < count).astype(np.int32)))
         total = jax.tree.map(lambda a, b: a + b.sum(0, dtype=a.dtype), total, found)
     return together(total)
 
@@ -161,16 +156,22 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
     Returns:
       What the function returned, as NumPy arrays.
     """
-    size = length(inputs)
-    shard, replicate = share(size)
     there = jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else np.asarray(x), inputs
     )
-    return jax.device_get(_compiled(function, size)(replicate(weights), shard(there)))
+    return _program(function, weights, length(inputs))(there)
+
+
+def _program(function, weights, size: int, options: dict | None = None) -> Callable:
+    """A function of batches of one size, which the devices share."""
+    run = _compiled(function, size, tuple((options or {}).items()))
+    shard, replicate = share(size)
+    weights = replicate(weights)
+    return lambda batch: jax.device_get(run(weights, shard(batch)))
 
 
 @lru_cache(maxsize=64)
-def _compiled(function, size: int, options: tuple = ()) -> Callable:
+def _compiled(function, size: int, options: tuple) -> Callable:
     """One program for all sweeps with a function."""
     return jax.jit(data_parallel(function, size), compiler_options=dict(options))
 

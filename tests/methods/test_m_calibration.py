@@ -208,7 +208,6 @@ def test_weights_that_are_not_finite_are_named_even_where_a_relu_swallows_them(
 
 @pytest.mark.parametrize("name", list(LAYERS))
 @pytest.mark.parametrize("per", ["layer", "channel"])
-@pytest.mark.filterwarnings("ignore:channels with the threshold 0")
 def test_least_squares_thresholds_are_the_best_of_a_hundred(name, per):
     """The errors are computed by definition here, from histograms there."""
     it, levels = case(name), 3
