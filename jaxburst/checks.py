@@ -187,11 +187,10 @@ def refuse(
         found = repr(value)
     elif isinstance(value, np.ndarray | jax.Array):
         found = f"an array {value.dtype} {list(value.shape)}"
-    elif isinstance(value, tuple | list) and len(value) < 9:
+    elif isinstance(value, tuple | list) and all(isinstance(x, short) for x in value):
         found = repr(value)
     else:
-        found = f"{type(value).__module__}.{type(value).__qualname__}"
-        found = found.removeprefix("builtins.")
+        found = type(value).__name__
     text = f"{name}: expected {expected}, found {found:.120}"
     raise error(f"{text}; {hint}" if hint else text)
 
