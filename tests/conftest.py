@@ -12,12 +12,27 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs():
-    """Every compiled program holds pages of memory, of which a process may have 65,530.
+def programs(request):
+    """Compiles quickly, and forgets what was compiled.
 
-    Kept for the whole suite they run out, and the next compilation crashes.
+    Nearly all of a test's time is XLA's, and most programs run once: LLVM optimises
+    them where a module says `OPTIMISED = True`, because it is about that. And every
+    program holds pages of memory, of which a process may have 65,530: kept for the
+    whole suite they run out, and the next compilation crashes.
     """
+    quickly = not getattr(request.module, "OPTIMISED", False)
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def optimised():
+    """Compiles one test as users do: numbers that grow apart step by step."""
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 
 
