@@ -28,7 +28,6 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jaxburst as jb
 from jaxburst.batching import sweep
@@ -44,8 +43,8 @@ UNITS = jb.energy.UNITS
 LONG = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Experiment):
     """Compares codes that need no training.
 
     Attributes:
@@ -60,7 +59,6 @@ class Config:
         them for codes of more than 8 steps.
       limit: at most so many test images of each draw.
       seed: of the draws.
-      out: folder for the results.
     """
 
     network: tuple[str, ...] = NETWORKS
@@ -72,10 +70,11 @@ class Config:
     choice: int = 1000
     limit: int = 10_000
     seed: int = 0
-    out: Path = Path("runs/codes")
 
-    def __post_init__(self):
-        common.check_settings(self)
+    @property
+    def identity(self):
+        """The parts of a table may be measured one by one."""
+        return dataclasses.replace(super().identity, network=(), code=())
 
 
 # The codes.
@@ -135,6 +134,7 @@ class Code:
       slots: of a time step, given the setting.
       alike: the code that sends the same numbers, as other spikes.
       before: steps of a first run that silences neurons (SRP); they count.
+      preset: the setting that `jb.presets` has, measured in full whatever is chosen.
       spikes: whether it is one; else it is priced as a conventional network of as many
         bits as its activations need.
     """
@@ -146,6 +146,7 @@ class Code:
     slots: Callable[..., int] = lambda **_: 1
     alike: str | None = None
     before: int = 0
+    preset: dict | None = None
     spikes: bool = True
 
 
@@ -222,7 +223,8 @@ signed = partial(Burst, signed=True)
 # fmt: off
 CODES = {
     "once":
-        Code(once, 1, "digits", some("error", 0.003, 0.006, 0.01, 0.02, 0.03)),
+        Code(once, 1, "digits", some("error", 0.003, 0.005, 0.01, 0.02, 0.03),
+             preset={"error": 0.005}),
     "refining":
         Code(refining, 4, "digits"),
     "quantised ANN":
@@ -523,9 +525,10 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
     goals = choose(code, tries)
     first, others = images_of(code, bench.config)
     main, rows = goals.get(GOALS[0]) or goals["least"], {}
-    for i in dict.fromkeys(i for i, _ in [main, *goals.values()]):
+    full = {main[0]} | {i for i, s in enumerate(code.settings) if s == code.preset}
+    for i in sorted(full | {i for i, _ in goals.values()}):
         setting, plans = code.settings[i], [(0, others, code.steps)]
-        if i == main[0]:
+        if i in full:
             plans = [(0, first, code.steps)]
             last = main[1] if code.steps > LONG else code.steps
             plans += [(d, others, last) for d in range(1, bench.config.draws)]
@@ -536,13 +539,14 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
             )
             for plan in plans
         ]
-        rows[str(setting)] = draws
+        first_ = draws[0] | {"joules": draws[0]["joules"][code.unit]}
+        rows[str(setting)] = [first_, *draws[1:]]
     return {
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
         "main": {"setting": str(code.settings[main[0]]), "steps": main[1]},
         "goals": {
-            goal: {"setting": str(code.settings[i]), "steps": steps}
+            str(goal): {"setting": str(code.settings[i]), "steps": steps}
             for goal, (i, steps) in goals.items()
             if goal in GOALS
         },
@@ -558,12 +562,8 @@ def spread(draws: list[dict], t: int) -> float:
 
 
 def interval(draws: list[dict], t: int) -> float:
-    r"""Half of the 95 % interval of the first draw's difference: of images and draws.
-
-    .. math:: 1.96 \sqrt{\sigma_{images}^2 / N + \sigma_{draws}^2}
-    """
-    images = draws[0]["deviation"][t] ** 2 / draws[0]["images"]
-    return 1.96 * float(np.sqrt(images + spread(draws, t) ** 2))
+    """Half of the 95 % interval of the first draw's difference, over images."""
+    return 1.96 * draws[0]["deviation"][t] / draws[0]["images"] ** 0.5
 
 
 def priced(code: Code, model, curves) -> dict:
@@ -632,17 +632,18 @@ def streamed(bench: Bench) -> list[dict]:
     return found
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
+def measure(config: Config, run: common.Kept) -> dict:
+    """Every code on every network."""
+    run.whole = not config.code and set(NETWORKS) <= set(config.network)
     common.one_device_per_core()
-    folder = common.prepare_folder(config.out)
-    kept = common.Kept(
-        folder, dataclasses.replace(config, network=(), code=(), out=Path())
-    )
     chosen = [
         name
         for name in CODES
-        if not config.code or any(name.startswith(one) for one in config.code)
+        if not config.code
+        or any(
+            name == one or (one not in CODES and name.startswith(one))
+            for one in config.code
+        )
     ]
     if not chosen:
         raise ValueError(f"code: expected beginnings of {list(CODES)}")
@@ -651,10 +652,10 @@ def main() -> None:
         if not released(title) and not weights(title, config).exists():
             print(f"{title}: left out, for want of its weights in --weights")
             continue
-        bench, scope, rows = Bench(title, config), kept.within(title), {}
+        bench, scope, rows = Bench(title, config), run.within(title), {}
 
         def keep(name: str, measure: Callable, scope=scope) -> dict:
-            return scope(name, partial(timed, name, measure))
+            return scope(name, timed, name, measure)
 
         ann = keep("ANN", partial(conventional, bench))
         print(f"{title}: ANN {ann['accuracy']:.2%} of {ann['images']:,} test images")
@@ -664,14 +665,7 @@ def main() -> None:
             jax.clear_caches()
         streams = keep("streams", partial(streamed, bench))
         records[title] = {"ann": ann, "rows": rows, "streams": streams}
-    text = "\n\n".join(table(title, record) for title, record in records.items())
-    print("\n" + text + "\n")
-    common.write_record(folder, "codes", config, networks=slim(records))
-    common.write_text(folder / "codes.md", text)
-    draw(folder / "codes.png", records)
-    draw_goals(folder / "goals.png", records)
-    draw_anytime(folder / "anytime.png", records)
-    draw_streams(folder / "streams.png", records)
+    return {"networks": records}
 
 
 def timed(name: str, measure: Callable) -> dict:
@@ -686,21 +680,12 @@ def timed(name: str, measure: Callable) -> dict:
     return found
 
 
-def slim(records: dict) -> dict:
-    """What the record needs: joules in the unit of the code."""
-    for record in records.values():
-        for row in record["rows"].values():
-            for draws in row["settings"].values():
-                draws[0] = draws[0] | {"joules": draws[0]["joules"][row["unit"]]}
-    return records
-
-
 # Tables and figures.
 
 
 def at(row: dict, goal: float | None = None):
     """The draws of the setting, and the time step (from 0), of a goal."""
-    chosen = row["goals"][goal] if goal else row["main"]
+    chosen = row["goals"][str(goal)] if goal else row["main"]
     return row["settings"][chosen["setting"]], chosen["steps"] - 1
 
 
@@ -727,10 +712,10 @@ def table(title: str, record: dict) -> str:
     lines = []
     for name, row in record["rows"].items():
         draws, t = at(row)
-        first, joules = draws[0], draws[0]["joules"][row["unit"]]
+        first, joules = draws[0], draws[0]["joules"]
         apart, within = 100 * first["difference"][t], 100 * interval(draws, t)
         lines.append([
-            name if 0.5 in row["goals"] else f"{name} ¹",
+            name if "0.5" in row["goals"] else f"{name} ¹",
             str(t + 1), str(row["slots"] * (t + 1 + ann["depth"])),
             f"{first['images']:,}", f"{100 * first['accuracy'][t]:.2f}",
             f"{apart:+.2f} ± {within:.2f}", "yes" if abs(apart) <= within else "no",
@@ -747,19 +732,29 @@ def table(title: str, record: dict) -> str:
         + f"\n\nEach at the cheapest setting and time step that lose at most half a "
         "point on held-out training images (¹ none does; the one that loses least). "
         "Accuracy in %; difference from the trained network in points on the same test "
-        "images, first draw of calibration images, ± 95 % over images and draws "
-        f"({', '.join(map(str, sorted(counts)))} draws); lossless: the interval "
-        "includes 0. Draws: standard deviation. Time: until the answer, in slots, a "
-        "step for each layer included. Digits are signed binary. Energies over the "
+        "images, first draw of calibration images, ± 95 % over images; lossless: the "
+        "interval includes 0. ± draws: standard deviation of the accuracy over "
+        f"{', '.join(map(str, sorted(counts)))} draws, on the images that all of them "
+        "met (in part because these are few). Time: until the answer, in slots, a step "
+        "for each layer included. Digits are signed binary. Energies over the "
         "trained network's without reuse, each code in the unit that its hardware is "
         "charged by; the quantised network's with zeros skipped."
     )
 
 
-def points_of(row: dict):
-    """`(operations [T, 3], difference in points [T])` of every measured setting."""
-    for draws in row["settings"].values():
-        yield np.array(draws[0]["operations"]), 100 * np.array(draws[0]["difference"])
+def text(record: dict) -> str:
+    """All tables."""
+    return "\n\n".join(map(table, *zip(*record["networks"].items(), strict=True)))
+
+
+def draw(record: dict, folder: Path) -> None:
+    """All figures."""
+    records = record["networks"]
+    draw_codes(folder / "codes.png", records, UNITS)
+    draw_codes(folder / "methods.png", dict([*records.items()][:1]), UNITS[::2])
+    draw_goals(folder / "goals.png", records)
+    draw_anytime(folder / "anytime.png", records)
+    draw_streams(folder / "streams.png", records)
 
 
 def styles(records) -> dict:
@@ -768,88 +763,131 @@ def styles(records) -> dict:
 
     names = list(dict.fromkeys(n for r in records.values() for n in r["rows"]))
     shades = matplotlib.colormaps["tab20"].colors
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
     return {
-        name: {"color": shades[i % 20], "marker": "os^D"[i // 20 + i % 3]}
+        name: {"color": shades[order[i % 20]], "marker": "os^Dv"[i // 20 + i % 4]}
         for i, name in enumerate(names)
-    }
+    } | {"quantised ANN": {"color": "black", "marker": "X"}}
 
 
-def draw(path: Path, records: dict) -> None:
-    """Difference from the ANN against operations, a panel for each unit."""
+def curves_of(row: dict, unit: str):
+    """`(cost [n], accuracy [n])` in percent: over time, or, for a single step, over the
+    settings that were measured."""
+    k, firsts = UNITS.index(unit), [draws[0] for draws in row["settings"].values()]
+    found = [
+        (np.array(one["operations"])[:, k], 100 * np.array(one["accuracy"]))
+        for one in firsts
+    ]
+    if len(found[0][0]) > 1:
+        return found[:1]
+    cost, accuracy = map(np.concatenate, zip(*found, strict=True))
+    order = cost.argsort()
+    return [(cost[order], accuracy[order])]
+
+
+def draw_codes(path: Path, records: dict, units) -> None:
+    """Accuracy against operations, a panel for each unit."""
     look, rows = styles(records), len(records)
-    size = {"figsize": (13, 3.6 * rows + 1.2), "squeeze": False, "sharey": True}
-    with common.figure(path, rows, 3, **size) as (whole, axes):
-        for (title, found), line in zip(records.items(), axes, strict=True):
-            for axis, (i, unit) in zip(line, enumerate(UNITS), strict=True):
+    size = {"figsize": (5.4 * len(units), 4 * rows + 1), "squeeze": False}
+    with common.figure(path, rows, len(units), sharey="row", **size) as (whole, axes):
+        for (title, found), panels in zip(records.items(), axes, strict=True):
+            ann, costs = 100 * found["ann"]["accuracy"], []
+            for axis, unit in zip(panels, units, strict=True):
                 for name, row in found["rows"].items():
-                    label = name
-                    for spent, apart in points_of(row):
-                        axis.plot(spent[:, i], apart, label=label, lw=1, ms=4,
+                    for cost, accuracy in curves_of(row, unit):
+                        axis.plot(cost, accuracy, label=name, lw=1.2, ms=5,
                                   **look[name])  # fmt: skip
-                        label = None
-                axis.axhline(0, color="0.35", linestyle="--", lw=0.9)
-                axis.set(title=f"{title}: {unit}", xscale="log", ylim=(-6, 1),
-                         xlabel=f"{unit} per MAC of the ANN")  # fmt: skip
-                axis.grid(alpha=0.3)
-            line[0].set_ylabel("points from the ANN")
+                    draws, t = at(row)
+                    cost = draws[0]["operations"][t][UNITS.index(unit)]
+                    axis.errorbar(
+                        cost, 100 * draws[0]["accuracy"][t],
+                        100 * interval(draws, t), color=look[name]["color"], lw=0.8,
+                    )  # fmt: skip
+                    costs.append(cost)
+                axis.axhline(ann, color="0.35", linestyle="--", lw=0.9)
+                axis.set(title=f"{title}: cost in {unit}",
+                         xlabel=f"{unit} that reach a synapse, per MAC of the ANN",
+                         ylim=(ann - 3.2, ann + 0.8))  # fmt: skip
+                axis.set_xlim(min(costs) / 2, max(costs) * 2)
+                doubling(axis)
+                axis.grid(alpha=0.3, which="both")
+            panels[0].set_ylabel("test accuracy (%); dashed: the ANN")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        whole.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8,
+        whole.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8,
                      frameon=False)  # fmt: skip
 
 
+def doubling(axis) -> None:
+    """A logarithmic axis of costs with plain numbers."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+
+
 def draw_goals(path: Path, records: dict) -> None:
-    """The least cost for each goal, in every unit; a row for each code."""
+    """What the settings that were chosen for each goal cost, and lose on test images;
+    in the unit of each code."""
     look, rows = styles(records), len(records)
-    count = max(len(found["rows"]) for found in records.values())
-    size = {"figsize": (13, 0.26 * count * rows + 1.5), "squeeze": False}
-    with common.figure(path, rows, 3, sharey="row", **size) as (whole, axes):
+    size = {"figsize": (11, 4.6 * rows + 0.8), "squeeze": False}
+    with common.figure(path, rows, 2, **size) as (whole, axes):
         for (title, found), panels in zip(records.items(), axes, strict=True):
-            names = list(found["rows"])
-            for axis, (i, unit) in zip(panels, enumerate(UNITS), strict=True):
-                for y, name in enumerate(names):
-                    row = found["rows"][name]
-                    for goal, mark in zip(GOALS, "o<>", strict=True):
-                        if goal not in row["goals"]:
-                            continue
-                        draws, t = at(row, goal)
-                        axis.plot(draws[0]["operations"][t][i], y, mark, ms=5,
-                                  color=look[name]["color"])  # fmt: skip
-                axis.set(title=f"{title}: {unit} per MAC", xscale="log",
-                         yticks=range(len(names)), yticklabels=names)  # fmt: skip
-                axis.tick_params(axis="y", labelsize=7)
+            for axis, kinds in zip(panels, (("quanta",), ("digits", "events")),
+                                   strict=True):  # fmt: skip
+                for name, row in found["rows"].items():
+                    if row["unit"] not in kinds:
+                        continue
+                    points, k = [], UNITS.index(row["unit"])
+                    for goal in GOALS:
+                        if str(goal) in row["goals"]:
+                            draws, t = at(row, goal)
+                            one = draws[0]
+                            points.append((one["operations"][t][k],
+                                           -100 * one["difference"][t]))  # fmt: skip
+                    points = np.array(sorted(points)).reshape(-1, 2)
+                    axis.plot(*points.T, label=name, lw=1, ms=6, **look[name])
+                for goal in GOALS:
+                    axis.axhline(goal, color="0.5", linestyle=":", lw=0.9)
+                axis.set(title=f"{title}: paid in {' or '.join(kinds)}",
+                         xlabel="operations per MAC of the ANN",
+                         ylabel="points lost on test images",
+                         ylim=(-0.5, 4))  # fmt: skip
+                doubling(axis)
+                axis.invert_yaxis()
                 axis.grid(alpha=0.3)
-            panels[0].invert_yaxis()
+                if len(axis.lines) > len(GOALS):
+                    axis.legend(fontsize=7, frameon=False, loc="lower right")
         whole.suptitle(
-            "least cost for a loss of 1 (<), 0.5 (o) and 0.2 (>) points, chosen on "
-            "training images", fontsize=10,
-        )  # fmt: skip
+            "least cost for a loss of 1, 0.5 and 0.2 points on training images",
+            fontsize=10,
+        )
 
 
 def draw_anytime(path: Path, records: dict) -> None:
-    """From all steps for every image to as many as each needs, in graded events."""
+    """From a fixed number of steps to as many as each image needs."""
     look, columns = styles(records), len(records)
-    size = {"figsize": (5.2 * columns, 4.2), "squeeze": False}
+    size = {"figsize": (5.6 * columns, 4.4), "squeeze": False}
     with common.figure(path, 1, columns, **size) as (_, axes):
         for (title, found), axis in zip(records.items(), axes[0], strict=True):
-            ann = found["ann"]["accuracy"]
+            ann = 100 * found["ann"]["accuracy"]
             for name, row in found["rows"].items():
-                draw, k = at(row)[0][0], UNITS.index(row["unit"])
-                if "anytime" not in draw:
+                first, k = at(row)[0][0], UNITS.index(row["unit"])
+                if "anytime" not in first:
                     continue
-                x = [draw["operations"][-1][k], draw["anytime"]["operations"][k]]
-                y = [draw["accuracy"][-1], draw["anytime"]["accuracy"]]
-                axis.plot(x, 100 * np.array(y), lw=1, label=name, ms=5,
-                          markevery=[1], **look[name])  # fmt: skip
-            axis.axhline(100 * ann, color="0.35", linestyle="--", lw=0.9)
-            axis.set(
-                title=f"{title}: all steps, to as many as settle (marker)",
-                xlabel="operations per MAC, in the unit of each code",
-                ylabel="accuracy (%)",
-                ylim=(100 * ann - 6, 100 * ann + 1),
-            )
+                cost = np.array(first["operations"])[:, k]
+                axis.plot(cost, 100 * np.array(first["accuracy"]), lw=1, ms=3,
+                          **look[name])  # fmt: skip
+                own = first["anytime"]
+                axis.plot(own["operations"][k], 100 * own["accuracy"], ms=10, ls="",
+                          label=f"{name}: {own['steps']:.1f} of {len(cost)} steps",
+                          **look[name])  # fmt: skip
+            axis.axhline(ann, color="0.35", linestyle="--", lw=0.9)
+            axis.set(ylabel="accuracy (%)", ylim=(ann - 6, ann + 1),
+                     title=f"{title}: all images as long (lines), or each as it needs",
+                     xlabel="operations per MAC, in the unit of each code")  # fmt: skip
+            doubling(axis)
+            axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
             if len(axis.lines) > 1:
-                axis.legend(fontsize=7, frameon=False)
+                axis.legend(fontsize=7, frameon=False, loc="lower right")
 
 
 def draw_streams(path: Path, records: dict) -> None:
@@ -870,4 +908,4 @@ def draw_streams(path: Path, records: dict) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.answer("codes", Config, measure, text, draw, __doc__)

@@ -273,6 +273,8 @@ class Kept:
     of other commands stay there.
     """
 
+    whole = True
+
     def __init__(self, folder: Path, config: object):
         self.folder, self.path = folder, folder / "unfinished.jsonl"
         self.origin = repr((config, versions()))
@@ -323,7 +325,9 @@ class Kept:
         )
 
     def done(self) -> None:
-        """Everything is written elsewhere."""
+        """Everything is written elsewhere, unless it was a part of a `whole`."""
+        if not self.whole:
+            return
         if others := self._lines(own=False):
             print(f"{self.path} keeps what other commands, stopped, have measured")
             files.write(self.path, "\n".join(others) + "\n")
