@@ -36,7 +36,6 @@ def convert(
     A pure function: it works under `jit`, `grad`, and `vmap` over stacked variables.
 
     Args:
-      network: the network.
       variables: its trained variables, `network.variables` of a module.
       thresholds: `{name: θ}` for every population of neurons, from `calibrate`.
       initial: initial potential over threshold, `v_0 / θ`. The paper starts at 0; at ½

@@ -86,7 +86,6 @@ def evaluate(
       batch_size: number of images at a time, rounded up to what the devices share
         evenly.
       schedule: the order of the work, see `run.plan`.
-      progress: whether to show a progress bar.
 
     Returns:
       The `Curves`.

@@ -47,7 +47,6 @@ def normalise(
     Both forms spike alike; in this one a membrane is counted in thresholds.
 
     Args:
-      network: the network.
       spiking: converted weights, in any unit.
       logits: the unit of the outputs: they come out divided by it.
 

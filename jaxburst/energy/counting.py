@@ -23,7 +23,6 @@ def macs(network: Network, weights: dict | None = None) -> dict[str, int]:
     """Multiply-accumulates of one image, taps on zero padding left out.
 
     Args:
-      network: the network.
       weights: leave out weights that are zero in these, a converted network or what
         `Network.weights` gives.
 
@@ -111,7 +110,6 @@ def operations(
     places are equally active; otherwise, at the edges of a map, on average.
 
     Args:
-      network: the network.
       events: from `Curves` or `Trace`, `{population or pool: [T, ...]}`.
       spiking: leave out weights that are zero in these.
 

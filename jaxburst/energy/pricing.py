@@ -156,12 +156,10 @@ def joules(
 ) -> np.ndarray:
     """Energy of the spiking network up to each time step, in joules per image.
 
+    What is not said here is as for `prices`.
+
     Args:
-      network: the network, or a model, as for `prices`.
       events: `Curves`, a `Trace`, or the counts of one unit as in `operations`.
-      cost: the cost model.
-      unit: what the hardware of the code sends: `'quanta'`, `'events'` or `'digits'`.
-      spiking: leave out weights that are zero in these.
       first_layer: whether what is constant is weighed `'once'`, or at `'every step'`,
         as some papers count.
 
@@ -220,7 +218,6 @@ def ann_joules(
     are in between. Additions of averages are not counted.
 
     Args:
-      network: the network.
       cost: the cost model.
       reuse: `'no'` or `'full'`.
       bits: of activations, if they are quantised; weights are those of the model.

@@ -141,7 +141,6 @@ def settle(
       agreement: share, 0 .. 1, of the images stopped at any one step whose decision
         must be that of step `T`. It holds on these images. Others agree less, above
         all if the network was trained on these: prefer some that it was not.
-      batch_size: number of images at a time.
 
     Returns:
       The `Margins`; infinite where none qualifies or no image is still running.
@@ -255,7 +254,6 @@ def evaluate_anytime(
       margins: when to stop, from `settle`.
       batch_size: number of images at a time; it shrinks by halves, to an eighth. A last
         partial batch is filled up, and what fills it is not counted.
-      progress: whether to show a progress bar.
 
     Returns:
       The means, as `Anytime`.

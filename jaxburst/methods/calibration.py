@@ -55,14 +55,13 @@ def calibrate(
     on how the images are cut into batches, or divided among processes.
 
     Args:
-      network, variables: what was traced, and its trained variables.
+      variables: the trained ones.
       inputs: calibration inputs `[N, ...]`, normalised as for training; no labels.
       neuron: the kind to calibrate for; only its `levels` are read, the `gamma` of
         `Burst`. For `Refining`, which has no range of its own, pass `Burst(levels)`:
         that many quanta then cover the range at the first step.
       percentile: between 0 and 100; 100 is the maximum.
       per: one threshold per `'layer'` or per `'channel'`.
-      batch_size: number of images at a time.
 
     Returns:
       `{name: θ}` for every population; θ is a scalar, or one per channel, `[C]`, or
@@ -252,7 +251,7 @@ def choose_percentile(
     the variance of each output.
 
     Args:
-      network, variables: what was traced, and its trained variables.
+      variables: the trained ones.
       inputs: calibration inputs `[N, ...]`, normalised; at least 2.
       neuron: the kind to calibrate for.
       steps: number of time steps that the network will be given. Few favour a low
@@ -260,7 +259,6 @@ def choose_percentile(
       candidates: the percentiles to choose from. One that leaves some threshold 0 is
         passed over.
       initial: initial potential over threshold, as for `convert`.
-      batch_size: number of images at a time.
 
     Returns:
       `(percentile, {candidate: mean divergence})`; the smallest of the divergences is

@@ -80,7 +80,6 @@ def polish(
       rate: Adam's learning rate at first; it falls to 0 like a cosine. Thresholds are
         learned by their logarithm, corrections in units of the threshold.
       seed: of the order of the images.
-      progress: whether to show a progress bar.
 
     Returns:
       `spiking` with other thresholds and corrections.

@@ -185,7 +185,7 @@ def tune(
     best of many scores is a little optimistic: leave a margin in a budget of agreement.
 
     Args:
-      network, variables: what was traced, and its trained variables.
+      variables: the trained ones.
       inputs: `[N, ...]`, normalised; no labels, never test images. Two thousand, as
         with few, polishing learns them by heart; if possible such that the network was
         not trained on, since it is too sure of those.
@@ -197,7 +197,6 @@ def tune(
       steps: largest number of time steps.
       trials: number of settings to try.
       seed: of the search; the same seed finds the same settings.
-      progress: whether to show a progress bar.
 
     Returns:
       The `Tuned` network: `(model, spiking, steps, report)`.
