@@ -3,11 +3,10 @@
     python benchmarks/event_driven.py --data-dir TFDS --weights FOLDER
 
 For every network: the accuracy that whole numbers cost, on the same test images; time
-per image of the C program after 1 to 4 steps, of refining bursts (thresholds that
-describe activations best with four levels, neither balanced nor corrected), and of
-onnxruntime's 8-bit and floating-point networks; and of streams, frames in which a
-square of some size is that of another image, time per frame against the share of
-activations that change, with the share at which both are as fast. Times are those of
+per image of the C program after 1 to 4 steps, of refining bursts as the preset makes
+them, and of onnxruntime's 8-bit and floating-point networks; and of streams, frames in
+which a square of some size is that of another image, time per frame against the share
+of activations that change, with the share at which both are as fast. Times are those of
 the processor, the least of some repetitions of each image or frame, on average over
 images. Constants and state are those of the generated program, code that of an
 optimised build for size.
@@ -124,7 +123,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--weights", type=Path, help="folder of others' state dicts")
-    parser.add_argument("--images", type=int, default=2000, help="for the accuracy")
+    parser.add_argument("--images", type=int, default=10000, help="for the accuracy")
     parser.add_argument("--timed", type=int, default=20, help="images that are timed")
     work = "folder that keeps what takes long, which is not made again"
     parser.add_argument("--work", type=Path, default=Path("runs/event"), help=work)
@@ -175,8 +174,9 @@ def load(name: str, options):
 def measure(name: str, options) -> dict:
     network, variables, some, images, labels = load(name, options)
     labels = np.asarray(labels)
-    integers, float_right = converted(name, network, variables, some, images, labels,
-                                      options.work)  # fmt: skip
+    integers, float_right, int_right = converted(
+        name, network, variables, some, images, labels, options.work
+    )
     ann = jax.jit(network)
     logits = [np.asarray(ann(variables, images[i : i + 100])) for i in
               range(0, len(images), 100)]  # fmt: skip
@@ -185,10 +185,6 @@ def measure(name: str, options) -> dict:
         folder = Path(folder)
         program = build(integers, folder)
         whole = integers.quantised(images)[0]
-        outputs = np.frombuffer(program("outputs", whole, 1), np.int32).reshape(
-            STEPS, len(images), -1
-        )
-        int_right = outputs.argmax(-1) == labels
         accuracy = {
             "images": len(images),
             "ann": percent(right),
@@ -237,20 +233,24 @@ def measure(name: str, options) -> dict:
 
 
 def converted(name: str, network, variables, some, images, labels, work: Path):
-    """Whole numbers, and which images floating-point spikes get right, `[T, N]`."""
+    """Whole numbers, and which images floating-point spikes and they get right.
+
+    The latter `[T, N]`, of the program itself.
+    """
     work.mkdir(parents=True, exist_ok=True)
     path, right = work / f"{name}.safetensors", work / f"{name}.npy"
     if not right.exists():
-        neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
-        thresholds = jb.methods.calibrate_mse(
-            network, variables, some[:200], jb.Burst(4), progress=False
-        )
-        model = jb.Model(network, neuron)
-        spiking = jb.convert(network, variables, thresholds, initial=0.4)
-        to_integers(model, spiking, some, STEPS).save(path)
+        model, spiking = jb.presets.refining(network, variables, some)
+        integers = to_integers(model, spiking, some, STEPS)
+        integers.save(path)
         print(f"{name}: converted", flush=True)
-        np.save(right, hits(model, spiking, images, labels))
-    return Integers.load(path), np.load(right)
+        with tempfile.TemporaryDirectory() as folder:
+            program = build(integers, Path(folder))
+            found = program("outputs", integers.quantised(images)[0], 1)
+        outputs = np.frombuffer(found, np.int32).reshape(STEPS, len(images), -1)
+        own = outputs.argmax(-1) == labels
+        np.save(right, [hits(model, spiking, images, labels), own])
+    return Integers.load(path), *np.load(right)
 
 
 def percent(right) -> float:

@@ -17,7 +17,7 @@ from jaxburst.convert import convert
 from jaxburst.energy import reach
 from jaxburst.io import c
 from jaxburst.io.integers import _Run, to_integers
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.run import Model
 from jaxburst.tracing import trace
 
@@ -118,7 +118,8 @@ NETS = {
     "vgg": (REFINING, FLAGS), "windows": (SIGNED, FLAGS), "resnet": (REFINING, FLAGS),
     "inception": (Burst(5), WIDE), "three dimensions": (SIGNED, WIDE),
     "averages": (REFINING, FLAGS), "maxima": (REFINING, FLAGS),
-    "capped": (REFINING, WIDE),
+    "capped": (REFINING, WIDE), "spellings": (REFINING, FLAGS),
+    "preactivation": (SIGNED, FLAGS), "shared": (SigmaDelta(), FLAGS),
     "several": (Burst(1), FLAGS), "channels first": (Burst(2, reset="zero"), FLAGS),
 }  # fmt: skip
 
@@ -132,7 +133,7 @@ def wide(monkeypatch):
 @pytest.mark.parametrize("name", NETS)
 def test_fires_the_same_spikes(name, tmp_path, wide):
     (neuron, flags), own = NETS[name], case(name)
-    steps = 4 if neuron is REFINING else 6
+    steps = {REFINING: 4, SigmaDelta(): 1}.get(neuron, 6)
     model, spiking = own.model(neuron), own.spiking(neuron, "channel")
     integers = to_integers(model, spiking, own.inputs, steps)
     images = integers.quantised(own.inputs)

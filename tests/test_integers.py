@@ -8,7 +8,7 @@ from nets import IMAGES, case
 import jaxburst.io.integers as integers_of
 from jaxburst.io.c import to_c
 from jaxburst.io.integers import Axis, Integers, to_integers
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Phase, Refining, SigmaDelta
 from jaxburst.run import Model
 
 REFINING, SIGNED = Refining(15, 2, 0.6), Burst(5, signed=True)
@@ -23,15 +23,16 @@ def whole(name: str, neuron, steps: int = 4):
 @pytest.fixture
 def fine(monkeypatch):
     """Numbers so fine that nothing is rounded that matters, and no limit to them."""
-    monkeypatch.setattr(integers_of, "LARGEST", 2**20)
-    monkeypatch.setattr(integers_of, "RANGE", 2**18)
+    monkeypatch.setattr(integers_of, "LARGEST", 2**15 - 1)
+    monkeypatch.setattr(integers_of, "RANGE", 2**16)
+    monkeypatch.setattr(integers_of, "SMALL", 2**30)
     monkeypatch.setattr(integers_of, "LIMIT", 2**62)
     monkeypatch.setattr(integers_of, "_BITS", range(36, 6, -1))
 
 
 FINE = {
-    "resnet": REFINING, "nested": SIGNED, "inception": REFINING,
-    "windows": Burst(2, reset="zero"), "capped": SIGNED,
+    "resnet": REFINING, "preactivation": SIGNED, "inception": REFINING,
+    "windows": Burst(2, reset="zero"), "capped": SIGNED, "shared": SigmaDelta(),
 }  # fmt: skip
 
 
@@ -167,6 +168,8 @@ def test_refusals_name_what_and_what_instead():
 
     refused("gated.*lateral", own.model(SIGNED, "gated"))
     refused("allowance.*signed=True", Model(own.network, Burst(5, allowance=2)))
+    refused("digits.*SigmaDelta", own.model(SigmaDelta(digits=2)))
+    refused("Phase.*Burst, Refining", own.model(Phase()))
     many = own.model(Burst(2**20, signed=True))
     refused("relu.*2.31.*fewer steps.*smaller gamma", many, steps=2**16)
     words = case("embedding")

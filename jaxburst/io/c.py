@@ -136,6 +136,11 @@ NAME_counters NAME_counted[NAME_SYNAPSES];
 static uint16_t channel[WIDEST + 1];
 static int32_t value[WIDEST + 1];
 
+#ifdef __GNUC__
+#define FETCH(p) __builtin_prefetch(p)
+#else
+#define FETCH(p) ((void)(p))
+#endif
 #if defined(__AVX2__) || defined(__ARM_NEON)
 #define WIDE
 #endif
@@ -153,18 +158,9 @@ static int32_t value[WIDEST + 1];
 # Adds rows of a kernel to sums of 16 or 32 bits, and these to the membranes. Compilers
 # keep arrays in memory; where there are vectors, they are asked for by name.
 _ADD = """
-static inline void add_OUTS_STRIDE_BITS(int32_t *restrict a, const int8_t *restrict k,
+static inline void add_KEY(int32_t *restrict a, const int8_t *restrict k,
     const int32_t *restrict scale, uint32_t first, uint32_t last) {
-VECTORS  for (uint32_t o = 0; o < OUTS; o++) {
-    int32_t sum = 0;
-    for (uint32_t e = first; e < last; e++)
-      sum += value[e] * k[(uint32_t)channel[e] * STRIDE + o];
-    a[o] += scale[o] * sum;
-  }
-ENDVECTORS}
-"""
-
-_WIDE = """#ifdef WIDE
+#if VECTORS
   typedef TYPE many __attribute__((vector_size(LANES * sizeof(TYPE))));
   typedef int8_t few __attribute__((vector_size(LANES)));
   for (uint32_t b = 0; b < OUTS; b += BLOCK) {
@@ -177,10 +173,19 @@ _WIDE = """#ifdef WIDE
     }
     TYPE sum[BLOCK];
     EACHSUM
-    for (uint32_t o = 0; o < BLOCK; o++) a[b + o] += scale[b + o] * sum[o];
   }
 #else
+  SINGLE
+#endif
+}
 """
+
+_SINGLE = """for (uint32_t o = 0; o < OUTS; o++) {
+    int32_t sum = 0;
+    for (uint32_t e = first; e < last; e++)
+      sum += value[e] * k[(uint32_t)channel[e] * STRIDE + o];
+    a[o] += scale[o] * sum;
+  }"""
 
 _GROUPED = """
 static inline void add_INDEX(int32_t *restrict a, const int8_t *restrict k,
@@ -201,6 +206,7 @@ static void synapse_INDEX(void) {
   for (uint32_t e = 0; e < COUNT; e++) {
     const uint32_t p = PLACES;
     const XTYPE *restrict x = X + p * INS;
+    AHEAD
     uint32_t m = 0, taps = 0;
     for (uint32_t c = 0; c < INS; c++) {
       channel[m] = (uint16_t)c;
@@ -235,11 +241,16 @@ static inline void fire_INDEX(uint32_t p) {
   int32_t *restrict v = v_INDEX + p * WIDTH;
   NTYPE *restrict out = n_INDEX + p * WIDTH;
   PREPARE
-  int32_t fired = 0;
+  int32_t spikes[WIDTH], fired = 0;
   for (uint32_t c = 0; c < WIDTH; c++) {
     BODY
-    out[c] = (NTYPE)n;
+    spikes[c] = n;
     fired |= n;
+  }
+  if (!fired QUIET) return; /* what is there already stands */
+  for (uint32_t c = 0; c < WIDTH; c++) {
+    out[c] = (NTYPE)spikes[c];
+    SENT
   }
   if (fired) q_INDEX.list[q_INDEX.count++] = (place)p;
 }
@@ -263,16 +274,14 @@ _REFINE = """const int32_t wide = v[c]ROWS;
     int32_t n = target - known;
     const int32_t gap = w - known * (1 << BITS);
     n = gap <= close && gap >= -close ? 0 : n;
-    n = n > most ? most : n < -most ? -most : n;
-    s[c] = (STYPE)(known + n);"""
+    n = n > most ? most : n < -most ? -most : n;"""
 
 _BURST = """const int32_t u = v[c]HELDBIASROWS;
     int32_t n = u >> BITS;
     LOW
     n = n > MOST ? MOST : n;
     CAP
-    v[c] = RESET;
-    SENT"""
+    v[c] = RESET;"""
 
 _POOL = """
 /* NOTE */
@@ -293,8 +302,9 @@ static void pool_INDEX(int all) {
     for (uint32_t c = 0; c < WIDTH; c++) best[c] = INT32_MIN;
     BACK
     for (uint32_t c = 0; c < WIDTH; c++) {
-      n_INDEX[p * WIDTH + c] = (NTYPE)(best[c] - s_INDEX[p * WIDTH + c]);
-      s_INDEX[p * WIDTH + c] = best[c];
+      const int32_t now = BEST;
+      n_INDEX[p * WIDTH + c] = (NTYPE)(now - s_INDEX[p * WIDTH + c]);
+      s_INDEX[p * WIDTH + c] = now;
     }
   }
 }
@@ -377,7 +387,7 @@ class _Program:
 
     def width(self, part: Part) -> int:
         """Channels of a place of what a part receives."""
-        if part.kind == "pool":
+        if part.kind in ("pool", "charge"):
             return part.width
         return part.received[-1] if part.received else 1
 
@@ -392,14 +402,14 @@ class _Program:
 
     def held(self, part: Part) -> bool:
         """Whether a part with a state receives something constant at every step."""
-        if self.net.refining or part.kind not in ("neuron", "pool", "output"):
+        if self.net.refining or part.kind in ("input", "synapse"):
             return False
         sources = {link.source for link in self.net.arriving(part.name)}
         return part.dynamic and bool(sources & self.net.constant)
 
     def marks(self, part: Part) -> bool:
         """Whether it must be told where something arrived."""
-        if part.kind == "synapse" or part.kind == "pool":
+        if part.kind in ("synapse", "pool", "charge"):
             return True
         return part.kind == "neuron" and self.net.refining
 
@@ -455,7 +465,9 @@ class _Program:
         self.array("int16_t", f"last_{i}", part.size)
         self.queue(f"q_{i}", self.places(part))
 
-    def loops(self, axes: tuple[Axis, ...], body: str, run: str = "") -> str:
+    def loops(
+        self, axes: tuple[Axis, ...], body: str, run: str = "", block: str = ""
+    ) -> str:
         """Loops over the taps that meet a place `p`.
 
         Args:
@@ -464,6 +476,8 @@ class _Program:
             all axes but the last, $k the tap along that, $tap both.
           run: done instead where all taps along the last axis meet something: $o is
             the first of the places, which are side by side.
+          block: done instead where all taps along the last two axes do: $o is the
+            first place of the last row, which is met by the first taps.
         """
         text, rest, names = "", "p", []
         for a, axis in reversed(list(enumerate(axes))):
@@ -475,10 +489,17 @@ class _Program:
             if axis.taps == 1 and axis == Axis(axis.size, axis.size):
                 text += f"const uint32_t o{a} = i{a};\n"
             else:
+                if block and a == len(axes) - 2:
+                    first, inside = axes[-1].begin(f"i{a + 1}")
+                    row = f"({place} * {axis.out} + i{a} + {axis.low})"
+                    begin = f"({row} * {axes[-1].out} + {first})"
+                    text += f"if ({axis.begin(f'i{a}')[1]} && {inside}) {{\n"
+                    text += block.replace("$o", begin).replace("$ther", tap)
+                    text += "} else\n"
                 if run and a == len(axes) - 1:
-                    first = f"(int32_t)i{a} - {axis.taps - 1 - axis.low}"
-                    begin = f"({place} * {axis.out} + (uint32_t)({first}))"
-                    text += f"if ({first} >= 0 && i{a} + {axis.low} < {axis.out}) {{\n"
+                    first, inside = axis.begin(f"i{a}")
+                    begin = f"({place} * {axis.out} + {first})"
+                    text += f"if ({inside}) {{\n"
                     text += run.replace("$o", begin).replace("$ther", tap) + "} else\n"
                 table = self.constant(axis.meets)
                 text += f"for (uint32_t k{a} = 0; k{a} < {axis.taps}; k{a}++) {{\n"
@@ -520,7 +541,7 @@ class _Program:
                 count, listed = str(places), "e"
             each = outs // part.groups
             tally = f"counted->operations += (uint64_t)quanta * taps * {each};"
-            if source.name in self.net.constant:
+            if source.kind == "charge" or source.name in self.net.constant:
                 tally = f"counted->macs += (uint64_t)m * taps * {each};"
         direct = self.direct(part)
         if direct:
@@ -532,22 +553,31 @@ class _Program:
             self.queue(f"q_{i}", self.places(part))
             hold, marking = f"int32_t *const sums = y_{i};", f"mark(&q_{i}, $o);"
         short = bound <= SHORT and part.groups == 1
-        axis, run = part.axes[-1], ""
+        axis, run, block, ahead = part.axes[-1], "", "", ""
         multiplier = part.arrays["multiplier"]
-        if part.groups == 1 and axis.taps > 1 and axis[3:] == (1, axis.low, 1, 1):
+        if part.groups == 1 and axis.neighbours:
             # Rows of neighbouring taps side by side, as the places are that they reach.
             taps = axis.taps
             kernel = kernel.reshape(-1, taps, rows, outs)[:, ::-1].swapaxes(1, 2)
             wide, table = taps * outs, self.constant(kernel)
             scale = self.constant(np.tile(multiplier, taps), "int32_t")
             at = f"{table} + ($ther) * {rows * wide}"
-            run = (
-                f"{self.adder(wide, wide, short)}(sums + (size_t)($o) * {outs}, {at},"
-                f" {scale}, first, last);\n"
-                f"for (uint32_t k = 0; k < {taps}; k++) {{ {marking} }}\n"
-            ).replace(", $o);", ", $o + k);")
-            run = run if marking else run[: run.index("for (uint32_t k")]
-            run += f"taps += {taps};\n"
+            mark = f"for (uint32_t k = 0; k < {taps}; k++) {{ {marking} }}\n"
+            mark = mark.replace(", $o);", ", $o + k);") if marking else ""
+            to = f"(sums + (size_t)($o) * {outs}, {at}, {scale}, first, last);\n"
+            run = f"{self.adder(wide, wide, short)}{to}{mark}taps += {taps};\n"
+            before = part.axes[-2] if len(part.axes) > 1 else Axis(1, 1)
+            if before.neighbours:
+                many, step = before.taps, axis.out * outs
+                apart = step, rows * wide
+                add = self.adder(wide, wide, short, many, apart)
+                mark = mark and (
+                    f"for (uint32_t t = 0; t < {many}; t++)\n"
+                    + mark.replace("$o + k", f"$o - t * {axis.out} + k")
+                )
+                to = to.replace("($ther)", f"($ther) * {many}")
+                block = f"{add}{to}{mark}taps += {many * taps};\n"
+                ahead = self.ahead(part, listed) if "[e]" in listed else ""
             add, at = (
                 self.adder(outs, wide, short),
                 f"{at} + ({taps - 1} - $k) * {outs}",
@@ -571,44 +601,77 @@ class _Program:
                 f"for (uint32_t e = 0; e < t_{i}.count; e++) memset({x} + (uint32_t)"
                 f"t_{i}.list[e] * {ins}, 0, {ins} * sizeof *{x});\n  forget(&t_{i});"
             )
-        text = _SYNAPSE.replace("LOOPS", self.loops(part.axes, body, run))
+        text = _SYNAPSE.replace("LOOPS", self.loops(part.axes, body, run, block))
         chunk = _CHUNK.replace("SHORT", str(SHORT)) if short else "last = m;"
         if "quanta" not in chunk + tally:
             a = text.index("    int32_t quanta"), text.index("    for (uint32_t first")
             text = text[: a[0]] + text[a[1] :]
         self.emit(
             text, NOTE=part.name, HOLD=hold, COUNT=count, PLACES=listed, XTYPE=kind,
+            AHEAD=ahead,
             CHUNK=chunk, TALLY=tally, CLEAR=clear, EACH=outs // part.groups, INDEX=i,
             COUNTER=self.synapses.index(part.name), INS=ins, X=x, OUTS=outs,
         )  # fmt: skip
 
-    def adder(self, outs: int, stride: int, short: bool) -> str:
-        """A function that adds the first of the weights in each row of a kernel."""
+    def ahead(self, part: Part, listed: str) -> str:
+        """Brings the sums that the next place reaches near, while this one is added."""
+        above, axis = part.axes[-2:]
+        row, places = axis.out * part.width, self.places(part)
+        first = above.low - above.taps + 1, axis.low - axis.taps + 1
+        at = f"(int32_t)(q / {axis.size}) * {axis.out} + (int32_t)(q % {axis.size})"
+        return (
+            f"const uint32_t q = {listed.replace('[e]', '[e + 1]')};\n"
+            f"int32_t near = {at} + {first[0] * axis.out + first[1]};\n"
+            f"near = near < 0 ? 0 : near < {places} ? near : {places - 1};\n"
+            f"for (int32_t t = 0; t < {above.taps}; t++)\n"
+            f"for (int32_t l = 0; l < {axis.taps * part.width}; l += 16)\n"
+            f"FETCH(sums + near * {part.width} + t * {row} + l);"
+        )
+
+    def adder(
+        self, outs: int, stride: int, short: bool, rows: int = 1, apart=(0, 0)
+    ) -> str:
+        """A function that adds the first of the weights in each row of a kernel.
+
+        Args:
+          outs: how many weights.
+          stride: of the rows of a tap.
+          short: whether 16 bits hold the sums.
+          rows: how many taps are taken at once, for which vectors must be many.
+          apart: how far their sums lie apart, downwards, and their kernels.
+        """
         bits = 16 if short else 32
-        name = f"add_{outs}_{stride}_{bits}"
-        if name not in self.adds:
-            self.adds.add(name)
-            lanes = math.gcd(outs, 512 // bits)
-            text = _ADD.replace("ENDVECTORS", "").replace("VECTORS", "")
-            if lanes >= FEWEST:
-                text = _ADD.replace("ENDVECTORS", "#endif\n")
-                text = text.replace("VECTORS", _WIDE)
-            count = max(n for n in range(1, 5) if outs // lanes % n == 0)
-            spread = "SPREAD32" if (lanes, bits) == (32, 16) else "SPREAD"
-            places = [(n, f"{n * lanes}") for n in range(count)]
-            self.emit(
-                text, OUTS=outs, STRIDE=stride, BITS=bits, LANES=lanes,
-                TYPE=f"int{bits}_t", BLOCK=lanes * count,
-                BEGIN=", ".join(f"s{n} = {{0}}" for n, _ in places),
-                EACHEVENT="\n".join(
-                    f"s{n} += n * {spread}(many, w, r + {at});"
-                    for n, at in places
-                ),
-                EACHSUM="\n".join(
-                    f"memcpy(sum + {at}, &s{n}, sizeof s{n});" for n, at in places
-                ),
-            )  # fmt: skip
-        return name
+        key = f"{outs}_{stride}_{bits}" + f"_{rows}_{apart[0]}_{apart[1]}" * (rows > 1)
+        if key in self.adds:
+            return f"add_{key}"
+        lanes = math.gcd(outs, 512 // bits)
+        count = max(n for n in range(1, 5) if outs // lanes % n == 0)
+        spread = "SPREAD32" if (lanes, bits) == (32, 16) else "SPREAD"
+        single, vectors, events, sums = _SINGLE, "defined(WIDE)", "", ""
+        if rows > 1:
+            below = self.adder(outs, stride, short)
+            single = (
+                f"for (int32_t t = 0; t < {rows}; t++)\n    {below}(a - t * "
+                f"{apart[0]}, k + t * {apart[1]}, scale, first, last);"
+            )
+            vectors = "defined(__AVX512BW__)"
+        for t in range(rows):
+            for n in range(count):
+                at = f"r + {t * apart[1] + n * lanes}"
+                events += f"s{t}_{n} += n * {spread}(many, w, {at});\n"
+                sums += f"memcpy(sum + {n * lanes}, &s{t}_{n}, sizeof s{t}_{n});\n"
+            to = f"(a - {t * apart[0]})[b + o]"
+            sums += "for (uint32_t o = 0; o < BLOCK; o++) "
+            sums += f"{to} += scale[b + o] * sum[o];\n"
+        self.adds.add(key)
+        self.emit(
+            _ADD, KEY=key, OUTS=outs, STRIDE=stride, LANES=lanes, SINGLE=single,
+            VECTORS=vectors if lanes >= FEWEST else "0", TYPE=f"int{bits}_t",
+            BLOCK=lanes * count, EACHEVENT=events, EACHSUM=sums,
+            BEGIN=", ".join(f"s{t}_{n} = {{0}}" for t in range(rows)
+                            for n in range(count)),
+        )  # fmt: skip
+        return f"add_{key}"
 
     def emit(self, template: str, **words) -> None:
         """Adds a function: a template in which words stand for what they are here."""
@@ -653,7 +716,7 @@ class _Program:
         self.array(kind, f"n_{i}", part.size)
         self.queue(f"q_{i}", self.places(part))
         prepare, touched = [], ""
-        words = {"BITS": part.bits, "CAP": ""}
+        words = {"BITS": part.bits, "CAP": "", "SENT": "", "QUIET": ""}
         rows = part.arrays.get("rows")
         words["ROWS"] = ""
         if rows is not None and rows.any():
@@ -672,14 +735,15 @@ class _Program:
                 words["ROWS"] = " + rows[c] * corrected"
         counts = net.refining or net.settings.get("signed") or "cap" in part.arrays
         if counts:
-            stype = _type(part.total * net.ratio)
+            stype = "u" * (part.total < 2**16) + _type(part.total // 2)
             self.array(stype, f"s_{i}", part.size)
             prepare.append(f"{stype} *restrict s = s_{i} + p * {width};")
-            words["STYPE"] = stype
+            words["SENT"] = f"s[c] = ({stype})(s[c] * growth + spikes[c]);"
         cap = part.arrays.get("cap")
         limit = f"{self.constant(cap, 'int32_t')}[c]" if cap is not None else ""
         if net.refining:
             body, start = _REFINE, part.arrays["start"]
+            words["QUIET"] = "&& growth == 1" if net.ratio > 1 else ""
             self.queue(f"t_{i}", self.places(part))
             if cap is not None:
                 words["CAP"] = f"w = w > {limit} * grown ? {limit} * grown : w;"
@@ -709,6 +773,7 @@ class _Program:
             )
         else:
             body = _BURST
+            words["SENT"] = words["SENT"].replace(" * growth", "")
             words["MOST"] = part.gamma or part.total
             words["HELD"] = f" + h_{i}[p * {width} + c]" if self.held(part) else ""
             words["BIAS"] = self.added(part, "bias")
@@ -726,7 +791,6 @@ class _Program:
             words["RESET"] = f"u - n * (1 << {part.bits})"
             if net.settings["reset"] == "zero":
                 words["RESET"] = "n > 0 ? 0 : u"
-            words["SENT"] = f"s[c] = ({words['STYPE']})(s[c] + n);" if counts else ""
         for word in ("HELD", "BIAS", "ROWS"):
             body = body.replace(word, str(words.pop(word, "")))
         self.emit(
@@ -766,10 +830,13 @@ class _Program:
         )
         text = _POOL.replace("BACK", back)
         text = text.replace("LOOPS", self.loops(axes, f"mark(&q_{i}, $o);\n"))
+        half, bits = 1 << part.bits >> 1, part.bits
         self.emit(
             text, INDEX=i, NOTE=part.name, WIDTH=width, NTYPE=kind,
-            OUTPLACES=self.places(part),
+            OUTPLACES=self.places(part), BEST=f"(best[c] + {half}) >> {bits}",
         )  # fmt: skip
+
+    charge = pool  # of one place, divided
 
     def output(self, part: Part) -> None:
         self.state(part)
@@ -780,15 +847,18 @@ class _Program:
         j = self.index[source.name]
         x = f"y_{j}" if source.kind == "synapse" else f"n_{j}"
         wide, width = self.width(target), source.width
-        count = ""
-        if target.kind == "synapse":
-            outs = target.arrays["kernel"].shape[2] // target.groups
-            reach = self.reach(target)
+        count, synapse = "", target
+        if target.kind == "charge":  # what is weighed behind it
+            synapse = self.net[self.net.leaving(target.name)[0].target]
+        if synapse.kind == "synapse":
+            outs = synapse.arrays["kernel"].shape[2] // synapse.groups
+            reach = self.reach(synapse)
             number_of = "(uint64_t)(n < 0 ? -n : n)"
             what = f"operations += {number_of} * "
-            if source.kind in ("input", "synapse") or source.name in self.net.constant:
+            charges = source.kind in ("input", "synapse", "charge")
+            if charges or source.name in self.net.constant:
                 what = "macs += (uint64_t)"
-            counter = self.synapses.index(target.name)
+            counter = self.synapses.index(synapse.name)
             count = (
                 f"{self.name}_counted[{counter}].{what}{reach}(to / {wide}) * {outs};"
             )
@@ -901,7 +971,7 @@ class _Program:
         elif part.kind == "neuron":
             always = "1" if not net.refining else "!streaming || now == 1"
             text += f"neurons_{i}({always});\n"
-        elif part.kind == "pool":
+        elif part.kind in ("pool", "charge"):
             text += self.present(part) if not constant else ""
             always = "!now" if constant else "now == 1"
             always = "1" if self.present(part) else always
@@ -935,12 +1005,12 @@ class _Program:
     def source(self) -> str:
         net, name = self.net, self.name
         grow = ""
-        for part in net.of("neuron", "pool", "output"):
+        for part in net.of("charge", "neuron", "pool", "output"):
             i, size = self.index[part.name], math.prod(part.received)
             if net.ratio > 1 and part.dynamic:
                 each = f"for (uint32_t i = 0; i < {size}; i++) "
                 grow += f"{each}v_{i}[i] *= {net.ratio};\n"
-                if part.kind == "pool":
+                if part.kind in ("pool", "charge"):
                     grow += (
                         f"for (uint32_t i = 0; i < {part.size}; i++) "
                         f"s_{i}[i] *= {net.ratio};\n"

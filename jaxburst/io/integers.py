@@ -59,8 +59,8 @@ from jaxburst.graph import (
 )
 from jaxburst.io.files import write
 from jaxburst.io.sealed import seal, unseal
-from jaxburst.neurons import Burst, Refining
-from jaxburst.run import Model
+from jaxburst.model import Model
+from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.units import shifts
 
 FORMAT = "jaxburst integers 1"
@@ -70,8 +70,15 @@ LIMIT = 2**31 - 1
 RANGE = 1023
 """Inputs are whole numbers up to this."""
 
+LIMITED = 255
+"""Changes are whole numbers up to this, where nothing else limits them: 8 bits."""
+
 LARGEST = 127
 """Kernels are whole numbers up to this: 8 bits."""
+
+SMALL = 2**16
+"""Sums of charges that several parts read, or that are weighed again, are rounded so
+far that none exceeds this."""
 
 _BITS = range(24, 5, -1)
 """Of a threshold, the finest first."""
@@ -93,6 +100,17 @@ class Axis(NamedTuple):
     dilation: int = 1
 
     @property
+    def neighbours(self) -> bool:
+        """Whether the taps that meet a place do so at places side by side."""
+        return self.taps > 1 and self[3:] == (1, self.low, 1, 1)
+
+    def begin(self, place: str) -> tuple[str, str]:
+        """In C: the first of these places, and whether all are there."""
+        first = f"{place} - {self.taps - 1 - self.low}u"
+        least = f"{place} + 1 > {self.taps - 1 - self.low}"
+        return first, f"{least} && {place} + {self.low} < {self.out}"
+
+    @property
     def meets(self) -> np.ndarray:
         """`[size, taps]`: the place of the output, or -1."""
         place, tap = np.ogrid[: self.size, : self.taps]
@@ -108,7 +126,8 @@ class Part:
 
     Attributes:
       name: of the node; of an output `output0`, ...
-      kind: `'input'`, `'synapse'`, `'neuron'`, `'pool'` or `'output'`.
+      kind: `'input'`, `'synapse'`, `'charge'` (sums that are rounded to fewer bits),
+        `'neuron'`, `'pool'` or `'output'`.
       shape: of what it sends, one image's, channels last.
       order: for each axis of `shape`, the node's own; the batch is among them.
       batch: which of the node's axes that is.
@@ -117,7 +136,8 @@ class Part:
       dynamic: whether it changes from step to step.
       axes: of synapses and pools: all of `received` but a synapse's channels.
       groups: of a synapse's channels.
-      bits: of the threshold of neurons: it is `2**bits`.
+      bits: of the threshold of neurons, which is `2**bits`, and what charges are
+        divided by.
       gamma: the largest number of spikes of a step, if there is one.
       count: the largest number that it can send in one step.
       total: the largest sum of what it sends, at the last step's quantum.
@@ -186,7 +206,7 @@ class Integers:
     Attributes:
       parts: in an order in which senders come first.
       links: who receives what.
-      refining: whether spikes are changes.
+      refining: whether spikes are changes, as those of `Refining` and `SigmaDelta`.
       settings: of the neurons: `ratio`, `silence` (refining), `signed`, `reset`.
       steps: the largest number of steps for which nothing can overflow.
 
@@ -224,6 +244,10 @@ class Integers:
     def arriving(self, name: str) -> list[Link]:
         """The links to a part."""
         return [link for link in self.links if link.target == name]
+
+    def leaving(self, name: str) -> list[Link]:
+        """The links from a part."""
+        return [link for link in self.links if link.source == name]
 
     @cached_property
     def constant(self) -> frozenset[str]:
@@ -421,7 +445,7 @@ class _Run:
         batch = len(images[0])
         self.sums: dict[str, Any] = {}
         self.sent: dict[str, Any] = {}
-        for part in integers.of("neuron", "pool", "output"):
+        for part in integers.of("charge", "neuron", "pool", "output"):
             received = (batch, math.prod(part.received))
             self.sums[part.name] = np.zeros(received, np.int64)
             self.sent[part.name] = np.zeros((batch, part.size), np.int64)
@@ -437,11 +461,11 @@ class _Run:
                 values[part.name] = next(given) * self.grown
             elif part.name in net.constant:
                 x = self.gather(part, values)
-                if part.kind == "pool":
-                    x = x + _spread(part, "bias") * self.grown
-                    values[part.name] = _largest(part, x)
-                else:
+                if part.kind == "synapse":
                     values[part.name] = _weigh(part, x)
+                else:
+                    x = x + _spread(part, "bias") * self.grown
+                    values[part.name] = _passed(part, x)
         found = {}
         for part in net.parts:
             if part.name in self.sums and part.dynamic:
@@ -490,15 +514,17 @@ class _Run:
             if part.kind == "output":
                 shown[name] = self.sums[name]
                 continue
-            if part.kind == "pool":
-                best = _largest(part, self.sums[name])
-                sent = best - self.sent[name] * growth
-                self.sent[name] = best
+            if part.kind in ("pool", "charge"):
+                known = self.sent[name] * growth
+                self.sent[name] = _passed(part, self.sums[name])
+                sent = self.sent[name] - known
             elif net.refining:
                 sent = self.refine(part, growth)
             else:
                 sent = self.burst(part)
-            values[name] = shown[name] = sent
+            values[name] = sent
+            if part.kind != "charge":
+                shown[name] = sent
         return shown
 
     def refine(self, part: Part, growth: int) -> np.ndarray:
@@ -595,8 +621,10 @@ def _weigh(part: Part, x: np.ndarray) -> np.ndarray:
     )
 
 
-def _largest(part: Part, x: np.ndarray) -> np.ndarray:
-    """The maximum over each window of a pool."""
+def _passed(part: Part, x: np.ndarray) -> np.ndarray:
+    """What pools and charges make of their sums: maxima over windows, or a quotient."""
+    if part.kind == "charge":
+        return (x + (1 << part.bits >> 1)) >> part.bits
     best = np.full((len(x), part.size), -(2**62), np.int64)
     for sources, targets in windows(part.axes):
         best[:, targets] = np.maximum(best[:, targets], x[:, sources])
@@ -611,7 +639,7 @@ def to_integers(model: Model, spiking: Spiking, inputs, steps: int = 4) -> Integ
     """Writes a converted network in whole numbers.
 
     Args:
-      model: network, neuron (`Burst` or `Refining`) and lateral pooling.
+      model: network, neuron (`Burst`, `Refining` or `SigmaDelta`), lateral pooling.
       spiking: its converted weights.
       inputs: representative inputs `[N, ...]`: their largest magnitude is the largest
         that is represented, by 1023.
@@ -642,6 +670,22 @@ def to_integers(model: Model, spiking: Spiking, inputs, steps: int = 4) -> Integ
     return _Builder(model, spiking, model.network.leaves(inputs), steps).build()
 
 
+def _sayable(model: Model):
+    """The model's neuron, if what it does can be said in whole numbers."""
+    neuron, what = model.neuron, ""
+    if type(neuron) not in (Burst, Refining, SigmaDelta):
+        what = f"{type(neuron).__name__} neurons have", "Burst, Refining or SigmaDelta"
+    elif getattr(neuron, "allowance", None) is not None:
+        what = "an allowance has", "Burst(signed=True), which takes back errors too"
+    elif getattr(neuron, "digits", None) is not None:
+        what = "a limit of digits has", "SigmaDelta()"
+    elif model.pool != "lateral":
+        what = "gated pooling has", "pool='lateral', which is exact"
+    if what:
+        raise ValueError(f"to_integers: {what[0]} no integer form; use {what[1]}")
+    return neuron
+
+
 class _Sum(NamedTuple):
     """A value as a sum over parts, `{part: [places, places of it]}`, and a constant."""
 
@@ -653,29 +697,11 @@ class _Builder:
     """Reads a graph from the inputs on and makes its parts and links."""
 
     def __init__(self, model: Model, spiking: Spiking, leaves: list, steps: int):
-        self.graph, self.spiking, self.neuron = (
-            model.network.graph,
-            spiking,
-            model.neuron,
-        )
+        self.graph, self.spiking = model.network.graph, spiking
+        self.neuron: Any = _sayable(model)
         self.leaves, self.steps = leaves, steps
-        self.refining = isinstance(self.neuron, Refining)
-        if type(self.neuron) not in (Burst, Refining):
-            raise ValueError(
-                f"to_integers: neurons of the kind {type(self.neuron).__name__} have "
-                "no integer form; convert with Burst or Refining"
-            )
-        if getattr(self.neuron, "allowance", None) is not None:
-            raise ValueError(
-                "to_integers: an allowance has no integer form; use "
-                "Burst(signed=True), which takes back what was sent in error"
-            )
-        if model.pool != "lateral":
-            raise ValueError(
-                "to_integers: gated pooling has no integer form; use pool='lateral', "
-                "which is exact"
-            )
-        self.ratio = self.neuron.ratio if self.refining else 1
+        self.refining = not self.neuron.repeats
+        self.ratio = getattr(self.neuron, "ratio", 1)
         # How much a constant is at the end, in the last step's quanta.
         self.times = self.ratio ** (steps - 1) if self.refining else steps
         self.parts: dict[str, Part] = {}
@@ -683,6 +709,7 @@ class _Builder:
         self.units: dict[str, np.ndarray] = {}  # of what a part sends, [places]
         self.open: dict[str, np.ndarray] = {}  # kernels that are not rounded yet
         self.readers = _readers(self.graph)
+        self.rounded: dict[str, str] = {}  # which charges stand for a synapse's
         self.charged: set[str] = set()  # parts that send charges
 
     def build(self) -> Integers:
@@ -701,7 +728,7 @@ class _Builder:
                 self.check_kernel(part)
         settings: dict[str, Any] = {"ratio": self.ratio}
         if self.refining:
-            settings["silence"] = float(self.neuron.silence)
+            settings["silence"] = float(getattr(self.neuron, "silence", 0))
         else:
             settings |= {"signed": self.neuron.signed, "reset": self.neuron.reset}
         return Integers(
@@ -810,12 +837,28 @@ class _Builder:
         group = np.arange(len(places)) % width
         for source in value.sources:
             self.fix(source)
+        found, received = self.matrices(value, places), (len(places) // width, width)
+        unit = _common(found, group, self.units)
+        most = sum(
+            abs(matrix) @ (self.units[name] * self.parts[name].total)
+            for name, matrix in found.items()
+        )
+        most = float(np.max(most))
+        if self.charged & set(found) and (len(found) > 1 or most > SMALL * unit.min()):
+            # Charges are large numbers of small units, spikes the contrary. All come in
+            # one unit, fine at first, so that none vanishes in the kernel.
+            unit = np.full(width, 2 * most / LIMIT)
+            dynamic = node.inputs[0] in self.graph.dynamic
+            name, bits = self.charge(f"{node.name}/sum", received, LIMIT // 2, dynamic)
+            self.receive(name, value, places, group, unit)
+            self.links.append(Link(name, node.name, None))
+            unit = unit * 2.0**bits
+        else:
+            self.receive(node.name, value, places, group, unit)
         self.add(
-            node, "synapse", out_order, axes=axes, groups=groups,
-            received=(len(places) // width, width), width=weights.shape[-1],
+            node, "synapse", out_order, axes=axes, groups=groups, received=received,
+            width=weights.shape[-1],
         )  # fmt: skip
-        unit = self.balanced(value, places, group, weights)
-        self.receive(node.name, value, places, group, unit)
         rows = np.repeat(unit.reshape(groups, -1), weights.shape[-1] // groups, 0)
         self.open[node.name] = weights * rows.T[None]
         self.charged.add(node.name)
@@ -826,25 +869,17 @@ class _Builder:
         bias = bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
         return self.itself(node, (out + bias).reshape(-1).astype(np.float64))
 
-    def balanced(self, value: _Sum, places, group, weights) -> np.ndarray:
-        """The unit of each input channel of a synapse.
-
-        Charges are large numbers of small units, spikes are the contrary. Where a
-        kernel receives both, spikes are multiplied, or the weights of charges would
-        vanish beside theirs.
-        """
-        found = self.matrices(value, places)
-        unit = _common(found, group, self.units)
-        large = np.zeros(len(unit), bool)
-        for name, matrix in found.items():
-            if name in self.charged:
-                large[np.unique(group[matrix.tocoo().row])] = True
-        if large.all() or not large.any():
-            return unit
-        most = np.abs(weights).max((0, 2))
-        most = np.tile(most, len(unit) // len(most)) * unit
-        factor = np.ceil(most / max(most[large].max(), 1e-30)).clip(1, 4096)
-        return np.where(large, unit, unit / factor)
+    def charge(self, name: str, shape, most: int, dynamic: bool) -> tuple[str, int]:
+        """A part that rounds sums to fewer bits: its name, and how many fewer."""
+        bits, (places, width) = (most // SMALL).bit_length(), shape
+        total = (most >> bits) + 1
+        self.parts[name] = Part(
+            name, "charge", shape, (0, 1), 0, shape, width, dynamic,
+            (Axis(places, places), Axis(width, width)), bits=bits, count=total,
+            total=total, arrays={"bias": np.zeros((1, width), np.int64)},
+        )  # fmt: skip
+        self.charged.add(name)
+        return name, bits
 
     def scales(self, name: str) -> np.ndarray:
         """The unit of each output channel in which its kernel just fits 8 bits."""
@@ -852,10 +887,13 @@ class _Builder:
         return np.maximum(found, max(found.max(), 1e-30) / 2**10)
 
     def fix(self, name: str, unit: np.ndarray | None = None) -> None:
-        """Rounds the kernel of a synapse, in a unit for each output channel."""
+        """Rounds the kernel of a synapse, in a unit for each output channel.
+
+        Its own if none is given; what it sends is then rounded to few bits, too.
+        """
         if name not in self.open:
             return
-        unit = self.scales(name) if unit is None else unit
+        own, unit = unit is None, self.scales(name) if unit is None else unit
         kernel, part = self.open.pop(name), self.parts[name]
         multiplier = np.abs(kernel).max((0, 1)) / (LARGEST * unit)
         multiplier = np.maximum(1, np.ceil(multiplier - 1e-9))
@@ -868,6 +906,13 @@ class _Builder:
             part, arrays=arrays, total=total, count=total
         )
         self.units[name] = np.tile(unit, part.size // len(unit))
+        if not own or total <= SMALL or not self.readers[name]:
+            return
+        shape = part.size // part.width, part.width
+        charge, bits = self.charge(f"{name}/charge", shape, total, part.dynamic)
+        self.links.append(Link(name, charge, None))
+        self.units[charge] = self.units[name] * 2.0**bits
+        self.rounded[name] = charge
 
     # Parts with a state.
 
@@ -877,6 +922,8 @@ class _Builder:
         )
         neuron, name = self.neuron.at(node.name), node.name
         cap, gamma = node.role.cap, neuron.gamma
+        if self.refining:
+            gamma = gamma or LIMITED
         order, shape = self.order(node), node.image_shape
         width = shape[order[-1]]
         places = _places(shape, order)
@@ -1016,20 +1063,22 @@ class _Builder:
         Returns:
           `(bits, arrays, the largest sum)`.
         """
-        found = self.matrices(value, places)
         kept = {}
-        for name, matrix in found.items():
+        for name, matrix in self.matrices(value, places).items():
             if name in self.open:
                 kernel, units = self.open[name], None
                 if self.readers[name] == 1:
                     units = _spread_units(matrix, kernel, group)
-                kept[name] = kernel, units
+                if units:
+                    kept[name] = kernel, units
+                else:
+                    self.fix(name)
         count, bound = len(self.links), 0
         for bits in _BITS:
             unit = theta / 2**bits
             for name, (kernel, units) in kept.items():
                 self.open[name] = kernel
-                self.fix(name, units and units(unit))
+                self.fix(name, units(unit))
             self.receive(target, value, places, group, unit)
             arrays, more = attempt(bits)
             bound = self.most(target, "total") + more
@@ -1047,7 +1096,7 @@ class _Builder:
             matrix = sparse.csr_array(matrix[places])
             matrix.eliminate_zeros()
             if matrix.nnz:
-                found[name] = matrix
+                found[self.rounded.get(name, name)] = matrix
         return found
 
     def receive(self, target: str, value: _Sum, places, group, unit) -> None:
@@ -1056,6 +1105,13 @@ class _Builder:
             parts = matrix.tocoo()
             exact = parts.data * self.units[name][parts.col] / unit[group[parts.row]]
             whole = np.rint(exact).astype(np.int64)
+            wrong = np.abs(whole - exact).max() / np.abs(exact).max()
+            if wrong > 1 / 16:
+                raise ValueError(
+                    f"{target}: 32 bits leave {wrong:.0%} of error in what it receives "
+                    f"of {name}, in {self.steps} steps; use fewer steps or a smaller "
+                    "gamma"
+                )
             matrix = _matrix(whole, parts.row, parts.col, parts.shape)
             size, _ = matrix.shape
             same = matrix.shape == (size, size) and matrix.nnz == size
@@ -1104,7 +1160,8 @@ def _response(node: Node, own, shapes: list, i: int) -> sparse.csr_array | None:
     role, name, shape = node.role, node.role.primitive.name, shapes[i]
     size, out = math.prod(shape), math.prod(node.image_shape)
     plain = shape == node.image_shape
-    if name == "neg" or (name == "sub" and plain and role.signals[i] == 1):
+    signals = [k for k, held in enumerate(role.operands) if held is None]
+    if name == "neg" or (name == "sub" and plain and signals[i] == 1):
         return -sparse.eye_array(size, format="csr")
     if plain and name in ("add", "add_any", "copy", "sub"):
         return None
