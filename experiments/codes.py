@@ -710,9 +710,17 @@ def table(title: str, record: dict) -> str:
             "± draws", "agreement", *(f"{u} per MAC" for u in UNITS),
             *(f"{u} per neuron" for u in UNITS), *models]  # fmt: skip
     lines = []
-    for name, row in record["rows"].items():
-        draws, t = at(row)
-        first, joules = draws[0], draws[0]["joules"]
+    every = [
+        (name, setting, draws, row)
+        for name, row in record["rows"].items()
+        for setting, draws in row["settings"].items()
+        if setting == row["main"]["setting"] or len(draws) > 1
+    ]
+    for name, setting, draws, row in every:
+        t, first = row["main"]["steps"] - 1, draws[0]
+        if setting != row["main"]["setting"]:
+            name = f"{name}, preset"
+        joules = first["joules"]
         apart, within = 100 * first["difference"][t], 100 * interval(draws, t)
         lines.append([
             name if "0.5" in row["goals"] else f"{name} ¹",
@@ -770,19 +778,19 @@ def styles(records) -> dict:
     } | {"quantised ANN": {"color": "black", "marker": "X"}}
 
 
-def curves_of(row: dict, unit: str):
-    """`(cost [n], accuracy [n])` in percent: over time, or, for a single step, over the
-    settings that were measured."""
-    k, firsts = UNITS.index(unit), [draws[0] for draws in row["settings"].values()]
-    found = [
-        (np.array(one["operations"])[:, k], 100 * np.array(one["accuracy"]))
-        for one in firsts
-    ]
-    if len(found[0][0]) > 1:
-        return found[:1]
-    cost, accuracy = map(np.concatenate, zip(*found, strict=True))
+def curve_of(row: dict, unit: str, ann: float):
+    """Cost and accuracy in percent, the trained network's on all images and the paired
+    difference: over time, or, for a single step, over the settings."""
+    every = [draws[0] for draws in row["settings"].values()]
+    if len(every[0]["accuracy"]) > 1:
+        every = at(row)[0][:1]
+    cost, apart = (
+        np.concatenate([one[what] for one in every])
+        for what in ("operations", "difference")
+    )
+    cost = cost[:, UNITS.index(unit)]
     order = cost.argsort()
-    return [(cost[order], accuracy[order])]
+    return cost[order], ann + 100 * apart[order]
 
 
 def draw_codes(path: Path, records: dict, units) -> None:
@@ -791,28 +799,29 @@ def draw_codes(path: Path, records: dict, units) -> None:
     size = {"figsize": (5.4 * len(units), 4 * rows + 1), "squeeze": False}
     with common.figure(path, rows, len(units), sharey="row", **size) as (whole, axes):
         for (title, found), panels in zip(records.items(), axes, strict=True):
-            ann, costs = 100 * found["ann"]["accuracy"], []
+            ann = 100 * found["ann"]["accuracy"]
             for axis, unit in zip(panels, units, strict=True):
+                costs = []
                 for name, row in found["rows"].items():
-                    for cost, accuracy in curves_of(row, unit):
-                        axis.plot(cost, accuracy, label=name, lw=1.2, ms=5,
-                                  **look[name])  # fmt: skip
+                    if name == "quantised ANN" and unit == "quanta":
+                        continue  # it has no unary spikes
+                    axis.plot(*curve_of(row, unit, ann), label=name, lw=1.2, ms=5,
+                              **look[name])  # fmt: skip
                     draws, t = at(row)
-                    cost = draws[0]["operations"][t][UNITS.index(unit)]
+                    costs.append(draws[0]["operations"][t][UNITS.index(unit)])
                     axis.errorbar(
-                        cost, 100 * draws[0]["accuracy"][t],
+                        costs[-1], ann + 100 * draws[0]["difference"][t],
                         100 * interval(draws, t), color=look[name]["color"], lw=0.8,
                     )  # fmt: skip
-                    costs.append(cost)
                 axis.axhline(ann, color="0.35", linestyle="--", lw=0.9)
                 axis.set(title=f"{title}: cost in {unit}",
                          xlabel=f"{unit} that reach a synapse, per MAC of the ANN",
                          ylim=(ann - 3.2, ann + 0.8))  # fmt: skip
-                axis.set_xlim(min(costs) / 2, max(costs) * 2)
                 doubling(axis)
+                axis.set_xlim(min(costs) / 2, max(costs) * 2)
                 axis.grid(alpha=0.3, which="both")
             panels[0].set_ylabel("test accuracy (%); dashed: the ANN")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
+        handles, labels = axes[0, -1].get_legend_handles_labels()
         whole.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8,
                      frameon=False)  # fmt: skip
 
