@@ -56,9 +56,10 @@ def once(
 ) -> tuple[Model, Spiking]:
     """Everything said once: the quantised network as graded events, for one time step.
 
-    For hardware that sends graded events, or pays by the signed digit. On a ResNet-20
-    it sent fewer of both than refining bursts of like accuracy, and more quanta (1,000
-    images; `experiments/codes.py`). It has no earlier answer to stop at.
+    For hardware that sends graded events, or pays by the signed digit: on a ResNet-20
+    no loss was found (+0.09 ± 0.23 points, 10,000 images), with fewer of both than
+    refining bursts that lose as little, and nearly twice their quanta
+    (`experiments/codes.py`). It has no earlier answer to stop at.
     Thresholds per channel are allotted by harm and cost (`allot`, on two hundred
     images), and means corrected on as many.
 
