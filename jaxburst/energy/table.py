@@ -20,6 +20,7 @@ from jaxburst.energy.pricing import (
 )
 from jaxburst.model import Model
 from jaxburst.network import Network
+from jaxburst.text import aligned
 
 
 @door(network="subject", spiking="mapping")
@@ -80,22 +81,15 @@ class Report:
 
     def __str__(self) -> str:
         heads = [*COLUMNS, "total", "step"]
-        lines = [
-            f"{self.cost}, charged in {self.unit}; nanojoules per image; "
-            f"relative to {self.baseline}",
-            "  ".join([f"{'':32}", " T", "latency", *(f"{h:>10}" for h in heads)])
-            + "  relative",
-        ]
+        lines = [["", "T", "latency", *heads, "relative"]]
         for row in self.rows:
-            cells = [f"{row['name']:32}", f"{row['steps'] or '':>2}"]
-            cells.append(f"{row['latency'] or '':>7}")
-            cells += [_nano(row[head]) for head in heads]
-            lines.append("  ".join([*cells, f"{row['relative']:8.3f}"]))
-        return "\n".join(lines)
-
-
-def _nano(joules: float | None) -> str:
-    return f"{'':>10}" if joules is None else f"{joules * 1e9:>10,.1f}"
+            paid = ["" if row[h] is None else f"{row[h] * 1e9:,.1f}" for h in heads]
+            times = row["steps"] or "", row["latency"] or ""
+            lines.append([row["name"], *times, *paid, f"{row['relative']:.3f}"])
+        return (
+            f"{self.cost}, charged in {self.unit}; nanojoules per image; relative to "
+            f"{self.baseline}\n{aligned(lines)}"
+        )
 
 
 @door(network="subject", spiking="mapping")

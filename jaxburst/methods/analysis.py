@@ -23,6 +23,7 @@ from jaxburst.methods.channels import by_channel
 from jaxburst.model import Model
 from jaxburst.network import forward
 from jaxburst.run import unroll
+from jaxburst.text import aligned
 
 __all__ = ["LayerErrors", "LayerReport", "error_table", "errors", "report", "table"]
 
@@ -159,21 +160,16 @@ def table(rows: list[LayerReport]) -> str:
 
     Example:
       >>> print(table(report(model, spiking, inputs, steps=4)))
-      name      theta  activation      rate     error  saturated   silent       events
-      relu0    0.5000      0.8125    0.8125    0.0000      0.00%    25.0%           13
+      name    theta  activation    rate   error  saturated  silent  events
+      relu0  0.5000      0.8125  0.8125  0.0000      0.00%   25.0%      13
     """
-    width = max(len(row.name) for row in rows)
-    cells = {
-        "theta": "8.4f", "activation": "10.4f", "rate": "8.4f", "error": "8.4f",
-        "saturated": "9.2%", "silent": "7.1%", "events": "11,.0f",
+    how = {
+        "name": "", "theta": ".4f", "activation": ".4f", "rate": ".4f", "error": ".4f",
+        "saturated": ".2%", "silent": ".1%", "events": ",.0f",
     }  # fmt: skip
-    widths = {field: int(how.split(".")[0].strip(",")) for field, how in cells.items()}
-    heads = (f"{field:>{widths[field]}}" for field in cells)
-    lines = ["  ".join([f"{'name':<{width}}", *heads])]
-    for row in rows:
-        values = (f"{getattr(row, field):>{how}}" for field, how in cells.items())
-        lines.append("  ".join([f"{row.name:<{width}}", *values]))
-    return "\n".join(lines)
+    return aligned(
+        [[*how], *([f"{getattr(r, f):{as_}}" for f, as_ in how.items()] for r in rows)]
+    )
 
 
 CAUSES = (
@@ -370,16 +366,11 @@ def error_table(rows: list[LayerErrors], step: int) -> str:
       ['relu0', '0.8125', '0.00%', '0.00%', '5.77%', '5.77%']
     """
     causes = [*CAUSES, "total"]
-    width = max(len(row.name) for row in rows)
-    heads = (f"{cause:>11}" for cause in causes)
-    lines = ["  ".join([f"{'name':<{width}}", f"{'activation':>10}", *heads])]
+    lines = [["name", "activation", *causes]]
     for row in rows:
-        scale = row.activation or np.nan
-        cells = [f"{row.name:<{width}}", f"{row.activation:>10.4f}"]
-        for cause in causes:
-            size = row.size.get(cause)
-            cells.append(
-                " " * 11 if size is None else f"{size[step - 1] / scale:>11.2%}"
-            )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        shares = {
+            k: x[step - 1] / (row.activation or np.nan) for k, x in row.size.items()
+        }
+        cells = [f"{shares[k]:.2%}" if k in shares else "" for k in causes]
+        lines.append([row.name, f"{row.activation:.4f}", *cells])
+    return aligned(lines)

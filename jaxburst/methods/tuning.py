@@ -32,6 +32,7 @@ from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining
 from jaxburst.progress import track
 from jaxburst.run import compiler_options, trace_of
+from jaxburst.text import aligned
 
 Settings = dict[str, Any]
 
@@ -113,14 +114,11 @@ class Report:
         every = -(-len(self.front) // 12)
         rows = [("best", self.best), ("preset", self.preset)]
         rows += [(f"#{point.trial}", point) for point in self.front[::every]]
-        return "\n".join(
-            [
-                f"{_words(self.budget)}: {self.trials} trials, {self.images[0]} "
-                f"images to calibrate, {self.images[1]} to score",
-                _HEADER,
-                *(_row(name, point) for name, point in rows if point is not None),
-            ]
+        head = (
+            f"{_words(self.budget)}: {self.trials} trials, {self.images[0]} images to "
+            f"calibrate, {self.images[1]} to score\n"
         )
+        return head + _table([(n, point) for n, point in rows if point is not None])
 
 
 def _words(budget: dict[str, float]) -> str:
@@ -272,7 +270,7 @@ def tune(
     if budget.excess(point):
         raise ValueError(
             f"tune: no trial of {trials} kept {budget}; the nearest was\n"
-            f"{_HEADER}\n{_row('', point)}\nallow more, or try more steps or trials"
+            f"{_table([('', point)])}\nallow more, or try more steps or trials"
         )
     preset = [one for one in points if one.trial == 0 and not budget.excess(one)]
     report = Report(
@@ -441,24 +439,15 @@ def _front(points: list[Point]) -> tuple[Point, ...]:
     return tuple(front)
 
 
-_WIDTHS = {key: max(len(key), 8) for key in _PRESET}
-_HEADER = " ".join(
-    [
-        *(f"{'':6}", " T", "energy", " agree", "    KL"),
-        *(f"{key:>{width}}" for key, width in _WIDTHS.items()),
-    ]
-)
-
-
-def _row(name: str, point: Point) -> str:
-    cells = [f"{name:6}", f"{point.steps:2}", f"{point.energy:6.3f}"]
-    same = "" if point.agreement is None else f"{point.agreement:.3f}"
-    cells += [f"{same:>6}", f"{point.kl:6.4f}"]
-    for key, width in _WIDTHS.items():
-        value = point.settings.get(key, "")
-        shown = f"{value:.2f}" if isinstance(value, float) else str(value)
-        cells.append(f"{shown:>{width}}")
-    return " ".join(cells).rstrip()
+def _table(rows: list[tuple[str, Point]]) -> str:
+    lines = [["", "T", "energy", "agree", "KL", *_PRESET]]
+    for name, point in rows:
+        same = "" if point.agreement is None else f"{point.agreement:.3f}"
+        cells = [name, point.steps, f"{point.energy:.3f}", same, f"{point.kl:.4f}"]
+        values = [point.settings.get(key, "") for key in _PRESET]
+        cells += [f"{x:.2f}" if isinstance(x, float) else x for x in values]
+        lines.append(cells)
+    return aligned(lines)
 
 
 def _optuna():
