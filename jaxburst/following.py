@@ -145,7 +145,7 @@ class Follower:
         def look(var):
             return Held(np.asarray(var.val)) if isinstance(var, Literal) else env[var]
 
-        for eqn in jaxpr.eqns:
+        for eqn in _needed(jaxpr):
             source = "" if self.own else _source(eqn)
             stack = (*outer.stack, *_scopes(eqn))
             self.at = Place(eqn, stack, outer.call, source or self.at.source)
@@ -255,7 +255,8 @@ class Follower:
         self.program.steps.append(
             (eqn.primitive, tuple(values), dict(eqn.params), slots)
         )
-        root = next((v.root for v in values if isinstance(v, Made) and v.root), None)
+        roots = (v.root for v in values if isinstance(v, Made))
+        root = next((root for root in roots if root is not None), None)
         found = []
         for slot, var in zip(slots, eqn.outvars, strict=True):
             shape = at_batch(tuple(var.aval.shape), 1)
@@ -421,24 +422,21 @@ class Follower:
             return self.apply(jnp.negative, found)
         if isinstance(level, Held) and np.all(np.isposinf(level.value)):
             return [x]
-        neuron, shift = self.raised.get(x.name, (x.name, None))
+        zero = Held(np.zeros((), self.dtype))
+        neuron, shift = self.raised.get(x.name, (x.name, zero))
         role = self.nodes[neuron].role
         fits = isinstance(role, Neuron) and role.cap is None
-        fits = fits and isinstance(level, Held) and level.value.size == 1
-        if shift is not None:
-            fits = fits and isinstance(shift, Held) and shift.value.size == 1
-        if fits:
-            low = 0.0 if shift is None else float(shift.value.item())
-            cap = float(level.value.item()) - low
+        if fits and all(
+            isinstance(v, Held) and v.value.size == 1 for v in (level, shift)
+        ):
+            cap = float(level.value.item()) - float(shift.value.item())
             if cap > 0:
                 capped = self.neuron(Signal(self.nodes[neuron].inputs[0]), cap)
-                if shift is None:
-                    return [capped]
                 return self.apply(lambda a, b: a + b, [capped, shift])
         (above,) = self.apply(lambda a, b: b - a, [x, level])
         return self.apply(lambda a, b: b - a, [self.neuron(above), level])
 
-    def one_signal(self, values):
+    def one_signal(self, values) -> tuple[Any, Any]:
         """`(signal, other)`, or None for the signal if there are two."""
         one, other = values
         if isinstance(one, Signal) and isinstance(other, Signal):
@@ -467,12 +465,12 @@ class Follower:
     def _mul(self, values):
         """A scaling; `x (x > 0)` and its like are made of two ReLUs."""
         for i, value in enumerate(values):
-            known = self.sign_of(value)
-            factor = self.factor(values[1 - i], known[0]) if known else None
+            signal, flipped = self.sign_of(value) or ("", False)
+            factor = self.factor(values[1 - i], signal) if signal else None
             if factor is not None:
                 zero = Held(np.zeros((), self.dtype))
-                pair = (zero, factor) if known[1] else (factor, zero)
-                return [self.two_sided(known[0], *pair)]
+                pair = (zero, factor) if flipped else (factor, zero)
+                return [self.two_sided(signal, *pair)]
         x, factor = self.one_signal(values)
         if x is None:
             return self.other(values)
@@ -499,9 +497,8 @@ class Follower:
     def _select_n(self, values):
         """A constant choice is affine; `where(x > 0, a x, b x)` is two ReLUs."""
         which, *cases = values
-        known = self.sign_of(which)
-        if known is not None and len(cases) == 2:
-            signal, flipped = known
+        signal, flipped = self.sign_of(which) or ("", False)
+        if signal and len(cases) == 2:
             factors = [self.factor(v, signal) for v in cases]
             if None not in factors:
                 return [
@@ -535,6 +532,59 @@ class Follower:
         if any(isinstance(v, Signal) for v in places):
             self.refuse(f"{what} places that depend on a signal", values)
         return self.wire(values)
+
+    def _concatenate(self, values):
+        """Batches one behind the other stand beside each other first, as a new axis."""
+        eqn = self.at.eqn
+        axis = eqn.params["dimension"]
+        parts = [_batches(var.aval.shape[axis]) for var in eqn.invars]
+        if 0 in parts or not all(isinstance(value, Signal) for value in values):
+            return self.wire(values)
+
+        def function(*values):
+            pairs = zip(values, parts, strict=True)
+            rows = [self.unmerged(x, axis, count) for x, count in pairs]
+            return lax.concatenate(rows, axis).reshape(eqn.outvars[0].aval.shape)
+
+        return self.apply(function, values)
+
+    def _slice(self, values):
+        """One of several batches that stand behind each other."""
+        eqn, p = self.at.eqn, self.at.eqn.params
+        old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+        axes = [i for i, n in enumerate(old) if not is_number(n) and n is not new[i]]
+        axes = [i for i in axes if old[i] != new[i]]
+        if len(axes) != 1 or (p["strides"] or (1,) * len(old))[axes[0]] != 1:
+            return self.wire(values)
+        (axis,) = axes
+        edges = p["start_indices"][axis], p["limit_indices"][axis]
+        counts = [_batches(n) for n in (old[axis], *edges)]
+        if 0 in counts[::2] or (edges[0] != 0 and not counts[1]):
+            return self.wire(values)
+
+        def function(x):
+            x = self.unmerged(x, axis, counts[0])
+            x = lax.slice_in_dim(x, counts[1], counts[2], axis=axis)
+            x = x.reshape(*old[:axis], new[axis], *old[axis + 1 :])
+            start, limit = list(p["start_indices"]), list(p["limit_indices"])
+            start[axis], limit[axis] = 0, new[axis]
+            return lax.slice(x, start, limit, p["strides"])
+
+        return self.apply(function, values)
+
+    def unmerged(self, x, axis: int, count: int):
+        """`[count, b]` instead of `[count * b]`."""
+        (size,) = {node.shape[0] for node in self.nodes.values() if not node.inputs}
+        return x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+
+    def _unstack(self, values):
+        axis = self.at.eqn.params["axis"]
+        return self.apply(
+            lambda x: [
+                lax.index_in_dim(x, i, axis, False) for i in range(x.shape[axis])
+            ],
+            values,
+        )
 
     def _split(self, values):
         params, found, start = self.at.eqn.params, [], 0
@@ -599,7 +649,8 @@ class Follower:
     def _dot_general(self, values):
         eqn = self.at.eqn
         params = dict(eqn.params) | {"preferred_element_type": None}
-        for value, axes in zip(values, params["dimension_numbers"][0], strict=True):
+        contracted, _ = eqn.params["dimension_numbers"]
+        for value, axes in zip(values, contracted, strict=True):
             if isinstance(value, Signal):
                 shape = self.nodes[value.name].shape
                 if any(not is_number(shape[i]) for i in axes):
@@ -737,6 +788,16 @@ def _beside(*values, axis: int = 0):
     return lax.concatenate([lax.expand_dims(x, [axis]) for x in values], axis)
 
 
+def _needed(jaxpr: Jaxpr) -> list:
+    """The equations that results depend on: what is not used may be anything."""
+    wanted, kept = {id(var) for var in jaxpr.outvars}, []
+    for eqn in reversed(jaxpr.eqns):
+        if wanted.intersection(map(id, eqn.outvars)):
+            kept.append(eqn)
+            wanted.update(map(id, eqn.invars))
+    return kept[::-1]
+
+
 def _inner(eqn) -> ClosedJaxpr | None:
     """The jaxpr of an equation that does nothing but call it."""
     if eqn.primitive.name in _OWN_JAXPR or eqn.primitive.name.startswith("scatter"):
@@ -750,6 +811,12 @@ def _inner(eqn) -> ClosedJaxpr | None:
         ):
             return value
     return None
+
+
+def _batches(size) -> int:
+    """How many times the number of images a size is; 0 if it is no such multiple."""
+    one, two = at_batch(size, 1), at_batch(size, 2)
+    return 0 if is_number(size) or two != 2 * one else one
 
 
 def _symbol_in(value) -> bool:

@@ -79,7 +79,8 @@ class Constant:
         return hash(self._text)
 
 
-class Operand(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Operand:
     """The array at `index` among a node's own weights.
 
     Example:
@@ -611,10 +612,8 @@ def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
     match node.role:
         case Synapse() as role:
             return role.feature_axis
-        case Neuron(function=None):
-            return axes[0]
-        case Neuron(function=inner):
-            return _through(inner, axes[0])
+        case Neuron() as role:
+            return _through(role.function, axes[0]) if role.function else axes[0]
         case Product() as role:
             if role.primitive.name == "dot_general":  # heads, before what is summed
                 return len(role.params["dimension_numbers"][1][0]) - 1
@@ -632,7 +631,7 @@ def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
             if name == "transpose":
                 return list(params["permutation"]).index(axis)
             if name in ("squeeze", "reduce_sum", "reduce_max"):
-                gone = params.get("dimensions", params.get("axes"))
+                gone = params["dimensions" if name == "squeeze" else "axes"]
                 gone = [i % len(before) for i in gone]
                 return None if axis in gone else axis - sum(i < axis for i in gone)
             if name == "broadcast_in_dim":
@@ -692,13 +691,14 @@ def routes(graph: Graph) -> dict[str, Route]:
     found: dict[str, Route] = {}
     with jax.ensure_compile_time_eval():
         for node in graph.nodes:
-            route = _route(node, [found.get(name) for name in node.inputs], graph)
+            known = [found[name] for name in node.inputs if name in found]
+            route = _route(node, known, graph)
             if route is not None:
                 found[node.name] = route
     return found
 
 
-def _route(node: Node, before: list[Route | None], graph: Graph) -> Route | None:
+def _route(node: Node, before: list[Route], graph: Graph) -> Route | None:
     role = node.role
     if isinstance(role, Neuron):
         axis = graph.channel_axes[node.name]
@@ -706,7 +706,9 @@ def _route(node: Node, before: list[Route | None], graph: Graph) -> Route | None
         shape = [-1 if i == axis else 1 for i in range(len(node.shape))]
         ids = np.broadcast_to(channels.reshape(shape), node.image_shape)
         return Route((node.name,), ids, 1.0)
-    if not isinstance(role, Wire | Pool) or not before or None in before:
+    if not isinstance(role, Wire | Pool) or not before:
+        return None
+    if len(before) < len(node.inputs):  # charges among them
         return None
     name = role.primitive.name
     if isinstance(role, Pool) or name in ("reduce_sum", "reduce_window_sum"):
@@ -716,22 +718,13 @@ def _route(node: Node, before: list[Route | None], graph: Graph) -> Route | None
         return _moved(node, before, graph)
     if name in ("mul", "div") and len(before) == 1:
         held = next(o for o in role.operands if o is not None)
-        if isinstance(held, Constant) and (held.value == held.value.flat[0]).all():
-            value = float(held.value.flat[0])
-            if (
-                value > 0
-                and np.shape(held.value)
-                and node.shape != _shape_in(node, graph)
-            ):
-                return None
-            if value > 0 and (name == "mul" or role.operands[0] is None):
-                factor = value if name == "mul" else 1 / value
-                return before[0]._replace(factor=before[0].factor * factor)
+        scales = isinstance(held, Constant) and (held.value == held.value.flat[0]).all()
+        scales = scales and (name == "mul" or role.operands[0] is None)
+        value = float(held.value.flat[0]) if scales else 0.0
+        if value > 0 and node.shape == graph[node.inputs[0]].shape:
+            factor = value if name == "mul" else 1 / value
+            return before[0]._replace(factor=before[0].factor * factor)
     return None
-
-
-def _shape_in(node: Node, graph: Graph) -> Shape:
-    return graph[node.inputs[0]].shape
 
 
 def _extreme(role: Wire | Pool, ids: np.ndarray, sign: int) -> np.ndarray:

@@ -169,12 +169,13 @@ class _Groups:
         own = isinstance(role, Wire) and role.front
         return own and name not in self.follower.fronts
 
-    def drive(self, name: str) -> str | None:
-        """The nearest affine signal above a node, or the nearest one at all."""
-        one = self.above[name]
-        while one is not None and self.other[one]:
-            one = self.above[one]
-        return self.above[name] if one is None else one
+    def drive(self, name: str) -> str:
+        """The nearest affine signal above a node, or the last one above at all."""
+        while (above := self.above[name]) is not None:
+            name = above
+            if not self.other[name]:
+                break
+        return name
 
     def between(self, drive: str, name: str) -> dict[str, Node]:
         """The nodes on the ways from one to another, in order, the last included."""
@@ -184,7 +185,9 @@ class _Groups:
             if one != drive and one not in found:
                 found.add(one)
                 queue += self.nodes[one].inputs
-        return {one: self.nodes[one] for one in sorted(found, key=self.order.get)}
+        return {
+            one: self.nodes[one] for one in sorted(found, key=self.order.__getitem__)
+        }
 
     def further(self, drive: str, inside) -> str:
         """A signal further up, if ReLUs and maxima on the way lead nowhere else."""
@@ -210,53 +213,72 @@ class _Groups:
 
         A softmax subtracts the maximum of its logits first: they are what is meant.
         """
-        if not self.other[name]:
+        what = ""
+        while self.other[name]:
+            drive, kind = self.head(name)
+            if not kind:
+                break
+            name, what = drive, what or kind
+        return name, what
+
+    def head(self, name: str) -> tuple[str, str]:
+        """The nearest signal that a node is a softmax or the like of, and which."""
+        drive = self.above[name]
+        while drive is not None:
+            inside = self.between(drive, name)
+            kinds = {one: _primitive(node) for one, node in inside.items()}
+            heads = [one for one, kind in kinds.items() if kind in _HEADS]
+            if heads:
+                break
+            drive = self.above[drive]
+        else:
             return name, ""
-        drive = self.drive(name)
-        if drive is None:
-            return name, ""
-        inside = self.between(drive, name)
-        names = [
-            node.role.primitive.name if isinstance(node.role, Wire) else ""
-            for node in inside.values()
-        ]
-        fits = all(one in _HEADS | _AFTER_HEAD or not one for one in names)
         held = [o for n in inside.values() for o in getattr(n.role, "operands", ())]
-        weighs = any(isinstance(one, Operand) for one in held)
-        if not fits or weighs or not _HEADS.intersection(names):
+        fits = all(kind in _HEADS | _AFTER_HEAD or not kind for kind in kinds.values())
+        fits = fits and not any(isinstance(one, Operand) for one in held)
+        shapes = {self.nodes[one].shape for one in (drive, name)}
+        fits = fits and (len(shapes) == 1 or AT_END.intersection(kinds.values()))
+        if not fits or any(self.gates(node, drive) for node in inside.values()):
             return name, ""
-        first = next(n for n, kind in zip(inside, names, strict=True) if kind in _HEADS)
         falling = self.falling(drive, inside)[name]
-        kind = self.nodes[first].role.primitive.name
-        kind = {"exp": "sigmoid" if falling else "softmax"}.get(kind, kind)
+        kind = kinds[heads[0]]
+        if kind == "exp" and "div" in kinds.values():
+            kind = "softmax" if "reduce_sum" in kinds.values() else "logistic"
         kind = {"logistic": "sigmoid"}.get(kind, kind)
-        what = self.follower.places[first].call or kind
-        role = self.nodes[drive].role
-        if isinstance(role, Wire) and role.primitive.name == "sub":
-            logits = self.further(drive, inside)
-            if self.nodes[logits].shape == self.nodes[drive].shape:
-                drive = logits
+        what = self.follower.places[heads[0]].call or kind
+        before, node = self.above[drive], self.nodes[drive]
+        if _primitive(node) == "sub" and before in node.inputs:  # its maximum
+            ways = self.between(before, drive).values()
+            if any(isinstance(way.role, Pool) for way in ways):
+                drive = before
         if not falling:
             return drive, what
-        role = self.nodes[drive].role
-        if isinstance(role, Wire) and role.primitive.name == "neg":
-            return self.nodes[drive].inputs[0], what
-        new = f"{drive}/neg"
-        node = self.nodes[drive]
-        role = Wire(lax.neg_p, {}, (None,))
+        if _primitive(node) == "neg":
+            return node.inputs[0], what
+        new, role = f"{drive}/neg", Wire(lax.neg_p, {}, (None,))
         self.add(Node(new, role, (drive,), node.shape, node.source))
         return new, what
+
+    def gates(self, node: Node, drive: str) -> bool:
+        """Whether a node multiplies two signals, as SiLU does, `x sigmoid(x)`."""
+        two = len(node.inputs) == 2
+        if _primitive(node) == "div":
+            return two and node.inputs[0] == drive
+        return two and _primitive(node) == "mul"
 
     def falling(self, drive: str, inside: dict[str, Node]) -> dict[str, bool]:
         """Whether nodes fall where the drive rises."""
         found = {drive: False}
         for name, node in inside.items():
-            before = [found[one] for one in node.inputs]
-            kind = node.role.primitive.name if isinstance(node.role, Wire) else ""
-            turns = kind == "neg"
+            kind, turns = _primitive(node), _primitive(node) == "neg"
+            held = [
+                o.value for o in getattr(node.role, "operands", ()) if o is not None
+            ]
             if kind in ("sub", "div"):
                 turns = node.role.operands[0] is not None
-            found[name] = before[0] != turns
+            if kind in ("mul", "div") and held and (held[0] < 0).all():
+                turns = not turns
+            found[name] = found[node.inputs[0]] != turns
         return found
 
     # The graph.
@@ -320,6 +342,11 @@ class _Groups:
         calls = [call for call in calls if not call.startswith("relu")]
         known = [name for name, holds in _KINDS if holds <= set(kinds)]
         return places[-1].named([*calls, *known, *kinds[::-1], "function"][0])
+
+
+def _primitive(node: Node) -> str:
+    """The name of a wire's primitive; none of other roles."""
+    return node.role.primitive.name if isinstance(node.role, Wire) else ""
 
 
 def _contracts(node: Node, nodes: dict[str, Node]) -> bool:

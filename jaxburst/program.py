@@ -152,8 +152,7 @@ class SynapseUse:
             """One value per channel, along the kernel's axis of channels."""
             if value.size == 1:
                 return value.reshape((1,) * kernel.ndim)
-            shape = [1] * kernel.ndim
-            shape[self.features] = -1
+            shape = [-1 if i == self.features else 1 for i in range(kernel.ndim)]
             return value.reshape(shape)
 
         for name, held, position in self.folds:
@@ -181,15 +180,20 @@ class SynapseUse:
 
     def _shape(self, channels: int) -> tuple:
         """`[C]` with the axes behind it."""
-        return (channels, *[1] * (self.rank - 1 - self.axis % self.rank))
+        return (channels, *[1] * (self.rank - 1 - self.place))
+
+    @property
+    def place(self) -> int:
+        """The output's axis of channels, from the front."""
+        assert self.axis is not None  # or nothing that varies would have been folded
+        return self.axis % self.rank
 
     def _one_image(self, value):
         """A value that varies along the channels only, `[C]` or `[C, 1, 1]`."""
         if value.size == 1:
             return value.reshape(())
-        axis = self.axis % self.rank
         index = tuple(
-            slice(None) if i == axis else slice(0, 1) for i in range(value.ndim)
+            slice(None) if i == self.place else slice(0, 1) for i in range(value.ndim)
         )
         return value[index].reshape(self._shape(-1))
 
@@ -211,9 +215,5 @@ class WireUse:
 
 
 def bind(primitive, values, params) -> list:
-    params = primitive.get_bind_params(params)
-    if isinstance(params, tuple):  # before JAX 0.9.2
-        subfuns, params = params
-        values = [*subfuns, *values]
-    found = primitive.bind(*values, **params)
+    found = primitive.bind(*values, **primitive.get_bind_params(params))
     return list(found) if primitive.multiple_results else [found]

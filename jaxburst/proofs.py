@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import warnings
 from collections.abc import Callable
 
@@ -118,10 +120,13 @@ def _check_wires(network: Network, weights, inputs) -> None:
         def note(name: str, value) -> None:
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 return
-            value = jnp.where(jnp.isinf(value), 0, value)  # of masks
-            none, one, two, _, again = parts(name, value)
+            images = parts(name, value)
+            fixed = functools.reduce(operator.and_, (x == images[0] for x in images))
+            # Numbers of masks are large, and no signals.
+            none, one, two, other, again = (jnp.where(fixed, 0, x) for x in images)
             second, mixed = abs(none - 2 * one + two).max(), abs(one - again).max()
-            found[name] = (second, mixed, abs(value).max() + 1e-30)
+            size = functools.reduce(jnp.maximum, map(abs, (none, one, two, other)))
+            found[name] = (second, mixed, size.max() + 1e-30)
 
         def apart(name: str, value) -> None:
             _, one, _, _, again = parts(name, value)

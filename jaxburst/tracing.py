@@ -16,12 +16,13 @@ import math
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jaxburst import sizes
@@ -90,9 +91,15 @@ def trace(function, *arguments, roles: dict[str, type] | None = None) -> Network
     if not variables and _is_nnx(function):
         from flax import nnx
 
-        definition, state = nnx.split(function)
-        held = _network(lambda s, x: nnx.merge(definition, s)(x), state, example, roles)
-        return dataclasses.replace(held, variables=state)
+        definition, random, state = nnx.split(function, nnx.RngState, ...)
+
+        def call(state, inputs):
+            own = jax.tree.map(lambda leaf: leaf, random)  # may be drawn from here
+            return nnx.merge(definition, own, state)(inputs)
+
+        return dataclasses.replace(
+            _network(call, state, example, roles), variables=state
+        )
     if variables:
         return _network(function, variables[0], example, roles)
     return _closure(function, example, roles)
@@ -133,7 +140,7 @@ def _network(function: Callable, variables, example, roles) -> Network:
             was, now = leaf, found[i]
             if i in arrays:
                 was, now = np.shape(leaf), np.shape(found[i])
-            elif isinstance(now, jax.core.Tracer):
+            elif isinstance(now, Tracer):
                 continue
             if was != now:
                 name = _path(path)
@@ -236,20 +243,26 @@ def _closure(function: Callable, example, roles) -> Network:
     if not callable(function):
         raise TypeError(f"trace: expected a function or a module, found {function!r}")
     if dataclasses.is_dataclass(function):  # Equinox: a module takes one image
-        function = jax.vmap(function)
+        function = jax.vmap(cast(Callable, function))
     symbols, inputs_tree = _symbolic(example)
     closed, shapes = _jaxpr(function, symbols)
     found = _names_of(function)
-    names, variables = [], {}
+    names, variables, keys = [], {}, {}
     for i, value in enumerate(closed.consts):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            keys[i] = value  # of dropout that is switched off
+            continue
         name = found.get(id(value), found.get(_content(value), f"const{i}"))
         while name in variables:
             name = f"{name}#2"
         names.append(name)
         variables[name] = value
     # The constants become arguments.
-    invars = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
-    jaxpr = closed.jaxpr.replace(constvars=(), invars=invars)
+    held = closed.jaxpr.constvars
+    jaxpr = closed.jaxpr.replace(
+        constvars=[held[i] for i in keys],
+        invars=[v for i, v in enumerate(held) if i not in keys] + closed.jaxpr.invars,
+    )
 
     def pick(variables) -> list:
         missing = sorted(set(names) - set(variables))
@@ -262,17 +275,22 @@ def _closure(function: Callable, example, roles) -> Network:
     def own(variables, inputs):
         """The function with other arrays than it holds."""
         again = jax.make_jaxpr(function)(inputs)
-        consts = [variables[name] for name in names]
+        values = (variables[name] for name in names)
+        consts = [
+            keys[i] if i in keys else next(values) for i in range(len(closed.consts))
+        ]
         run = jaxpr_as_fun(ClosedJaxpr(again.jaxpr, consts))
         return jax.tree.unflatten(
             jax.tree.structure(shapes), run(*jax.tree.leaves(inputs))
         )
 
     program = Program(pick)
-    graph, aside = _followed(ClosedJaxpr(jaxpr, ()), program, names, roles)
+    graph, aside = _followed(
+        ClosedJaxpr(jaxpr, list(keys.values())), program, names, roles
+    )
     trees = inputs_tree, jax.tree.structure(shapes)
     network = Network(graph, own, variables, trees, aside, program)
-    return _proved(network, _widened(list(closed.consts)), variables, example)
+    return _proved(network, pick(variables), variables, example)
 
 
 def _content(value):

@@ -65,7 +65,7 @@ class VGG(nn.Module):
         """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
         count = 0
         for entry in self.plan:
-            if entry == "M":
+            if isinstance(entry, str):  # "M"
                 x = nn.max_pool(x, (2, 2), (2, 2))
                 continue
             x = _conv(entry, 3, 1, f"conv{count}", self.bias)(x)
@@ -112,10 +112,11 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
         activation = nn.hard_swish if self.excite else nn.relu
-        if self.stem == "imagenet":
+        if isinstance(self.stem, str):  # "imagenet"
             x = _conv(self.widths[0], 7, 2, "conv0")(x)
             x = activation(_norm(train, "norm0")(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            edges: Any = ((1, 1), (1, 1))  # Flax's own type knows names alone
+            x = nn.max_pool(x, (3, 3), (2, 2), edges)
         else:
             for i in range(self.stem):
                 x = _conv(self.widths[0], 3, 1, f"conv{i}")(x)

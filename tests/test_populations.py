@@ -84,7 +84,8 @@ class Causal(nnx.Module):
         first, second, last = self.norms
         q, k, v = jnp.split(qkv(first(x)), 3, -1)
         seen = jnp.tril(jnp.ones((4, 4), bool))
-        scores = jnp.where(seen, q @ k.transpose(0, 2, 1) / 6**0.5, -jnp.inf)
+        never = jnp.finfo(x.dtype).min
+        scores = jnp.where(seen, q @ k.transpose(0, 2, 1) / 6**0.5, never)
         x = x + out(jax.nn.softmax(scores) @ v)
         h = second(x)
         x = x + down(jax.nn.silu(gate(h)) * up(h))
@@ -186,6 +187,7 @@ def several(w, x):
         "quotient": y / (1 + y * y),
         "normed relu": jax.nn.relu(jax.nn.standardize(y)),
         "clipped": unit(jnp.maximum(y, -0.5)),
+        "normed sum": jax.nn.standardize(jnp.tanh(y) + jax.nn.silu(y @ w["d"])),
         "largest": jax.nn.logsumexp(y, axis=1, keepdims=True),
         "one after the other": lax.map(lambda row: jnp.tanh(row), y),
     }
@@ -342,6 +344,34 @@ def test_one_population_for_each_module():
     assert len(mobile.products) == 1
     groups = case("groups").network
     assert groups.neurons == ("silu0",) and not groups.graph.of(Product)
+
+
+def one_of(y):
+    return jax.nn.softmax(y)[:, 0, :1]
+
+
+ENDS = {  # a function, its name if it is set aside, and what comes out instead
+    "chance": (lambda y: 1 / (1 + jnp.exp(-2 * y)), "sigmoid", lambda y: 2 * y),
+    "class": (lambda y: jax.nn.softmax(y).argmax(-1), "argmax", lambda y: y),
+    "exp": (jnp.exp, "exp", lambda y: y),
+    "features": (jax.nn.silu, None, jax.nn.silu),
+    "one of them": (one_of, None, one_of),
+}
+
+
+def test_what_is_set_aside():
+    def ends(w, x):
+        y = jax.nn.relu(x @ w["d"]) @ w["c"]
+        return {name: end(y) for name, (end, _, _) in ENDS.items()}
+
+    with pytest.warns(UserWarning, match="set aside"):
+        network = trace(ends, W, TOKENS[:1])
+    y = jax.nn.relu(TOKENS @ W["d"]) @ W["c"]
+    for i, name in enumerate(sorted(ENDS)):
+        _, what, expected = ENDS[name]
+        assert network.aside.get(i) == what
+        found = network(W, TOKENS)[name]
+        np.testing.assert_allclose(found, expected(y), rtol=1e-5, atol=1e-5)
 
 
 def test_burst_refuses_by_name():

@@ -131,7 +131,10 @@ REFUSED = {
     "reversed": (behind(lambda w, y: y + lax.rev(y, (0,))), "mixes"),
     "rolled": (behind(lambda w, y: jnp.roll(y, 1, 0)), "mixes"),
     "cumulated": (behind(lambda w, y: jnp.cumsum(y, 0)), "batch"),
-    "concatenated batch": (twice, "images"),
+    "a batch and a row": (
+        behind(lambda w, y: jnp.concatenate([y, w["s"]])[1:]),
+        "mixes",
+    ),
     # what is no network
     "no relu": (lambda w, x: x @ w["a"] @ w["c"], "no ReLU"),
     "constant": (lambda w, x: (end(w, hidden(w, x)), w["c"]), "output 1"),
@@ -223,7 +226,10 @@ def test_training_mode_of_other_frameworks():
     with pytest.raises(Refused, match=r"model\.eval\(\)"):
         tracing.trace(module, images[:1])
     module.eval()
-    assert tracing.trace(module, images[:1]).neurons == ("relu0",)
+    network = tracing.trace(module, images[:1])
+    assert network.neurons == ("relu0",)
+    for leaf in jax.tree.leaves(network.variables):  # and no keys of random numbers
+        assert jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 # What variables and functions may hold.
@@ -254,6 +260,8 @@ def test_numbers_among_the_variables():
         other = variables | {"scale": scale}
         found = network(other, X)
         np.testing.assert_allclose(found, net(other, X), rtol=0, atol=1e-5)
+    alone = tracing.trace(lambda w, x: relu(relu(x @ w) @ w.T), W["b"], X[:1, [0] * 8])
+    assert len(alone.synapses) == 2  # the only variable, and it has no name
     with pytest.raises(ValueError, match="count was 3 when traced, is 4"):
         network.weights(variables | {"count": 4})
 
@@ -342,6 +350,13 @@ RIGHT = {
         w, relu(x.reshape(-1, 3) @ w["a"][:3]).reshape(-1, 2, 8).mean(1)
     ),
     "batch behind patches": merged,
+    "batches one behind the other": twice,
+    "rows one by one": behind(
+        lambda w, y: jnp.concatenate(jnp.unstack(y.reshape(-1, 2, 4), axis=1)[::-1], 1)
+    ),
+    "noise that is not used": behind(
+        lambda w, y: (jax.random.normal(jax.random.key(0), (1, 8)) * y, y)[1]
+    ),
     "inverse of weights": lambda w, x: end(
         w | {"b": jnp.linalg.inv(w["b"] + 2 * jnp.eye(8))}, hidden(w, x)
     ),

@@ -121,13 +121,11 @@ class _Reading:
         if one == other or not one or not other:
             return one or other
         for a, b in ((one, other), (other, one)):
-            if len(a) == 1 and _is_free(a[0]):
-                self.bind(a[0], b)
+            if len(a) == 1 and _is_free(*a):
+                self.bind(*a, b)
                 return b
-        rows = [_rows_of(axis) for axis in (one, other)]
-        if None not in rows and [_size(a) for a in rows[0]] == [
-            _size(a) for a in rows[1]
-        ]:
+        rows = _rows_of(one) or (), _rows_of(other) or ()
+        if rows[0] and [*map(_size, rows[0])] == [*map(_size, rows[1])]:
             parts = tuple(self.same(name, a, b) for a, b in zip(*rows, strict=True))
             return _atom(("row", parts), _size(one))
         if _is_other(one) or _is_other(other):
@@ -207,8 +205,8 @@ class _Reading:
                 for i in range(count)
             ]
             found = kept + (free + new if role.data == 0 else new + free)
-            axis = start + count - 1
-        if role.is_conv or new:
+            axis = start + count - 1 if new else None
+        if axis is not None:
             self.features.append((owner, found[axis]))
         for held in use.operands()[1:]:
             self.parameter(node.name, held, found)
@@ -326,9 +324,9 @@ class _Reading:
         axis = self.resolve(axis)
         if not axis:
             return _atom(("other", "padded"), size)
-        if len(axis) > 1 or _is_other(axis):
+        atom, *more = axis
+        if more or _is_other(axis):
             return _atom(("other", "a part of several axes"), size)
-        (atom,) = axis
         if _is_free(atom):
             if size == atom.size and not moves:
                 return axis
@@ -345,7 +343,7 @@ class _Reading:
         data = next(i for i, held in enumerate(role.operands) if held is None)
         if role.primitive.name == "conv_general_dilated":
             numbers = role.params["dimension_numbers"]
-            found = [()] * len(shape)
+            found: list[Axis] = [()] * len(shape)
             for a, b in zip(numbers.lhs_spec, numbers.out_spec, strict=True):
                 found[b] = self.resized(axes[a], shape[b], False) if axes[a] else ()
             return tuple(found)
@@ -377,7 +375,7 @@ class _Reading:
                 continue
             parts = [self.resolve(axes[i]) for axes in values]
             tags = {tuple(atom.tag for atom in part) for part in parts if part}
-            only = next(iter(tags)) if len(tags) == 1 else ()
+            only: tuple = next(iter(tags)) if len(tags) == 1 else ()
             joined = len(only) == 1 and (only[0] == CHANNELS or is_number(only[0]))
             if any(held is not None for held in node.role.operands) and not joined:
                 found.append(_atom(("other", "joined with constants"), size))

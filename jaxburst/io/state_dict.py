@@ -26,7 +26,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise, zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import flax.linen as nn
 import jax
@@ -329,10 +329,10 @@ def _compare(one: str, other: str) -> int:
     """-1 or 1 where numbers say which of two names comes first; 0 where they do not."""
     for a, b in zip(one.split("."), other.split("."), strict=False):
         if a != b:
-            numbers = _numbered(a), _numbered(b)
-            if None in numbers or numbers[0][0] != numbers[1][0]:
+            first, second = _numbered(a), _numbered(b)
+            if first is None or second is None or first[0] != second[0]:
                 return 0
-            return -1 if numbers[0][1] < numbers[1][1] else 1
+            return -1 if first < second else 1
     return 0
 
 
@@ -368,7 +368,7 @@ class _Layer:
 
     path: str
     kind: str
-    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...], Callable]]
+    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...], Callable | None]]
     norm: str | None = None
     map: tuple[int, ...] | None = None
 
@@ -554,7 +554,7 @@ def _layer(path, module, own, network, places, norms, found: Orders) -> _Layer:
     elif kind == "other":
         expected = {key[1]: (shape, None) for key, shape in shapes.items()}
         where = {key[1]: key for key in shapes}
-    full = {
+    full: dict[str, Any] = {
         leaf: (shape, short[where[leaf]], rewrite)
         for leaf, (shape, rewrite) in expected.items()
     }
@@ -718,17 +718,18 @@ class _Matching:
                 pairs[synapses[0]] = norms[0]
                 continue
             last = {name: _numbered(name.rpartition(".")[2]) for name in members}
+            numbers = {name: found[1] for name, found in last.items() if found}
             for norm in norms:
-                if last[norm] is None:
+                if norm not in numbers:
                     continue
-                stem, number = last[norm]
-                if stem == "":  # nn.Sequential: the one before
-                    before = [n for n in members if last[n] and last[n][1] < number]
-                    nearest = max(before, key=lambda n: last[n][1], default=None)
+                number = numbers[norm]
+                if norm.rpartition(".")[2].isdigit():  # nn.Sequential: the one before
+                    before = [name for name in numbers if numbers[name] < number]
+                    nearest = max(before, key=numbers.__getitem__, default=None)
                     if nearest in synapses:
                         pairs[nearest] = norm
                     continue
-                partners = [n for n in synapses if last[n] and last[n][1] == number]
+                partners = [n for n in synapses if numbers.get(n) == number]
                 if len(partners) == 1:
                     pairs[partners[0]] = norm
         yield pairs
@@ -867,9 +868,15 @@ class _Matching:
 
     # What does not fit.
 
-    def closest(self) -> dict[str | None, str | None]:
-        """Groups and layers that belong together most likely, to say what is wrong."""
-        pairs = [(name, path) for name, path in self.named.items()]
+    def closest(self) -> NoReturn:
+        """Says what is wrong: with groups and layers that most likely belong together.
+
+        Raises:
+          ValueError: listing all of it.
+        """
+        pairs: list[tuple[str | None, str | None]] = [
+            (name, path) for name, path in self.named.items()
+        ]
         groups = [name for name in self.groups if name not in self.named]
         layers = [path for path in self.layers if path not in self.named.values()]
         for name in list(groups):
@@ -885,8 +892,8 @@ class _Matching:
             pairs += zip_longest(some, others)
         problems: list[str] = []
         for name, path in pairs:
-            group = self.groups.get(name)
-            layer = self.layers.get(path)
+            group = None if name is None else self.groups.get(name)
+            layer = None if path is None else self.layers.get(path)
             problems += _problems(group, layer)
         problems = problems or ["nothing that can be named"]
         raise ValueError(
@@ -906,14 +913,14 @@ def _assigned(units: Sequence[Unit], layers: Sequence[Unit]) -> Chosen:
 
 def _problems(group: _Group | None, layer: _Layer | None) -> list[str]:
     if layer is None:
-        return [f"left over: {_join(group.full, leaf)}" for leaf in group.tensors]
+        return [_left(group, leaf) for leaf in group.tensors] if group else []
     path = layer.path or "the module"
     if layer.kind == "other":
         found = [
             f"not known here: {leaf} {shape} of {path}"
             for leaf, (shape, _, _) in layer.expected.items()
         ]
-        return found + (_problems(group, None) if group else [])
+        return found + _problems(group, None)
     if group is None:
         return [f"missing: {layer.kind} {leaf} of {path}" for leaf in layer.expected]
     tensors, problems = group.tensors | group.made, []
@@ -930,7 +937,11 @@ def _problems(group: _Group | None, layer: _Layer | None) -> list[str]:
             problems.append(
                 f"wrong shape: {name} is {value.shape}, but {path} needs {shape}"
             )
-    return problems + [f"left over: {_join(group.full, leaf)}" for leaf in tensors]
+    return problems + [_left(group, leaf) for leaf in tensors]
+
+
+def _left(group: _Group, leaf: str) -> str:
+    return f"left over: {_join(group.full, leaf)}"
 
 
 def _join(owner: str, leaf: str) -> str:
@@ -940,7 +951,7 @@ def _join(owner: str, leaf: str) -> str:
 def _filled(groups, layers, leaves, chosen: Chosen) -> Loaded:
     """The variables, and the table of them."""
     places = {layer.path: layer for layer in layers}
-    variables: dict[tuple[str, ...], Any] = {}
+    flat: dict[tuple[str, ...], Any] = {}
     lines: list[tuple[str, ...]] = []
     for group in groups:
         layer = places[chosen[group.name]]
@@ -956,7 +967,8 @@ def _filled(groups, layers, leaves, chosen: Chosen) -> Loaded:
                     f"{_join(group.full, named[leaf])}: expected floating-point "
                     f"weights, found {value.dtype}"
                 )
-            variables[where] = jnp.asarray(rewrite(value), leaves[where].dtype)
+            assert rewrite is not None  # of kinds that are known
+            flat[where] = jnp.asarray(rewrite(value), leaves[where].dtype)
             made = named[leaf] in group.made
             lines.append(
                 (
@@ -965,10 +977,10 @@ def _filled(groups, layers, leaves, chosen: Chosen) -> Loaded:
                     else _join(group.full, named[leaf]),
                     "" if made else _size(value.shape),
                     "/".join(where),
-                    _size(variables[where].shape),
+                    _size(flat[where].shape),
                 )
             )
-    variables = unflatten_dict(variables)
+    variables = unflatten_dict(flat)
     check_finite(variables)
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     table = "\n".join(
