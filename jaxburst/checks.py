@@ -559,7 +559,9 @@ def trace(name, value, given):
 
     instance(name, value, Trace, "the Trace that simulate returns")
     one = network_of(given)
-    for population, spikes in value.spikes.items() if one is not None else ():
+    if one is None:
+        return value
+    for population, spikes in value.spikes.items():
         own = one.graph[population].image_shape if population in one.neurons else (0,)
         if math.prod(spikes.shape[2:]) != math.prod(own):
             place, hint = f"{name}: {population}", "simulate this network"
@@ -674,7 +676,12 @@ def reports(name, value, given):
 def neurons(name, value, given):
     """How many, or which."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return tuple(whole(name, one) for one in value)
+        value = tuple(whole(name, one) for one in value)
+        return (
+            value
+            if len({*value}) == len(value)
+            else refuse(name, "different ones", value)
+        )
     return whole(name, value, 1)
 
 

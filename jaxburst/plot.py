@@ -136,17 +136,17 @@ def membrane(
     """
     spikes = _of_image(trace.spikes, name, image)
     potentials = _of_image(trace.potentials, name, image)
-    count = len(neurons) if isinstance(neurons, tuple) else neurons
-    there = isinstance(neurons, int) or max(neurons, default=0) < spikes.shape[1]
+    if isinstance(neurons, int):
+        busiest = np.argsort(-np.abs(spikes).sum(0), kind="stable")
+        count, chosen = neurons, sorted(busiest[:neurons].tolist())
+    else:
+        count, chosen = len(neurons), list(neurons)
+    there = max(chosen, default=0) < spikes.shape[1]
     if not there or not 1 <= count <= min(spikes.shape[1], 12):
         raise ValueError(
             f"neurons: expected 1 to 12 of the {spikes.shape[1]:,} of {name}, counted "
             f"from 0; found {neurons}"
         )
-    chosen = neurons
-    if isinstance(neurons, int):
-        busiest = np.argsort(-np.abs(spikes).sum(0), kind="stable")
-        chosen = np.sort(busiest[:neurons])
     rows = _axes(axes, (6.4, 1.1 + 1.7 * count), count, sharex=True)
     like = np.asarray(trace.potentials[name])[0, image]
     thetas, starts = (

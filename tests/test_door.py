@@ -231,7 +231,7 @@ BAD = {
     "bits": [0, *WHOLE, 99],
     "curves": [None, 3, {}, {"a": 3}, CURVES],
     "energies": [3, {}, {"b": np.ones(2)}, {"a": [1]}, {"a": [np.nan, 1]}],
-    "neurons": [0, *WHOLE[:6], "a", [-1], ["a"]],
+    "neurons": [0, *WHOLE[:6], "a", [-1], ["a"], [0, 0]],
     "reports": [None, 3, [], {}, [3], {"a": []}, {"a": 3}],
     "sample": [None, 3, "x", [], [None]],
     "share": [-1, 2, np.nan, "1", None, [], [0.5, 2], 1j],

@@ -152,7 +152,7 @@ def load(
     known = _kinds(kinds)
     try:
         spiking = _assembled(description["parts"], arrays)
-        neuron = _decoded(description["neuron"], known)
+        neuron: Any = _decoded(description["neuron"], known)
         model = Model(traced, neuron, **description["settings"])
         check_spiking(traced, spiking)
     except (TypeError, ValueError, LookupError) as error:
@@ -254,9 +254,11 @@ def _settings() -> list[str]:
 
 def _encoded(value, where: str):
     if isinstance(value, Neuron):
-        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        own: Any = value  # all kinds of neurons are dataclasses
         own = {
-            name: _encoded(getattr(value, name), f"{where}.{name}") for name in fields
+            field.name: _encoded(getattr(value, field.name), f"{where}.{field.name}")
+            for field in dataclasses.fields(own)
+            if field.init
         }
         return {"kind": type(value).__name__, "fields": own}
     if isinstance(value, tuple):
@@ -306,7 +308,8 @@ def _table(graph: Graph) -> list[dict[str, Any]]:
 
 def _row(node: Node) -> dict[str, Any]:
     """What a node is, in words that another version of JAX would use, too."""
-    role, details = node.role, {}
+    role: Any = node.role
+    details = {}
     params = getattr(role, "params", {})
     for name, value in params.items():
         if _is_data(value):
@@ -322,8 +325,8 @@ def _row(node: Node) -> dict[str, Any]:
             held = [repr(v) for v in role.operands if isinstance(v, Constant)]
             details["constants"] = ", ".join(held)
     kind = type(role).__name__.lower()
-    if hasattr(role, "primitive"):
-        kind = f"{kind} ({role.primitive.name})"
+    if primitive := getattr(node.role, "primitive", None):
+        kind = f"{kind} ({primitive.name})"
     return {
         "name": node.name,
         "kind": kind,
