@@ -11,6 +11,7 @@ from __future__ import annotations
 from jaxburst.batching import first
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, convert
+from jaxburst.graph import Neuron as Population
 from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
@@ -98,11 +99,13 @@ def refining(
 ) -> tuple[Model, Spiking]:
     """Refining bursts, for three or four time steps.
 
-    Spikes halve their weight at every step and are at most 15; neurons within 0.6 of a
-    quantum stay silent. Thresholds per channel describe the activations best with
-    `levels` levels at the first step, and are then balanced between layers (`balance`,
-    on one batch). The first step rounds at 0.4 of a threshold; the means of the first
-    four steps are corrected on two batches.
+    Spikes halve their weight at every step and are at most 15, which adds up to less
+    than 30 thresholds; where a population is no ReLU, at most 127, since outliers of
+    such functions lie a hundred thresholds away and would never be reached. Neurons
+    within 0.6 of a quantum stay silent. Thresholds per channel describe the activations
+    best with `levels` levels at the first step, and are then balanced between layers
+    (`balance`, on one batch). The first step rounds at 0.4 of a threshold; the means of
+    the first four steps are corrected on two batches.
 
     Args:
       network: the network.
@@ -121,7 +124,8 @@ def refining(
       >>> print(np.abs(logits - network(weights, inputs)).max() < 0.02)
       True
     """
-    neuron = Refining(gamma=15, ratio=2, silence=0.6)
+    other = any(node.role.function for node in network.graph.of(Population))
+    neuron = Refining(gamma=127 if other else 15, ratio=2, silence=0.6)
     thresholds = calibrate_mse(
         network, variables, inputs, Burst(levels), batch_size=batch_size,
         progress=progress,
