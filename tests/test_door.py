@@ -364,3 +364,16 @@ def test_what_is_traced_is_let_through():
 def test_whole_numbers_of_numpy_are_whole_numbers():
     found = jb.simulate(MODEL, SPIKING, X, np.int64(3), record=["relu0"])
     assert found.logits.shape == (3, 6, 5) and "relu0" in found.potentials
+
+
+def test_corrections_are_known_by_what_they_are():
+    """So that a copy of a network is refused where the network is."""
+    refining = jb.Model(NETWORK, jb.Refining())
+    corrected = jb.methods.correct(refining, SPIKING, X, 2)
+    copy = jax.tree.map(np.array, dict(corrected))
+    assert np.any(copy["relu0"].bias)
+    for one in (corrected, copy):
+        with pytest.raises(ValueError, match="corrections were made for Refining"):
+            jb.simulate(MODEL, one, X, 2)
+    found = [jb.infer(refining, one, X, 2) for one in (corrected, copy)]
+    np.testing.assert_array_equal(*found)
