@@ -137,6 +137,10 @@ def test_other_neurons_are_refused():
     burst = Model(model.network, Burst())
     with pytest.raises(ValueError, match="corrections were made for Refining"):
         polish(burst, spiking, images, STEPS, energy=0.2)
-    spiking = jax.tree.map(np.asarray, spiking)  # forgets what they were made for
+    copy = jax.tree.map(np.array, spiking)
+    with pytest.raises(ValueError, match="corrections were made for Refining"):
+        polish(burst, copy, images, STEPS, energy=0.2)
+    for name in model.network.neurons:
+        copy[name] = copy[name]._replace(bias=np.float32(0))
     with pytest.raises(TypeError, match="Refining, found Burst"):
-        polish(burst, spiking, images, STEPS, energy=0.2)
+        polish(burst, copy, images, STEPS, energy=0.2)
