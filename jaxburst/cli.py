@@ -38,7 +38,7 @@ import jaxburst as jb
 from jaxburst.batching import sweep
 from jaxburst.evaluation import Curves
 from jaxburst.graph import Input
-from jaxburst.io import artefact, checkpoint, events, files
+from jaxburst.io import artefact, checkpoint, events, files, integers
 from jaxburst.io.artefact import free
 from jaxburst.io.sealed import is_sealed, unseal
 from jaxburst.plot import interval
@@ -173,7 +173,8 @@ class Info(_Command):
     """
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """A trained network, a saved conversion, an artefact, or a file of events."""
+    """A trained network, a saved conversion, an artefact, a file of integers or of
+    events, or a NIR graph."""
     shape: tuple[int, ...] = ()
     """Shape of one image, where a network leaves it open."""
     weights: str | None = None
@@ -190,8 +191,12 @@ class Info(_Command):
         if path.is_file() and _is_saved(path):
             found = checkpoint.describe(path)
             return _listed("saved conversion", found | found.pop("notes"))
-        if path.is_file() and is_sealed(path, "jaxburst integers 1"):
-            found, arrays = unseal(path, "jaxburst integers 1")
+        if path.is_file() and _is_nir(path):
+            from jaxburst.io import nir
+
+            return _listed("NIR graph", nir.describe(path))
+        if path.is_file() and is_sealed(path, integers.FORMAT):
+            found, arrays = unseal(path, integers.FORMAT)
             parts = [{k: row[k] for k in ("name", "kind", "shape") if k in row}
                      for row in found.pop("parts")]  # fmt: skip
             del found["links"]
@@ -271,7 +276,7 @@ class Evaluate(_Uses):
     For example:
       jaxburst evaluate net --data test.npz
       jaxburst evaluate net --data cifar10 --images 1000 --steps 8
-      jaxburst evaluate net.npz --data test.npz --json
+      jaxburst evaluate net.npz --data test.npz --json     (an artefact, or integers)
     """
 
     data: str
@@ -279,29 +284,41 @@ class Evaluate(_Uses):
     used."""
 
     def run(self) -> Found:
-        if Path(self.saved).is_file() and artefact.is_artefact(Path(self.saved)):
-            return self._artefact()
+        path = Path(self.saved)
+        if path.is_file() and artefact.is_artefact(path):
+            program = artefact.load(path)
+            steps = program.header["steps"]
+            rows = [
+                (row["name"], tuple(row["shape"][1:]), np.dtype(row["dtype"]))
+                for row in program.header["inputs"]
+            ]
+            return self._alone(rows, [steps], program)
+        if path.is_file() and is_sealed(path, integers.FORMAT):
+            whole = integers.Integers.load(path)
+            rows = [(part.name, part.given, np.dtype("f")) for part in whole.of("input")]
+            steps = self.steps or whole.steps
+
+            def run(batch):
+                return whole.simulate(batch, steps, record=False).logits[0][-1]
+
+            return self._alone(rows, range(1, whole.steps + 1), run)
         model, spiking, source = self.opened()
         data = self.read(self.data, _rows(model.network), "test")
         report, _ = measured(model, spiking, data, self.steps, source)
         return Found(table(report), **report)
 
-    def _artefact(self) -> Found:
-        program = artefact.load(self.saved)
-        header = program.header
-        rows = [
-            (row["name"], tuple(row["shape"][1:]), np.dtype(row["dtype"]))
-            for row in header["inputs"]
-        ]
-        if self.steps not in (None, header["steps"]):
+    def _alone(self, rows, possible: Sequence[int], run) -> Found:
+        """Accuracy of what does not know its trained network."""
+        steps = self.steps or possible[-1]
+        if steps not in possible:
             raise ValueError(
-                f"--steps: {self.saved} takes {header['steps']} steps, found "
-                f"{self.steps}; export it again"
+                f"--steps: {self.saved} takes {possible[0]} to {possible[-1]} steps, "
+                f"found {steps}; export it again"
             )
         data = self.read(self.data, rows, "test")
         if data.labels is None:
             raise ValueError(
-                f"{self.data}: has no labels, and an artefact has no trained network "
+                f"{self.data}: has no labels, and {self.saved} has no trained network "
                 "to compare with"
             )
         right = 0
@@ -309,11 +326,13 @@ class Evaluate(_Uses):
             batch = jax.tree.map(
                 lambda x, at=start: np.asarray(x[at : at + 100]), data.inputs
             )
-            logits = np.asarray(program(batch))
+            logits = np.asarray(run(batch))
             right += int((logits.argmax(-1) == data.labels[start : start + 100]).sum())
         share = right / len(data)
-        text = f"{data.what}: accuracy {share:.2%} after {header['steps']} steps"
-        return Found(text, data=data.what, images=len(data), accuracy=share)
+        text = f"{data.what}: accuracy {share:.2%} after {steps} steps"
+        return Found(
+            text, data=data.what, images=len(data), steps=steps, accuracy=share
+        )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -403,7 +422,7 @@ class Export(_Uses):
         inputs = self.read(self.data, _rows(model.network), "test").inputs
         if self.to == "events":
             return events.write(self.out, model, spiking, inputs, self.steps)
-        from jaxburst.io import c, integers
+        from jaxburst.io import c
 
         suffixes = (".c", ".h") if self.to == "c" else ("",)
         for suffix in suffixes:
@@ -418,8 +437,6 @@ class Export(_Uses):
 
     def _replaces(self, path: Path) -> bool:
         if self.to == "integers":
-            from jaxburst.io import integers
-
             return is_sealed(path, integers.FORMAT)
         return f"{path.stem}_infer" in path.read_text(errors="replace")
 
@@ -649,6 +666,11 @@ def _rows(network) -> list[tuple[str, tuple[int, ...], np.dtype]]:
 
 def _is_saved(path: Path) -> bool:
     return is_sealed(path, checkpoint.FORMAT)
+
+
+def _is_nir(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"\x89HDF"
 
 
 def _listed(kind: str, data: dict[str, Any]) -> Found:

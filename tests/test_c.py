@@ -17,6 +17,7 @@ from jaxburst.convert import convert
 from jaxburst.energy import reach
 from jaxburst.io import c
 from jaxburst.io.integers import _Run, to_integers
+from jaxburst.methods.corrections import correct
 from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.run import Model
 from jaxburst.tracing import trace
@@ -124,6 +125,9 @@ NETS = {
 }  # fmt: skip
 
 
+CORRECTED = "vgg", "shared"
+
+
 @pytest.fixture
 def wide(monkeypatch):
     """Channels of small networks come in fours: vectors of so many, too."""
@@ -135,7 +139,12 @@ def test_fires_the_same_spikes(name, tmp_path, wide):
     (neuron, flags), own = NETS[name], case(name)
     steps = {REFINING: 4, SigmaDelta(): 1}.get(neuron, 6)
     model, spiking = own.model(neuron), own.spiking(neuron, "channel")
+    if name in CORRECTED:
+        spiking = correct(model, spiking, own.inputs, steps)
     integers = to_integers(model, spiking, own.inputs, steps)
+    if name in CORRECTED:
+        rows = [part.arrays["rows"] for part in integers.of("neuron")]
+        assert all(row.any() and len(row) == steps for row in rows)
     images = integers.quantised(own.inputs)
     build(integers, tmp_path, flags)
 

@@ -167,6 +167,11 @@ class Part:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def given(self) -> tuple[int, ...]:
+        """Of an input: the shape of an image, as the network takes it."""
+        return tuple(self.shape[i] for i in np.argsort(self.order))[1:]
+
     def shown(self, values: np.ndarray) -> np.ndarray:
         """`[..., places]` as the node has it, the batch's axis in front or left out."""
         lead = values.shape[:-1]
@@ -284,11 +289,10 @@ class Integers:
         found = []
         for part, leaf in zip(parts, leaves, strict=True):
             leaf = np.asarray(leaf, np.float64)
-            expected = [part.shape[i] for i in np.argsort(part.order)]
-            if list(leaf.shape[1:]) != expected[1:] or not len(leaf):
+            if leaf.shape[1:] != part.given or not len(leaf):
                 raise ValueError(
                     f"{part.name}: inputs must have the shape [B, "
-                    f"{', '.join(map(str, expected[1:]))}], found {list(leaf.shape)}"
+                    f"{', '.join(map(str, part.given))}], found {list(leaf.shape)}"
                 )
             if not np.isfinite(leaf).all():
                 raise ValueError(f"{part.name}: an input is not finite")
@@ -532,8 +536,8 @@ class _Run:
         step = self.net.steps if self.stream else self.time
         drive = self.sums[name]
         if "rows" in part.arrays:
-            rows = part.arrays["rows"]
-            drive = drive + rows[min(step, len(rows)) - 1].reshape(-1)
+            row = min(step, len(part.arrays["rows"])) - 1
+            drive = drive + _spread(part, "rows", row)
         wanted = np.maximum(drive, 0)
         if "cap" in part.arrays:
             cap = _spread(part, "cap")
@@ -559,7 +563,7 @@ class _Run:
         settings, bits, name = self.net.settings, part.bits, part.name
         charged = self.sums[name]
         if "rows" in part.arrays and self.time <= len(part.arrays["rows"]):
-            charged = charged + part.arrays["rows"][self.time - 1].reshape(-1)
+            charged = charged + _spread(part, "rows", self.time - 1)
         spikes = charged >> bits
         most = part.total if part.gamma is None else part.gamma
         low = np.maximum(-most, -self.sent[name]) if settings["signed"] else 0
@@ -575,11 +579,12 @@ class _Run:
         return spikes
 
 
-def _spread(part: Part, name: str):
-    """An array of a part for each of its places, `[places]`; 0 if it has none."""
+def _spread(part: Part, name: str, row: int | None = None):
+    """An array of a part, or a row, for each of its places; 0 if it has none."""
     if name not in part.arrays:
         return np.int64(0)
     value = part.arrays[name].astype(np.int64)
+    value = value if row is None else value[row]
     shape = part.received if name == "bias" else part.shape
     return np.broadcast_to(value, (math.prod(shape[:-1]), shape[-1])).reshape(-1)
 

@@ -54,8 +54,8 @@ from jaxburst.graph import (
 )
 from jaxburst.io.artefact import free
 from jaxburst.io.files import as_path, write
+from jaxburst.model import Model
 from jaxburst.neurons import Burst
-from jaxburst.run import Model
 from jaxburst.tracing import trace
 
 try:
@@ -129,6 +129,33 @@ def is_nir(path: Path) -> bool:
     except Exception:  # of HDF5
         return False
     return True
+
+
+def describe(source: str | os.PathLike | Any) -> dict[str, Any]:
+    """What a NIR graph, or its file, holds: its nodes in order, and how many edges.
+
+    Raises:
+      FileNotFoundError, ValueError: as `from_nir`.
+
+    Example:
+      >>> node = nir.Affine(np.eye(2), np.zeros(2))
+      >>> ends = {"i": nir.Input({"input": [2]}), "o": nir.Output({"output": [2]})}
+      >>> graph = nir.NIRGraph(ends | {"n": node}, [("i", "n"), ("n", "o")])
+      >>> describe(graph)["nodes"][-1]
+      {'name': 'n', 'kind': 'Affine', 'output': [2]}
+    """
+    nodes, edges = _unnested(_opened(source))
+    kept = [(name, node) for name, node in nodes.items() if node is not None]
+    rows = [
+        {"name": name, "kind": type(node).__name__, "output": _size(node)}
+        for name, node in kept
+    ]
+    return {"nodes": rows, "edges": len(edges)}
+
+
+def _size(node) -> list[int]:
+    (shape,) = (node.output_type or {"output": None}).values()
+    return [] if shape is None else [int(n) for n in np.atleast_1d(shape)]
 
 
 def _check(model: Model, spiking: Spiking) -> None:
