@@ -295,8 +295,8 @@ class Evaluate(_Uses):
             return self._alone(rows, [steps], program)
         if path.is_file() and is_sealed(path, integers.FORMAT):
             whole = integers.Integers.load(path)
-            rows = [(part.name, part.given, np.dtype("f")) for part in whole.of("input")]
-            steps = self.steps or whole.steps
+            kind, steps = np.dtype("f"), self.steps or whole.steps
+            rows = [(part.name, part.given, kind) for part in whole.of("input")]
 
             def run(batch):
                 return whole.simulate(batch, steps, record=False).logits[0][-1]
