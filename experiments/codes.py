@@ -805,9 +805,11 @@ def draw_codes(path: Path, records: dict, units) -> None:
                 for name, row in found["rows"].items():
                     if name == "quantised ANN" and unit == "quanta":
                         continue  # it has no unary spikes
-                    axis.plot(*curve_of(row, unit, ann), label=name, lw=1.2, ms=5,
-                              **look[name])  # fmt: skip
-                    draws, t = at(row)
+                    cost, accuracy = curve_of(row, unit, ann)
+                    label, draws, t = name, *at(row)
+                    if accuracy.max() < ann - 3.2:
+                        label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
+                    axis.plot(cost, accuracy, label=label, lw=1.2, ms=5, **look[name])
                     costs.append(draws[0]["operations"][t][UNITS.index(unit)])
                     axis.errorbar(
                         costs[-1], ann + 100 * draws[0]["difference"][t],
@@ -828,8 +830,12 @@ def draw_codes(path: Path, records: dict, units) -> None:
 
 def doubling(axis) -> None:
     """A logarithmic axis of costs with plain numbers."""
+    from matplotlib.ticker import LogLocator
+
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_minor_locator(LogLocator(2, subs=[1.5]))
     axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
 
 
 def draw_goals(path: Path, records: dict) -> None:
@@ -851,8 +857,9 @@ def draw_goals(path: Path, records: dict) -> None:
                             one = draws[0]
                             points.append((one["operations"][t][k],
                                            -100 * one["difference"][t]))  # fmt: skip
-                    points = np.array(sorted(points)).reshape(-1, 2)
-                    axis.plot(*points.T, label=name, lw=1, ms=6, **look[name])
+                    if points:
+                        points = np.array(sorted(points)).T
+                        axis.plot(*points, label=name, lw=1, ms=6, **look[name])
                 for goal in GOALS:
                     axis.axhline(goal, color="0.5", linestyle=":", lw=0.9)
                 axis.set(title=f"{title}: paid in {' or '.join(kinds)}",
@@ -860,6 +867,7 @@ def draw_goals(path: Path, records: dict) -> None:
                          ylabel="points lost on test images",
                          ylim=(-0.5, 4))  # fmt: skip
                 doubling(axis)
+                axis.margins(x=0.3)
                 axis.invert_yaxis()
                 axis.grid(alpha=0.3)
                 if len(axis.lines) > len(GOALS):
@@ -876,14 +884,17 @@ def draw_anytime(path: Path, records: dict) -> None:
     size = {"figsize": (5.6 * columns, 4.4), "squeeze": False}
     with common.figure(path, 1, columns, **size) as (_, axes):
         for (title, found), axis in zip(records.items(), axes[0], strict=True):
-            ann = 100 * found["ann"]["accuracy"]
+            ann, costs = 100 * found["ann"]["accuracy"], [1.0]
             for name, row in found["rows"].items():
                 first, k = at(row)[0][0], UNITS.index(row["unit"])
                 if "anytime" not in first:
                     continue
                 cost = np.array(first["operations"])[:, k]
-                axis.plot(cost, 100 * np.array(first["accuracy"]), lw=1, ms=3,
-                          **look[name])  # fmt: skip
+                accuracy = 100 * np.array(first["accuracy"])
+                if accuracy.max() < ann - 6:
+                    continue
+                costs += cost[accuracy > ann - 6].tolist()
+                axis.plot(cost, accuracy, lw=1, ms=3, **look[name])
                 own = first["anytime"]
                 axis.plot(own["operations"][k], 100 * own["accuracy"], ms=10, ls="",
                           label=f"{name}: {own['steps']:.1f} of {len(cost)} steps",
@@ -893,6 +904,7 @@ def draw_anytime(path: Path, records: dict) -> None:
                      title=f"{title}: all images as long (lines), or each as it needs",
                      xlabel="operations per MAC, in the unit of each code")  # fmt: skip
             doubling(axis)
+            axis.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3)
             if len(axis.lines) > 1:
