@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxburst.convert import convert
+from jaxburst.methods.channels import shape_of
 from jaxburst.methods.direct import direct
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
@@ -42,7 +43,11 @@ def build(kind: str):
     variables = module.init(jax.random.key(0), images)
     network = trace(module.apply, variables, images[:1])
     thresholds = dict.fromkeys(network.neurons, 0.31)
-    return network, convert(network, variables, thresholds)
+    spiking, rng = convert(network, variables, thresholds), np.random.default_rng(1)
+    for name in network.neurons:  # corrected, as by the presets
+        rows = rng.normal(size=(4, *shape_of(network, name))) / 10
+        spiking[name] = spiking[name]._replace(bias=jnp.asarray(rows))
+    return network, spiking
 
 
 def moving(steps: int, seed: int = 0) -> np.ndarray:

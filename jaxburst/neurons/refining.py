@@ -173,7 +173,10 @@ class Refining(Neuron):
             threshold.theta.dtype
         )
         half = jnp.full_like(threshold.initial, 0.5)
-        return SigmaDelta(), Threshold(theta, half, self.correction(threshold.bias, t))
+        bias = self.correction(threshold.bias, t)
+        if threshold.bias.ndim:
+            bias = bias[None]  # one row, for all frames
+        return SigmaDelta(), Threshold(theta, half, bias)
 
     @property
     def soft(self) -> Refining:
