@@ -24,12 +24,12 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 try:
     import tyro
 except ImportError:  # main says so, in one line
-    tyro = None
+    tyro = cast(Any, None)
 
 import jax
 import numpy as np
@@ -135,12 +135,11 @@ class _Uses(_Reads):
     steps: int | None = None
     """Number of time steps; those that it was converted for if left out."""
 
-    def opened(self) -> tuple[jb.Model, Any, Source]:
-        """`(model, spiking, source)`; sets the number of steps."""
+    def opened(self) -> tuple[jb.Model, Any, Source, int]:
+        """`(model, spiking, source, steps)`."""
         described = checkpoint.describe(self.saved)
         notes = described["notes"]
-        if self.steps is None:
-            self.steps = notes.get("steps", 4)
+        steps = notes.get("steps", 4) if self.steps is None else self.steps
         if not (self.mean or self.std):
             self.mean, self.std = (
                 tuple(notes.get(name, ())) for name in ("mean", "std")
@@ -148,18 +147,18 @@ class _Uses(_Reads):
         if self.network is None:
             if described["source"]:
                 network, variables = checkpoint.restored(self.saved)
-                return *jb.load(self.saved, network), Source(network, variables, None)
+                source = Source(network, variables, None)
+                return *jb.load(self.saved, network), source, steps
             named = notes.get("network")
             if named not in jb.released.names():
                 raise ValueError(
                     f"{self.saved}: does not hold its trained network; give --network"
                     + (f" {named}, if you trust it" if named else "")
                 )
-            self.network = named
-        source = Unread(self.network, self.weights).open(
+        source = Unread(self.network or str(named), self.weights).open(
             checkpoint.example(described["nodes"])
         )
-        return *jb.load(self.saved, source.network), source
+        return *jb.load(self.saved, source.network), source, steps
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -302,9 +301,9 @@ class Evaluate(_Uses):
                 return whole.simulate(batch, steps, record=False).logits[0][-1]
 
             return self._alone(rows, range(1, whole.steps + 1), run)
-        model, spiking, source = self.opened()
+        model, spiking, source, steps = self.opened()
         data = self.read(self.data, _rows(model.network), "test")
-        report, _ = measured(model, spiking, data, self.steps, source)
+        report, _ = measured(model, spiking, data, steps, source)
         return Found(table(report), **report)
 
     def _alone(self, rows, possible: Sequence[int], run) -> Found:
@@ -402,33 +401,33 @@ class Export(_Uses):
     def run(self) -> Found:
         if self.data is None and self.to in ("integers", "c", "events"):
             raise ValueError(f"--data: {self.to} needs images")
-        model, spiking, _ = self.opened()
+        model, spiking, _, steps = self.opened()
         if self.to == "artefact":
             example = zeros(_rows(model.network))
             path = jb.export(
-                model, spiking, example, self.out, steps=self.steps,
+                model, spiking, example, self.out, steps=steps,
                 platforms=self.platforms,
             )  # fmt: skip
         elif self.to == "nir":
             path = jb.to_nir(model, spiking, self.out)
         else:
-            path = self._with_images(model, spiking)
+            path = self._with_images(model, spiking, steps, self.data)
         size = path.stat().st_size
         return Found(
             f"{path}: {self.to}, {size / 1e6:.2f} MB", out=str(path), bytes=size
         )
 
-    def _with_images(self, model, spiking) -> Path:
-        inputs = self.read(self.data, _rows(model.network), "test").inputs
+    def _with_images(self, model, spiking, steps: int, data) -> Path:
+        inputs = self.read(data, _rows(model.network), "test").inputs
         if self.to == "events":
-            return events.write(self.out, model, spiking, inputs, self.steps)
+            return events.write(self.out, model, spiking, inputs, steps)
         from jaxburst.io import c
 
         suffixes = (".c", ".h") if self.to == "c" else ("",)
         for suffix in suffixes:
             path = Path(self.out).with_suffix(suffix) if suffix else Path(self.out)
             free(path, self._replaces, f"{self.to} of jaxburst's")
-        found = integers.to_integers(model, spiking, _read(inputs), self.steps)
+        found = integers.to_integers(model, spiking, _read(inputs), steps)
         if self.to == "c":
             c.to_c(found, self.out)
         else:
@@ -483,16 +482,16 @@ class Plot(_Uses):
         files.write(out, content.getvalue())
         return Found(f"{out}: {self.kind}", out=str(out))
 
-    def _drawn(self, model, spiking, source: Source):
-        if self.kind == "graph":
+    def _drawn(self, model, spiking, source: Source, steps: int):
+        if self.kind == "graph" or self.data is None:
             return jb.plot.graph(model.network)
         data = self.read(self.data, _rows(model.network), "test")
         if self.kind == "raster":
             layer = self.layer or model.network.neurons[0]
             first = jax.tree.map(lambda x: np.asarray(x[:1]), data.inputs)
-            trace = jb.simulate(model, spiking, first, self.steps, record=layer)
+            trace = jb.simulate(model, spiking, first, steps, record=layer)
             return jb.plot.raster(trace, layer)
-        report, curves = measured(model, spiking, data, self.steps, source)
+        report, curves = measured(model, spiking, data, steps, source)
         spent = {"": [row["energy"] for row in report["steps"]]}
         axes = jb.plot.accuracy(
             {self.saved: curves},
@@ -577,7 +576,7 @@ def measured(
             measure, targets, metric = "agreement", targets[0].argmax(-1), None
     curves = jb.evaluate(model, spiking, (inputs, targets), steps, metric=metric)
     spent = jb.energy.relative(network, curves.events)
-    sent = sum(curves.events[name] for name in network.neurons).cumsum()
+    sent = np.sum([curves.events[name] for name in network.neurons], 0).cumsum()
     rows = [
         {"step": t, measure: float(value), "energy": float(used), "spikes": float(n)}
         for t, (value, used, n) in enumerate(

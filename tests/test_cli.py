@@ -279,6 +279,6 @@ def test_data(folder):
         sources.read_data("one.npz", several, part="test")
     pixels = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4, 1)
     np.save("pixels.npy", pixels)
-    how = {"part": "test", "mean": (0.5,), "std": (2.0,)}
+    how = {"part": "test", "mean": (0.5,), "std": (0.5,)}
     found = sources.read_data("pixels.npy", rows, **how).inputs
-    np.testing.assert_allclose(found, (pixels / 255 - 0.5) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found, (pixels / 255 - 0.5) / 0.5, rtol=1e-6)

@@ -167,7 +167,8 @@ def export(
     }
     header["sha256"] = _digest(header, entries)
     content = io.BytesIO()
-    np.savez(content, header=np.array(json.dumps(header)), **entries)
+    entries["header"] = np.array(json.dumps(header))
+    np.savez(content, allow_pickle=False, **entries)
     return write(path, content.getvalue())
 
 
@@ -364,7 +365,7 @@ def load(path: str | os.PathLike) -> Artefact:
             f"{artefact.platform}: export it with platforms=({artefact.platform!r},)"
         )
     kinds = [*header["weights"].values(), *(row["dtype"] for row in header["inputs"])]
-    if not jax.config.jax_enable_x64 and any("64" in kind for kind in kinds):
+    if not jax.config.read("jax_enable_x64") and any("64" in kind for kind in kinds):
         raise ValueError(
             f"{path}: is in double precision, which JAX would round; set "
             "jax_enable_x64, or export it in single precision"

@@ -520,16 +520,16 @@ class _Program:
     def synapse(self, part: Part) -> None:
         i, kernel = self.index[part.name], part.arrays["kernel"]
         rows, outs = kernel.shape[1], kernel.shape[2]
-        (link, *more) = self.net.arriving(part.name) or [None]
+        links = self.net.arriving(part.name)
         places, ins = part.received
-        own = link is None or bool(more) or not self.alias(link)
+        own = len(links) != 1 or not self.alias(links[0])
         if own:
             x, kind, bound = self.sums(part), "int32_t", SHORT + 1
             self.array("int32_t", x, places * ins)
             self.queue(f"t_{i}", places)
             count, listed, tally = f"t_{i}.count", f"t_{i}.list[e]", ""
         else:
-            source = self.net[link.source]
+            source = self.net[links[0].source]
             j = self.index[source.name]
             x, bound = f"n_{j}", source.count
             if source.kind == "input":

@@ -413,15 +413,15 @@ class Integers:
         described, arrays = unseal(path, FORMAT, "a file of Integers.save")
         parts, links = [], []
         for row in described["parts"]:
-            row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-            row["axes"] = tuple(Axis(*axis) for axis in row["axes"])
+            axes = tuple(Axis(*axis) for axis in row.pop("axes"))
+            row |= {k: tuple(v) for k, v in row.items() if isinstance(v, list)}
             start = f"{row['name']}/"
             own = {
                 key[len(start) :]: value
                 for key, value in arrays.items()
                 if key.startswith(start) and "/" not in key[len(start) :]
             }
-            parts.append(Part(**row, arrays=own))
+            parts.append(Part(**row, axes=axes, arrays=own))
         sizes = {part.name: part for part in parts}
         for i, (source, target) in enumerate(described["links"]):
             matrix = None
@@ -1036,10 +1036,10 @@ class _Builder:
         group = np.zeros(len(places), int)
         reference = 1e-30
         for source, matrix in self.matrices(value, places).items():
-            unit = self.units.get(source)
             if source in self.open:
-                unit = np.tile(self.scales(source), matrix.shape[1])
-                unit = unit[: matrix.shape[1]]
+                unit = np.resize(self.scales(source), self.parts[source].size)
+            else:
+                unit = self.units[source]
             charges = np.abs(matrix.data) * unit[matrix.indices]
             reference = max(reference, float(charges.max()))
         constant, width = value.constant[places], node.image_shape[order[-1]]
@@ -1118,8 +1118,8 @@ class _Builder:
                     "gamma"
                 )
             matrix = _matrix(whole, parts.row, parts.col, parts.shape)
-            size, _ = matrix.shape
-            same = matrix.shape == (size, size) and matrix.nnz == size
+            size = len(places)
+            same = parts.shape == (size, size) and matrix.nnz == size
             same = same and (matrix.indices == np.arange(size)).all()
             same = same and (matrix.data == 1).all()
             self.links.append(Link(name, target, None if same else matrix))
