@@ -135,6 +135,30 @@ def main() -> None:
         path = options.out / f"{name}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
         show(record)
+    draw(options.out)
+
+
+def draw(folder: Path) -> None:
+    """All records of a folder: time of a frame over what changes in it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6, 4))
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        dense, streams = record["dense"]["int8_seconds"], record["streams"]
+        shares = [100 * row["activations"] for row in streams]
+        axes.plot(shares, [row["seconds"] / dense for row in streams], ".-",
+                  label=record["network"])  # fmt: skip
+    axes.axhline(1, color="black", linewidth=1, label="int8 in onnxruntime")
+    axes.axvline(2, color="grey", linewidth=0.5)
+    axes.set(xscale="log", yscale="log", xlabel="activations that change (%)",
+             ylabel="time of a frame, over the dense network's")  # fmt: skip
+    axes.set_xlim(0.08, 100)
+    axes.legend(frameon=False)
+    plt.savefig(folder / "event_driven.png", dpi=120, bbox_inches="tight")
 
 
 def machine() -> dict:
