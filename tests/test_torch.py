@@ -15,6 +15,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from jaxburst.io.torch import from_torch  # noqa: E402
+from jaxburst.tracing import trace  # noqa: E402
 
 IMAGE, MAP, SIGNAL = (3, 12, 10), (4, 7, 9), (4, 21)
 
@@ -435,6 +436,18 @@ def test_a_network_of_relus_is_spelled_in_plain_primitives():
     assert {"custom_jvp_call", "reduce_window_max", "reduce_window_sum"} <= found
     stacks = {str(e.source_info.name_stack) for e in jaxpr.eqns}
     assert {"0", "2", "6"} <= stacks, "equations lie in the modules' scopes"
+
+
+def test_batches_behind_each_other():
+    """Both halves of a doubled batch go through one network, and are traced."""
+
+    def both(x):
+        return torch.relu(torch.cat([x, -x])).chunk(2)[1] + torch.ones_like(x)
+
+    x = np.float32([[1, -2, 3], [-1, 2, -3]])
+    function, variables = from_torch(Lambda(both).eval(), x)
+    network = trace(function, variables, x[:1])
+    np.testing.assert_array_equal(network(variables, x), np.maximum(-x, 0) + 1)
 
 
 def test_half_precision_is_widened_and_said():

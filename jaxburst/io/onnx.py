@@ -147,21 +147,20 @@ def read(model: str | os.PathLike | onnx.ModelProto) -> onnx.ModelProto:
     Raises:
       FileNotFoundError, ValueError: as `from_onnx`.
     """
+    proto: Any = model
     if not isinstance(model, onnx.ModelProto):
         path = os.fspath(model)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: there is no such ONNX file")
         try:
-            model = onnx.load(path)
+            proto = onnx.load(path)
         except Exception as error:  # protobuf's own class, or onnx's for missing data
             raise ValueError(
                 f"{path}: not a whole ONNX file ({error}); export or download it again"
             ) from error
-        if not model.graph.node or not model.graph.output:
+        if not proto.graph.node or not proto.graph.output:
             raise ValueError(f"{path}: not a whole ONNX file (it holds no graph)")
-    if model.functions:
-        model = inline_local_functions(model)
-    return model
+    return inline_local_functions(proto) if proto.functions else proto
 
 
 def _tensors(graph) -> dict[str, np.ndarray]:
@@ -389,7 +388,7 @@ def _in_order(inputs, expected) -> list:
             )
         )
         if not fits:
-            dims = ["?" if d is None else d for d in shape]
+            dims = ["?" if d is None else d for d in shape or ()]
             raise ValueError(f"input {name}: expected {dims}, found {x.shape}")
         small = x.dtype in (jnp.float16, jnp.bfloat16)
         converted.append(x.astype(jnp.float32) if small else x)
@@ -483,7 +482,7 @@ def _value(x):
 def _dynamic(x):
     """The same as a `jax.Array`."""
     if isinstance(x, np.ndarray) and x.dtype == object:
-        flat = [jnp.asarray(jax.core.dimension_as_value(n)) for n in x.flat]
+        flat = [jnp.asarray(n) for n in x.flat]
         return jnp.stack(flat).reshape(x.shape) if flat else jnp.zeros(x.shape, int)
     return jnp.asarray(x)
 
@@ -508,12 +507,15 @@ def _together(*values):
     )
 
 
-def _numbers(x) -> list:
-    """A static array as Python numbers and symbolic sizes."""
-    return np.ravel(x).tolist()
+def _numbers(x, attribute=None) -> Any:
+    """A static array as Python numbers and symbolic sizes.
+
+    Without one, the attribute that stood in its place in older opsets.
+    """
+    return attribute if x is None else np.ravel(x).tolist()
 
 
-def _scalar(x, default=None):
+def _scalar(x, default=None) -> Any:
     return default if x is None or x.size == 0 else x.reshape(-1)[0].item()
 
 
@@ -551,6 +553,7 @@ for _name, _call_unary in {
     "Erf": _unary(lax.erf),
     "Exp": _unary(jnp.exp, np.exp),
     "Floor": _unary(jnp.floor, np.floor),
+    "HardSwish": _unary(jax.nn.hard_swish),
     "Identity": lambda x: x,
     "IsNaN": _unary(jnp.isnan),
     "Log": _unary(jnp.log, np.log),
@@ -693,11 +696,6 @@ def _thresholded_relu(x, *, alpha=1.0):
 @_onnx("HardSigmoid")
 def _hard_sigmoid(x, *, alpha=0.2, beta=0.5):
     return jnp.minimum(jnp.maximum(alpha * x + beta, 0), 1)
-
-
-@_onnx("HardSwish")
-def _hard_swish(x):
-    return x * _hard_sigmoid(x, alpha=1 / 6)
 
 
 @_onnx("Swish")
@@ -1060,7 +1058,7 @@ def _space_to_depth(x, *, blocksize, mode="DCR"):
 
 def _reduction(dynamic, static=None):
     def call(x, given=None, *, axes=None, keepdims=1, noop_with_empty_axes=0):
-        axes = _numbers(given) if given is not None else axes
+        axes = _numbers(given, axes)
         if not axes and noop_with_empty_axes:
             return x
         axes = tuple(axes) if axes else None
@@ -1152,7 +1150,7 @@ def _transpose(x, *, perm=None):
 
 @_onnx("Squeeze", static=(1,))
 def _squeeze(x, given=None, *, axes=None):
-    axes = _numbers(given) if given is not None else axes
+    axes = _numbers(given, axes)
     if axes is None:
         axes = [i for i, n in enumerate(x.shape) if isinstance(n, int) and n == 1]
     return x.squeeze(tuple(axes))
@@ -1160,7 +1158,7 @@ def _squeeze(x, given=None, *, axes=None):
 
 @_onnx("Unsqueeze", static=(1,))
 def _unsqueeze(x, given=None, *, axes=None):
-    axes = _numbers(given) if given is not None else axes
+    axes = _numbers(given, axes)
     module = np if _static(x) else jnp
     return module.expand_dims(x, tuple(axes))
 
@@ -1174,7 +1172,7 @@ def _concat(*values, axis):
 
 @_onnx("Split", static=(1,))
 def _split(x, given=None, *, axis=0, split=None, num_outputs=None, count):
-    sizes = _numbers(given) if given is not None else split
+    sizes = _numbers(given, split)
     if sizes is None:
         each = -(-x.shape[axis] // count)
         sizes = [each] * (count - 1) + [x.shape[axis] - each * (count - 1)]
@@ -1200,11 +1198,9 @@ def _slice(
     ends=None,
     axes=None,
 ):
-    if given is not None:
-        starts, ends = _numbers(given), _numbers(stops)
-        axes = None if along is None else _numbers(along)
-    axes = range(len(starts)) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else _numbers(steps)
+    starts, ends = _numbers(given, starts), _numbers(stops, ends)
+    axes = _numbers(along, axes or range(len(starts)))
+    steps = _numbers(steps, [1] * len(starts))
     where = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         size = x.shape[axis]
@@ -1214,7 +1210,11 @@ def _slice(
             start = None
         if isinstance(end, int) and step < 0 and end < -size:
             end = None
-        where[axis] = slice(start, end, step)
+        if isinstance(size, int) or step != 1:
+            where[axis] = slice(start, end, step)
+            continue
+        edges = 0 if start is None else start, size if end is None else end
+        x = lax.slice_in_dim(x, *edges, axis=axis)  # of several batches, some
     return x[tuple(where)]
 
 
@@ -1285,8 +1285,8 @@ def _tile(x, repeats):
 
 @_onnx("Pad", static=(1, 2, 3))
 def _pad(x, given=None, fill=None, axes=None, *, mode="constant", pads=None, value=0.0):
-    pads = _numbers(given) if given is not None else pads
-    axes = range(x.ndim) if axes is None else _numbers(axes)
+    pads = _numbers(given, pads)
+    axes = _numbers(axes, range(x.ndim))
     widths = [(0, 0)] * x.ndim
     for i, axis in enumerate(axes):
         widths[axis] = (pads[i], pads[i + len(axes)])
@@ -1360,8 +1360,8 @@ def _trilu(x, k=None, *, upper=1):
 
 
 @_onnx("If", static=(0,))
-def _if(condition, *, then_branch, else_branch, outer=None, count):
+def _if(condition, *, then_branch, else_branch, outer=(), count):
     graph, tensors = then_branch if _scalar(condition) else else_branch
-    values = {**outer, **tensors}
+    values = {**dict(outer), **tensors}
     _evaluate(graph, values)
     return [values[name] for name in graph.outputs]

@@ -12,7 +12,6 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -357,12 +356,12 @@ def _step(node) -> _Step:
                 f"from_torch does not know the indices of {made_by} (node "
                 f"{node.name}, {_place(node)}): return the maxima alone"
             )
-        arguments = dict(enumerate(_plain(node.args)))
-        return _Step(node.name, _apply(target), {"values": arguments}, None, scope)
+        values = {i: _plain(value) for i, value in enumerate(node.args)}
+        return _Step(node.name, _apply(target), {"values": values}, None, scope)
     schema = getattr(target, "_schema", None)
     name = schema.name.removeprefix("aten::") if schema else str(target)
     call = _TABLE.get(name)
-    if call is None:
+    if schema is None or call is None:
         raise ValueError(
             f"from_torch does not know {target} (node {node.name}, {_place(node)}): "
             f"{_REMEDY.get(name, _REMEDY[''])}"
@@ -436,7 +435,7 @@ def _check_outputs(module, tensors, function, variables, alone, tolerance):
 _TABLE: dict[str, Callable] = {}
 
 
-def _aten(*names):
+def _aten(*names) -> Callable[[Callable], Callable]:
     def register(function):
         _TABLE.update(dict.fromkeys(names, function))
         return function
@@ -444,96 +443,207 @@ def _aten(*names):
     return register
 
 
-def _same(x):
-    return x
+_SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy"
+_ONE: dict[str, Callable] = {  # argument, of any name
+    _SAME: lambda x: x,
+    "abs": jnp.abs,
+    "acos": jnp.arccos,
+    "asin": jnp.arcsin,
+    "atan": jnp.arctan,
+    "bitwise_not": jnp.bitwise_not,
+    "ceil": jnp.ceil,
+    "cos": jnp.cos,
+    "cosh": jnp.cosh,
+    "erf": lax.erf,
+    "exp": jnp.exp,
+    "exp2": jnp.exp2,
+    "expm1": jnp.expm1,
+    "floor": jnp.floor,
+    "hardsigmoid": jax.nn.hard_sigmoid,
+    "hardswish": jax.nn.hard_swish,
+    "isinf": jnp.isinf,
+    "isnan": jnp.isnan,
+    "log": jnp.log,
+    "log10": jnp.log10,
+    "log1p": jnp.log1p,
+    "log2": jnp.log2,
+    "log_sigmoid_forward": lambda x: (jax.nn.log_sigmoid(x), None),
+    "logical_not": jnp.logical_not,
+    "mish": jax.nn.mish,
+    "neg": jnp.negative,
+    "reciprocal": lambda x: 1 / x,
+    "relu relu_": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "round": jnp.round,
+    "rsqrt": lax.rsqrt,
+    "selu": jax.nn.selu,
+    "sigmoid": jax.nn.sigmoid,
+    "sign": jnp.sign,
+    "silu": jax.nn.silu,
+    "sin": jnp.sin,
+    "sinh": jnp.sinh,
+    "sqrt": jnp.sqrt,
+    "t": jnp.transpose,
+    "tan": jnp.tan,
+    "tanh": jnp.tanh,
+    "trunc": jnp.trunc,
+}
+_TWO: dict[str, Callable] = {
+    "atan2": jnp.arctan2,
+    "bitwise_and": jnp.bitwise_and,
+    "bitwise_or": jnp.bitwise_or,
+    "bitwise_xor": jnp.bitwise_xor,
+    "eq": jnp.equal,
+    "floor_divide": jnp.floor_divide,
+    "fmod": jnp.fmod,
+    "ge": jnp.greater_equal,
+    "gt": jnp.greater,
+    "le": jnp.less_equal,
+    "logical_and": jnp.logical_and,
+    "logical_or": jnp.logical_or,
+    "logical_xor": jnp.logical_xor,
+    "lt": jnp.less,
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
+    "mul": jnp.multiply,
+    "ne": jnp.not_equal,
+    "remainder": jnp.remainder,
+}
+_REDUCTIONS: dict[str, Callable] = {
+    "all": jnp.all,
+    "amax": jnp.max,
+    "amin": jnp.min,
+    "any": jnp.any,
+    "argmax": jnp.argmax,
+    "argmin": jnp.argmin,
+    "mean": jnp.mean,
+    "prod": jnp.prod,
+    "sum": jnp.sum,
+}
+_OTHERS: dict[str, Callable] = {
+    "add": lambda x, other, alpha=1: jnp.add(x, _times(alpha, other)),
+    "sub": lambda x, other, alpha=1: jnp.subtract(x, _times(alpha, other)),
+    "rsub": lambda x, other, alpha=1: jnp.subtract(other, _times(alpha, x)),
+    "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate == "tanh"),
+    "softmax _softmax _safe_softmax": lambda x, dim, dtype=None, half_to_float=False: (
+        jax.nn.softmax(x if dtype is None else x.astype(dtype), dim)
+    ),
+    "log_softmax _log_softmax": lambda x, dim, dtype=None, half_to_float=False: (
+        jax.nn.log_softmax(x if dtype is None else x.astype(dtype), dim)
+    ),
+    "mm": lambda x, mat2: jnp.matmul(x, mat2),
+    "bmm": lambda x, mat2: jnp.matmul(x, mat2),
+    "mv": lambda x, vec: jnp.matmul(x, vec),
+    "dot": lambda x, tensor: jnp.matmul(x, tensor),
+    "matmul": lambda x, other: jnp.matmul(x, other),
+    "addmm": lambda x, mat1, mat2, beta=1, alpha=1: (
+        _times(beta, x) + _times(alpha, mat1 @ mat2)
+    ),
+    "baddbmm": lambda x, batch1, batch2, beta=1, alpha=1: (
+        _times(beta, x) + _times(alpha, batch1 @ batch2)
+    ),
+    "addmv": lambda x, mat, vec, beta=1, alpha=1: (
+        _times(beta, x) + _times(alpha, mat @ vec)
+    ),
+    "embedding": lambda weight, indices, padding_idx=None: (  # which is for gradients
+        jnp.take(weight, indices, 0, mode="clip")
+    ),
+    "view _unsafe_view _reshape_alias": lambda x, size: jnp.reshape(x, size),
+    "reshape": lambda x, shape: jnp.reshape(x, shape),
+    "unbind": lambda x, dim=0: tuple(
+        lax.index_in_dim(x, i, dim, keepdims=False) for i in range(x.shape[dim])
+    ),
+    "narrow": lambda x, dim, start, length: lax.slice_in_dim(
+        x, start, start + length, axis=dim
+    ),
+    "select_scatter": lambda x, src, dim, index: x.at[
+        (slice(None),) * (dim % x.ndim) + (index,)
+    ].set(src),
+    "full_like": lambda x, fill_value, dtype=None: jnp.full_like(x, fill_value, dtype),
+    "zeros_like empty_like": lambda x, dtype=None: jnp.zeros_like(x, dtype),
+    "ones_like": lambda x, dtype=None: jnp.ones_like(x, dtype),
+    "empty": lambda size, dtype=None: jnp.zeros(size, dtype),
+    "arange": lambda start, end, step=1, dtype=None: jnp.arange(
+        start, end, step, dtype
+    ),
+    "addcmul": lambda x, tensor1, tensor2, value=1: x + value * tensor1 * tensor2,
+    "addcdiv": lambda x, tensor1, tensor2, value=1: x + value * tensor1 / tensor2,
+    "lerp": lambda x, end, weight: x + weight * (end - x),
+    "leaky_relu": lambda x, negative_slope=0.01: jax.nn.leaky_relu(x, negative_slope),
+    "threshold": lambda x, threshold, value: jnp.where(x > threshold, x, value),
+    "glu": lambda x, dim=-1: jax.nn.glu(x, dim),
+    "einsum": lambda equation, tensors: jnp.einsum(equation, *tensors),
+    "reflection_pad1d reflection_pad2d reflection_pad3d": lambda x, padding: jnp.pad(
+        x, _pad_widths(x, padding), mode="reflect"
+    ),
+    "replication_pad1d replication_pad2d replication_pad3d": lambda x, padding: jnp.pad(
+        x, _pad_widths(x, padding), mode="edge"
+    ),
+    "cumsum": lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype=dtype),
+    "sym_size": lambda x, dim: x.shape[dim],
+    "permute": lambda x, dims: jnp.transpose(x, dims),
+    "transpose": lambda x, dim0, dim1: jnp.swapaxes(x, dim0, dim1),
+    "unsqueeze": lambda x, dim: jnp.expand_dims(x, dim),
+    "stack": lambda tensors, dim=0: jnp.stack(tensors, dim),
+    "chunk": lambda x, chunks, dim=0: _parts(x, -(-x.shape[dim] // chunks), dim),
+    "split split_copy": lambda x, split_size, dim=0: _parts(x, split_size, dim),
+    "select": lambda x, dim, index: lax.index_in_dim(x, index, dim, keepdims=False),
+    "copy": lambda x, src: jnp.broadcast_to(src, x.shape),
+    "index_select": lambda x, dim, index: jnp.take(x, index, dim),
+    "flip": lambda x, dims: jnp.flip(x, dims),
+    "repeat": lambda x, repeats: ops.tile(x, repeats),
+    "where": lambda condition, x, other: jnp.where(condition, x, other),
+    "masked_fill": lambda x, mask, value: jnp.where(mask, value, x),
+    "tril": lambda x, diagonal=0: jnp.tril(x, diagonal),
+    "triu": lambda x, diagonal=0: jnp.triu(x, diagonal),
+    "_to_copy to_copy to_dtype": lambda x, dtype=None: (
+        x if dtype is None else x.astype(dtype)
+    ),
+    "full": lambda size, fill_value, dtype=None: jnp.full(size, fill_value, dtype),
+    "scalar_tensor": lambda s, dtype=None: jnp.asarray(s, dtype),
+}
 
 
-for _name in "alias clone contiguous detach lift_fresh lift_fresh_copy".split():
-    _TABLE[_name] = _same
+def _called(kind: str, call: Callable) -> Callable:
+    """A row's function, with ATen's names for its arguments."""
+    if kind == "one":
+        return lambda x: call(x)
+    if kind == "two":
+        return lambda x, other: call(x, other)
 
-_UNARY = SimpleNamespace(
-    abs=jnp.abs,
-    acos=jnp.arccos,
-    asin=jnp.arcsin,
-    atan=jnp.arctan,
-    bitwise_not=jnp.bitwise_not,
-    ceil=jnp.ceil,
-    cos=jnp.cos,
-    cosh=jnp.cosh,
-    erf=lax.erf,
-    exp=jnp.exp,
-    exp2=jnp.exp2,
-    expm1=jnp.expm1,
-    floor=jnp.floor,
-    isinf=jnp.isinf,
-    isnan=jnp.isnan,
-    log=jnp.log,
-    log10=jnp.log10,
-    log1p=jnp.log1p,
-    log2=jnp.log2,
-    log_sigmoid_forward=lambda x: (jax.nn.log_sigmoid(x), None),
-    logical_not=jnp.logical_not,
-    mish=jax.nn.mish,
-    neg=jnp.negative,
-    reciprocal=lambda x: 1 / x,
-    relu=jax.nn.relu,
-    relu6=jax.nn.relu6,
-    round=jnp.round,
-    rsqrt=lax.rsqrt,
-    selu=jax.nn.selu,
-    sigmoid=jax.nn.sigmoid,
-    sign=jnp.sign,
-    silu=jax.nn.silu,
-    sin=jnp.sin,
-    sinh=jnp.sinh,
-    sqrt=jnp.sqrt,
-    tan=jnp.tan,
-    tanh=jnp.tanh,
-    trunc=jnp.trunc,
-)
-for _name, _function in vars(_UNARY).items():
-    # JAX's functions may name their argument otherwise, or take more.
-    _TABLE[_name] = (lambda call: lambda x: call(x))(_function)
-_TABLE["relu_"] = _TABLE["relu"]
+    def reduction(x, dim=None, keepdim=False, dtype=None):
+        x = x if dtype is None else x.astype(dtype)
+        return call(x, _axes(dim), keepdims=keepdim)
 
-_BINARY = SimpleNamespace(
-    atan2=jnp.arctan2,
-    bitwise_and=jnp.bitwise_and,
-    bitwise_or=jnp.bitwise_or,
-    bitwise_xor=jnp.bitwise_xor,
-    eq=jnp.equal,
-    floor_divide=jnp.floor_divide,
-    fmod=jnp.fmod,
-    ge=jnp.greater_equal,
-    gt=jnp.greater,
-    le=jnp.less_equal,
-    logical_and=jnp.logical_and,
-    logical_or=jnp.logical_or,
-    logical_xor=jnp.logical_xor,
-    lt=jnp.less,
-    maximum=jnp.maximum,
-    minimum=jnp.minimum,
-    mul=jnp.multiply,
-    ne=jnp.not_equal,
-    remainder=jnp.remainder,
-)
-for _name, _function in vars(_BINARY).items():
-    _TABLE[_name] = (lambda call: lambda x, other: call(x, other))(_function)
+    return reduction
 
 
-@_aten("add")
-def _add(x, other, alpha=1):
-    return jnp.add(x, other if alpha == 1 else alpha * other)
+_TABLE |= {
+    name: _called(kind, call)
+    for kind, rows in (("one", _ONE), ("two", _TWO), ("reduction", _REDUCTIONS))
+    for names, call in rows.items()
+    for name in names.split()
+}
+_TABLE |= {name: call for names, call in _OTHERS.items() for name in names.split()}
 
 
-@_aten("sub")
-def _sub(x, other, alpha=1):
-    return jnp.subtract(x, other if alpha == 1 else alpha * other)
+def _times(factor, x):
+    return x if isinstance(factor, int) and factor == 1 else factor * x
 
 
-@_aten("rsub")
-def _rsub(x, other, alpha=1):
-    return _sub(other, x, alpha)
+def _extreme(value, place):
+    def call(x, dim=None, keepdim=False):
+        if dim is None:
+            return value(x)
+        return value(x, dim, keepdims=keepdim), place(x, dim, keepdims=keepdim)
+
+    return call
+
+
+_TABLE |= {
+    "max": _extreme(jnp.max, jnp.argmax),
+    "min": _extreme(jnp.min, jnp.argmin),
+}
 
 
 @_aten("div")
@@ -543,21 +653,6 @@ def _div(x, other, rounding_mode=None):
     if rounding_mode == "floor":
         return jnp.floor_divide(x, other)
     return jnp.trunc(jnp.true_divide(x, other))
-
-
-@_aten("addcmul")
-def _addcmul(x, tensor1, tensor2, value=1):
-    return x + value * tensor1 * tensor2
-
-
-@_aten("addcdiv")
-def _addcdiv(x, tensor1, tensor2, value=1):
-    return x + value * tensor1 / tensor2
-
-
-@_aten("lerp")
-def _lerp(x, end, weight):
-    return x + weight * (end - x)
 
 
 @_aten("pow")
@@ -574,23 +669,8 @@ def _clamp(x, min=None, max=None):
 
 
 @_aten("hardtanh")
-def _hardtanh(x, min_val=-1, max_val=1):
+def _hardtanh(x, min_val=-1, max_val=1) -> Any:
     return jnp.minimum(jnp.maximum(x, min_val), max_val)
-
-
-@_aten("hardsigmoid")
-def _hardsigmoid(x):
-    return _hardtanh(x + 3, 0, 6) / 6
-
-
-@_aten("hardswish")
-def _hardswish(x):
-    return x * _hardsigmoid(x)
-
-
-@_aten("leaky_relu")
-def _leaky_relu(x, negative_slope=0.01):
-    return jax.nn.leaky_relu(x, negative_slope)
 
 
 @_aten("prelu", "_prelu_kernel")
@@ -610,31 +690,6 @@ def _elu(x, alpha=1, scale=1, input_scale=1):
 def _softplus(x, beta=1, threshold=20):
     smooth = jnp.logaddexp(x * beta, 0) / beta
     return jnp.where(x * beta > threshold, x, smooth)
-
-
-@_aten("gelu")
-def _gelu(x, approximate="none"):
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
-
-
-@_aten("threshold")
-def _threshold(x, threshold, value):
-    return jnp.where(x > threshold, x, value)
-
-
-@_aten("glu")
-def _glu(x, dim=-1):
-    return jax.nn.glu(x, dim)
-
-
-@_aten("softmax", "_softmax", "_safe_softmax")
-def _softmax(x, dim, dtype=None, half_to_float=False):
-    return jax.nn.softmax(x if dtype is None else x.astype(dtype), dim)
-
-
-@_aten("log_softmax", "_log_softmax")
-def _log_softmax(x, dim, dtype=None, half_to_float=False):
-    return jax.nn.log_softmax(x if dtype is None else x.astype(dtype), dim)
 
 
 # Linear layers
@@ -676,28 +731,6 @@ def _each(value, rank):
 def _linear(x, weight, bias=None):
     y = lax.dot_general(x, weight, (((x.ndim - 1,), (weight.ndim - 1,)), ((), ())))
     return y if bias is None else y + bias
-
-
-@_aten("mm", "bmm", "mv", "dot", "matmul")
-def _matmul(x, mat2=None, vec=None, tensor=None, other=None):
-    (y,) = (v for v in (mat2, vec, tensor, other) if v is not None)
-    return jnp.matmul(x, y)
-
-
-@_aten("addmm", "baddbmm", "addmv", "addbmm")
-def _addmm(x, mat1=None, mat2=None, batch1=None, batch2=None, beta=1, alpha=1):
-    y = jnp.matmul(mat1, mat2) if batch1 is None else jnp.matmul(batch1, batch2)
-    return (x if beta == 1 else beta * x) + (y if alpha == 1 else alpha * y)
-
-
-@_aten("einsum")
-def _einsum(equation, tensors):
-    return jnp.einsum(equation, *tensors)
-
-
-@_aten("embedding")
-def _embedding(weight, indices, padding_idx=None):  # a matter of gradients only
-    return jnp.take(weight, indices, 0, mode="clip")
 
 
 @_aten("scaled_dot_product_attention")
@@ -908,98 +941,29 @@ def _constant_pad(x, pad, value=0):
     return lax.pad(x, jnp.asarray(value, x.dtype), widths)
 
 
-@_aten("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
-def _reflection_pad(x, padding):
-    return jnp.pad(x, _pad_widths(x, padding), mode="reflect")
-
-
-@_aten("replication_pad1d", "replication_pad2d", "replication_pad3d")
-def _replication_pad(x, padding):
-    return jnp.pad(x, _pad_widths(x, padding), mode="edge")
-
-
 # Reductions
 
 
-def _axes(x, dim):
+def _axes(dim):
     if dim is None or (isinstance(dim, list) and not dim):
         return None
     return tuple(dim) if isinstance(dim, tuple | list) else dim
 
 
-@_aten("mean")
-def _mean(x, dim=None, keepdim=False, dtype=None):
-    return jnp.mean(x, _axes(x, dim), keepdims=keepdim, dtype=dtype)
-
-
-@_aten("sum")
-def _sum(x, dim=None, keepdim=False, dtype=None):
-    return jnp.sum(x, _axes(x, dim), keepdims=keepdim, dtype=dtype)
-
-
-@_aten("prod")
-def _prod(x, dim=None, keepdim=False, dtype=None):
-    return jnp.prod(x, _axes(x, dim), keepdims=keepdim, dtype=dtype)
-
-
-@_aten("amax")
-def _amax(x, dim=None, keepdim=False):
-    return jnp.max(x, _axes(x, dim), keepdims=keepdim)
-
-
-@_aten("amin")
-def _amin(x, dim=None, keepdim=False):
-    return jnp.min(x, _axes(x, dim), keepdims=keepdim)
-
-
-@_aten("max")
-def _max(x, dim=None, keepdim=False):
-    if dim is None:
-        return jnp.max(x)
-    return jnp.max(x, dim, keepdims=keepdim), jnp.argmax(x, dim, keepdims=keepdim)
-
-
-@_aten("min")
-def _min(x, dim=None, keepdim=False):
-    if dim is None:
-        return jnp.min(x)
-    return jnp.min(x, dim, keepdims=keepdim), jnp.argmin(x, dim, keepdims=keepdim)
-
-
-@_aten("argmax")
-def _argmax(x, dim=None, keepdim=False):
-    return jnp.argmax(x, dim, keepdims=keepdim)
-
-
-@_aten("argmin")
-def _argmin(x, dim=None, keepdim=False):
-    return jnp.argmin(x, dim, keepdims=keepdim)
-
-
-@_aten("any")
-def _any(x, dim=None, keepdim=False):
-    return jnp.any(x, _axes(x, dim), keepdims=keepdim)
-
-
-@_aten("all")
-def _all(x, dim=None, keepdim=False):
-    return jnp.all(x, _axes(x, dim), keepdims=keepdim)
-
-
 @_aten("var")
 def _var(x, dim=None, correction=1, keepdim=False):
     correction = 1 if correction is None else correction
-    return jnp.var(x, _axes(x, dim), ddof=correction, keepdims=keepdim)
+    return jnp.var(x, _axes(dim), ddof=correction, keepdims=keepdim)
 
 
 @_aten("var_mean")
 def _var_mean(x, dim=None, correction=1, keepdim=False):
-    return _var(x, dim, correction, keepdim), _mean(x, dim, keepdim)
+    return _var(x, dim, correction, keepdim), jnp.mean(x, _axes(dim), keepdims=keepdim)
 
 
 @_aten("linalg_vector_norm")
 def _vector_norm(x, ord=2, dim=None, keepdim=False):
-    axes = _axes(x, dim)
+    axes = _axes(dim)
     if ord == 2:
         return jnp.sqrt(jnp.sum(x * x, axes, keepdims=keepdim))
     if ord == math.inf:
@@ -1007,37 +971,7 @@ def _vector_norm(x, ord=2, dim=None, keepdim=False):
     return jnp.sum(jnp.abs(x) ** ord, axes, keepdims=keepdim) ** (1 / ord)
 
 
-@_aten("cumsum")
-def _cumsum(x, dim, dtype=None):
-    return jnp.cumsum(x, dim, dtype=dtype)
-
-
 # Shapes
-
-
-@_aten("sym_size")
-def _sym_size(x, dim):
-    return x.shape[dim]
-
-
-@_aten("view", "reshape", "_unsafe_view", "_reshape_alias")
-def _view(x, size=None, shape=None):
-    return jnp.reshape(x, size if shape is None else shape)
-
-
-@_aten("permute")
-def _permute(x, dims):
-    return jnp.transpose(x, dims)
-
-
-@_aten("transpose")
-def _transpose(x, dim0, dim1):
-    return jnp.swapaxes(x, dim0, dim1)
-
-
-@_aten("t")
-def _t(x):
-    return x.T
 
 
 @_aten("expand")
@@ -1048,11 +982,6 @@ def _expand(x, size):
         for k, s in zip(kept, size, strict=True)
     ]
     return jnp.broadcast_to(x, shape)
-
-
-@_aten("unsqueeze")
-def _unsqueeze(x, dim):
-    return jnp.expand_dims(x, dim)
 
 
 @_aten("squeeze")
@@ -1069,11 +998,6 @@ def _cat(tensors, dim=0):
     return jnp.concatenate([x for x in tensors if x.shape != (0,)], dim)
 
 
-@_aten("stack")
-def _stack(tensors, dim=0):
-    return jnp.stack(tensors, dim)
-
-
 @_aten("split_with_sizes", "split_with_sizes_copy")
 def _split_with_sizes(x, split_sizes, dim=0):
     ends = np.cumsum(split_sizes)
@@ -1084,25 +1008,14 @@ def _split_with_sizes(x, split_sizes, dim=0):
     )
 
 
-@_aten("split", "split_copy")
-def _split(x, split_size, dim=0):
+def _parts(x, each, dim):
+    """Parts of one size, and perhaps a smaller one; also of several batches."""
     size = x.shape[dim]
-    edges = [*range(0, size, split_size), size]
+    edges = [*(i * each for i in range(-(-size // each))), size]
     return tuple(
         lax.slice_in_dim(x, a, b, axis=dim)
         for a, b in zip(edges, edges[1:], strict=False)
     )
-
-
-@_aten("chunk")
-def _chunk(x, chunks, dim=0):
-    return _split(x, -(-x.shape[dim] // chunks), dim)
-
-
-@_aten("unbind")
-def _unbind(x, dim=0):
-    parts = range(x.shape[dim])
-    return tuple(lax.index_in_dim(x, i, dim, keepdims=False) for i in parts)
 
 
 def _edges(x, dim, start, end):
@@ -1123,32 +1036,12 @@ def _slice(x, dim=0, start=None, end=None, step=1):
     return lax.slice_in_dim(x, start, end, step, dim)
 
 
-@_aten("select")
-def _select(x, dim, index):
-    return lax.index_in_dim(x, index, dim, keepdims=False)
-
-
-@_aten("narrow")
-def _narrow(x, dim, start, length):
-    return lax.slice_in_dim(x, start, start + length, axis=dim)
-
-
 @_aten("slice_scatter")
 def _slice_scatter(x, src, dim=0, start=None, end=None, step=1):
     start, end = _edges(x, dim, start, end)
     where = (slice(None),) * (dim % x.ndim) + (slice(start, end, step),)
     whole = step == 1 and isinstance(start, int) and start == 0 and end == x.shape[dim]
     return src if whole else x.at[where].set(src)
-
-
-@_aten("select_scatter")
-def _select_scatter(x, src, dim, index):
-    return x.at[(slice(None),) * (dim % x.ndim) + (index,)].set(src)
-
-
-@_aten("copy")
-def _copy(x, src):
-    return jnp.broadcast_to(src, x.shape)
 
 
 @_aten("index")
@@ -1160,11 +1053,6 @@ def _index(x, indices):
     return x[tuple(slice(None) if i is None else i for i in indices)]
 
 
-@_aten("index_select")
-def _index_select(x, dim, index):
-    return jnp.take(x, index, dim)
-
-
 @_aten("gather")
 def _gather(x, dim, index):
     # torch.gather may read fewer rows than there are along the other axes.
@@ -1174,68 +1062,8 @@ def _gather(x, dim, index):
     return jnp.take_along_axis(x, index, dim)
 
 
-@_aten("flip")
-def _flip(x, dims):
-    return jnp.flip(x, dims)
-
-
 @_aten("roll")
 def _roll(x, shifts, dims=()):
     if not dims:
         return jnp.roll(x.reshape(-1), shifts[0]).reshape(x.shape)
     return jnp.roll(x, shifts, dims)
-
-
-@_aten("repeat")
-def _repeat(x, repeats):
-    return ops.tile(x, repeats)
-
-
-@_aten("where")
-def _where(condition, x, other):
-    return jnp.where(condition, x, other)
-
-
-@_aten("masked_fill")
-def _masked_fill(x, mask, value):
-    return jnp.where(mask, value, x)
-
-
-@_aten("tril")
-def _tril(x, diagonal=0):
-    return jnp.tril(x, diagonal)
-
-
-@_aten("triu")
-def _triu(x, diagonal=0):
-    return jnp.triu(x, diagonal)
-
-
-@_aten("_to_copy", "to_copy", "to_dtype")
-def _to_copy(x, dtype=None):
-    return x if dtype is None else x.astype(dtype)
-
-
-@_aten("full")
-def _full(size, fill_value, dtype=None):
-    return jnp.full(size, fill_value, dtype)
-
-
-@_aten("full_like", "zeros_like", "ones_like")
-def _full_like(x, fill_value=0, dtype=None):
-    return jnp.full_like(x, fill_value, dtype)
-
-
-@_aten("empty", "empty_like")
-def _empty(size=None, x=None, dtype=None):
-    return jnp.zeros(x.shape if size is None else size, dtype)
-
-
-@_aten("scalar_tensor")
-def _scalar_tensor(s, dtype=None):
-    return jnp.asarray(s, dtype)
-
-
-@_aten("arange")
-def _arange(start, end, step=1, dtype=None):
-    return jnp.arange(start, end, step, dtype)
