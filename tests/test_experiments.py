@@ -508,9 +508,10 @@ def _check_rates(arch, result, ann):
     for program in result["programs"].values():
         steps = result["steps"] if program["kind"] == "SNN" else 1
         rate = result["batch"] / np.median(program["seconds"])
-        assert np.isclose(program["image_steps_per_second"], rate * steps)
+        digits = {"rtol": 3e-4}  # records have five
+        assert np.isclose(program["image_steps_per_second"], rate * steps, **digits)
         share = 2 * rate * (once + steps * every) / peak
-        assert np.isclose(program["fraction_of_peak"], share)
+        assert np.isclose(program["fraction_of_peak"], share, **digits)
         assert program["compile_seconds"] >= 0 and program["bytes"] >= 0
 
 
