@@ -308,18 +308,20 @@ def draw(record: dict, folder: Path) -> None:
                     row["joules"][price]["stream"] / row["joules"][price]["rounded"]
                     for row in found
                 ]
+                above = (0, 6) if name == "images" else (0, -14)
+                axis.margins(y=0.12)
                 axis.plot(range(len(found)), ratio, "o-", color=colour, label=name)
                 for i, row in enumerate(found):
                     axis.annotate(
                         f"{row['speed']}",
                         (i, ratio[i]),
-                        (0, 6),
+                        above,
                         textcoords="offset points",
                         color=colour,
                         ha="center",
                     )
             axis.axhline(1, color="grey", ls="--", lw=1)
-            axis.set(title=price, yscale="log", xticks=[], xlabel="faster →")
+            axis.set(title=price, xticks=[], xlabel="faster →")
         axes[0].set_ylabel("energy of a frame over\nthe quantised network's")
         axes[0].legend(frameon=False)
 
