@@ -6,8 +6,6 @@ curves = evaluate(model, spiking, (test, labels), steps=1)
 
 from __future__ import annotations
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 
@@ -16,9 +14,9 @@ from jaxburst.convert import Spiking, convert
 from jaxburst.graph import Synapse
 from jaxburst.methods.calibration import calibrate_mse
 from jaxburst.methods.corrections import correct
+from jaxburst.model import Model
 from jaxburst.network import Network
 from jaxburst.neurons import Burst, Refining
-from jaxburst.run import Model
 from jaxburst.units import unit_of_rows
 
 
@@ -104,13 +102,10 @@ def rounded(
       Refining(gamma=3, ratio=2, silence=0)
     """
     levels = 2**bits - 1
-    with warnings.catch_warnings():
-        # A channel that never fires in calibration is common and harmless here.
-        warnings.filterwarnings("ignore", message="channels with the threshold 0")
-        thresholds = calibrate_mse(
-            network, variables, inputs, Burst(levels), batch_size=batch_size,
-            progress=progress,
-        )  # fmt: skip
+    thresholds = calibrate_mse(
+        network, variables, inputs, Burst(levels), batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
     model = Model(network, Refining(levels, silence=0))
     spiking = convert(network, variables, thresholds)
     some = jax.tree.map(lambda x: x[: 2 * batch_size], inputs)
