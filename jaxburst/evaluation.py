@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxburst.batching import even_size, length, sweep, together
+from jaxburst.batching import batches, even_size, length, sweep, together
 from jaxburst.checks import door
 from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking
@@ -95,21 +95,24 @@ def evaluate(
       >>> curves.accuracy.tolist(), curves.events["relu0"].tolist()
       ([0.5, 0.5, 0.5], [3.5, 3.0, 3.5])
     """
-    data, metric = pair(data), metric or top1
-    count, names = length(data), model.network.senders
+    (inputs, targets), metric = pair(data), metric or top1
+    count, names = length(inputs), model.network.senders
     order = plan(per_device(even_size(count, batch_size)), steps, schedule)
     total = np.zeros(steps)
     sums = {name: np.zeros((3, steps), np.int64) for name in names}
     parts = sweep(
-        _course(model, steps, schedule), prepared(model, spiking), data, batch_size,
+        _course(model, steps, schedule), prepared(model, spiking), inputs, batch_size,
         description=f"Simulating {steps} steps, {order}" if progress else "",
         options=compiler_options(model.network),
     )  # fmt: skip
-    for rows, (outputs, targets, traffic) in parts:
-        targets = _rows(targets, rows)
+    # Targets stay on the host: they may be texts.
+    for (rows, (outputs, traffic)), (_, wanted) in zip(
+        parts, batches(targets, batch_size), strict=True
+    ):
+        wanted = _rows(wanted, rows)
         for t in range(steps):
             at = model.network.outputs([value[:rows, t] for value in outputs])
-            scores = _each(metric(at, targets), rows, f", after {t + 1} steps")
+            scores = _each(metric(at, wanted), rows, f", after {t + 1} steps")
             total[t] += scores.sum()
         for name, counts in traffic.items():
             sums[name] += [one[:rows].sum(0, dtype=np.int64) for one in counts]
@@ -120,13 +123,13 @@ def evaluate(
 
 @lru_cache
 def _course(model: Model, steps: int, schedule: str) -> Callable:
-    """Outputs, targets and traffic of a batch, the images in front."""
+    """Outputs and traffic of a batch, the images in front."""
 
     def course(circuit, batch):
-        leaves = model.network.leaves(batch[0])
+        leaves = model.network.leaves(batch)
         trace = trace_of(model, circuit, leaves, steps, schedule)
         traffic = jax.tree.map(lambda count: count.swapaxes(0, 1), trace.traffic)
-        return [value.swapaxes(0, 1) for value in trace.logits], batch[1], traffic
+        return [value.swapaxes(0, 1) for value in trace.logits], traffic
 
     return course
 
@@ -166,21 +169,22 @@ def accuracy(
       >>> accuracy(two.network, of, (inputs, np.array([0, 1])))  # both answer 0
       0.5
     """
-    data, metric, total = pair(data), metric or top1, 0.0
-    for rows, (outputs, labels) in sweep(
-        _answers(network), variables, data, batch_size
+    (inputs, targets), metric, total = pair(data), metric or top1, 0.0
+    parts = sweep(_answers(network), variables, inputs, batch_size)
+    for (rows, outputs), (_, wanted) in zip(
+        parts, batches(targets, batch_size), strict=True
     ):
         at = network.outputs([value[:rows] for value in outputs])
-        total += float(_each(metric(at, _rows(labels, rows)), rows, "").sum())
-    return float(together(np.float64(total))) / length(data)
+        total += float(_each(metric(at, _rows(wanted, rows)), rows, "").sum())
+    return float(together(np.float64(total))) / length(inputs)
 
 
 @lru_cache
 def _answers(network: Network) -> Callable:
-    """Outputs and targets of a batch."""
+    """Outputs of a batch."""
 
     def run(variables, batch):
-        return jax.tree.leaves(network(variables, batch[0])), batch[1]
+        return jax.tree.leaves(network(variables, batch))
 
     return run
 

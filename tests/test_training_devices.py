@@ -18,6 +18,8 @@ from jaxburst import zoo
 from jaxburst.data import Split
 from jaxburst.training import Recipe, accuracy, fit, restore
 
+OPTIMISED = True  # as the processes that these tests start
+
 MODULE = zoo.VGG((4, "M"), 3, bias=False)
 # A small learning rate, lest rounding errors grow.
 RECIPE = Recipe(epochs=2, batch_size=8, learning_rate=0.01, ema=0.5)
