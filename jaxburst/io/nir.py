@@ -118,7 +118,8 @@ def to_nir(model: Model, spiking: Spiking, path: str | os.PathLike) -> Path:
     # Simulators that go depth first then meet a sum after all that it is made of.
     place = {name: i for i, name in enumerate(writer.nodes)}
     edges = sorted(writer.edges, key=lambda edge: [place[name] for name in edge])
-    nir.write(content, nir.NIRGraph(writer.nodes, edges))
+    graph = nir.NIRGraph(writer.nodes, edges)
+    nir.write(content, graph)  # pyright: ignore[reportArgumentType] (any file will do)
     return write(path, content.getvalue())
 
 
@@ -289,6 +290,7 @@ class _Writer:
         full = np.broadcast_to(theta, node.image_shape[1:])
         theta = self._placed(node, value, full)
         neuron = self.model.neuron
+        assert isinstance(neuron, Burst)  # others were refused before
         made = nir.IF(
             r=np.ones_like(theta),
             v_threshold=theta if value.unit is None else theta / value.unit,
@@ -380,7 +382,7 @@ class _Writer:
         bias = np.broadcast_to(bias, node.image_shape).reshape(-1)
         ids = value.ids.transpose(*of_data, *free_axes).reshape(-1)
         matrix = np.zeros((out, int(np.prod(value.shape))), kernel.dtype)
-        np.add.at(matrix, (slice(None), ids[ids > 0] - 1), kernel[:, ids > 0])
+        np.add.at(matrix.T, ids[ids > 0] - 1, kernel[:, ids > 0].T)
         if value.unit is not None:
             matrix = matrix * value.unit.reshape(-1)
         value = self._flat(value)
@@ -404,7 +406,7 @@ class _Writer:
             _refuse(node, "what is not affine", "compute it before")
         if len(values) == 2 and name in ("add", "add_any", "sub"):
             return self._sum(node, *values, sign=-1 if name == "sub" else 1)
-        if len(values) > 1:
+        if len(values) != 1:
             _refuse(node, name, "add signals instead")
         (value,) = values
         if name in MOVES:
@@ -450,7 +452,7 @@ class _Writer:
         units = [1 if value.unit is None else value.unit for value in (one, other)]
         if set(one.terms) & set(other.terms):
             one, other = self._ones(node, one), self._ones(node, other)
-        elif (units[0] != units[1] * np.ones(one.shape)).any():
+        elif np.any(units[0] != units[1] * np.ones(one.shape)):
             # Spikes and a current, as in a residual network: the current takes the unit
             # of the spikes, so that nothing stands between them and their neuron.
             names = node.inputs
@@ -527,7 +529,7 @@ class _Writer:
             )  # fmt: skip
         else:
             unit = self._per_channel(node, value)
-            made = nir.SumPool2d(*(np.array(n) for n in (window, strides, (0, 0))))
+            made = nir.SumPool2d(np.array(window), np.array(strides), np.zeros(2, int))
             name = self._add(node.name, made, value.terms)
             found = _Value((name,), (channels, *sides), np.empty(0))
             if unit is not None:
@@ -781,7 +783,7 @@ def _in_order(nodes, edges) -> list[str]:
 def _array(value) -> np.ndarray:
     """Of the file, or a tensor of PyTorch's."""
     value = np.asarray(value.detach() if hasattr(value, "detach") else value)
-    kind = value.dtype if jax.config.jax_enable_x64 else np.float32
+    kind = value.dtype if jax.config.read("jax_enable_x64") else np.float32
     return value.astype(kind) if value.dtype.kind == "f" else value
 
 
@@ -804,7 +806,9 @@ def _threshold(name: str, node) -> _Unit:
         )
     if not (theta > 0).all() or not (r > 0).all():
         raise ValueError(f"from_nir: {name}: a threshold or r is not greater than 0")
-    about = {key: _plain(value) for key, value in (node.metadata or {}).items()}
+    about: dict[str, Any] = {
+        key: _plain(value) for key, value in (node.metadata or {}).items()
+    }
     said = about.get("reset"), about.get("max_spikes_per_step")
     rows = theta.reshape(len(theta), -1) if theta.ndim else theta.reshape(1, 1)
     if (r == 1).all() and (rows == rows[:, :1]).all():

@@ -24,6 +24,7 @@ from jaxburst.io import _operations as ops
 
 try:
     import torch
+    import torch.utils._pytree
 except ImportError as error:
     raise ImportError(
         'from_torch needs PyTorch: pip install "jaxburst[torch]"'
