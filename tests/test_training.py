@@ -395,7 +395,7 @@ def long_run(directory, resume=True):
 
 
 @pytest.mark.slow
-def test_survives_kill_9(tmp_path):
+def test_survives_kill_9(tmp_path, optimised):
     directory = tmp_path / "run"
     here = Path(__file__).parent
     code = "import sys, test_training; test_training.long_run(sys.argv[1])"
