@@ -65,7 +65,8 @@ class Encoder(nn.Module):
 
     def forward(self, x):
         y = self.norm0(x)
-        x = x + self.attention(y, y, y, need_weights=False)[0]
+        y, _ = self.attention(y, y, y, need_weights=False)
+        x = x + y
         return x + self.dense1(self.gelu(self.dense0(self.norm1(x))))
 
 
@@ -218,6 +219,7 @@ def draw(record: dict, folder: Path) -> None:
                 marker="o", label=f"STA, thresholds × {scale:g}",
             )  # fmt: skip
         axes.set(xlabel="time steps", ylabel="relative error of logits", yscale="log")
+        axes.set_xticks(range(1, 1 + max(row["T"] for row in record["rows"])))
         axes.set_title("The released transformer by SpikingJelly's STA")
         axes.legend()
 
