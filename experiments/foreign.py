@@ -208,7 +208,12 @@ def files(config: Config, model: onnx.ModelProto, count: int) -> Task:
         for path in sorted(Path(root).rglob("*")):
             if path.suffix in known and path.is_file() and path.stat().st_size > 64:
                 known[path.suffix].append(path)
-    facts = json.loads(config.file.with_name("config.min.json").read_text())
+    beside = config.file.with_name("config.min.json")
+    if not beside.exists():
+        raise FileNotFoundError(
+            f"{beside}: not found; the package has it in the model's folder"
+        )
+    facts = json.loads(beside.read_text())
     labels = facts["target_labels_space"]
     kinds = [suffix for suffix, paths in known.items() if paths]
     tokens, targets = [], []
