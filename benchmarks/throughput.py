@@ -148,8 +148,7 @@ def converted(module, variables, config):
     """The network of a module as bursts."""
     network = jb.trace(module.apply, variables, drawn(config, 1))
     neuron, seen = jb.Burst(config.gamma), drawn(config, 64, stream=1)
-    with common.silent_channels():
-        thresholds = jb.calibrate(network, variables, seen, neuron)
+    thresholds = jb.calibrate(network, variables, seen, neuron)
     model = jb.Model(network, neuron, exact=config.exact)
     return model, jb.convert(network, variables, thresholds)
 
@@ -257,8 +256,7 @@ def whole(module, config) -> dict:
     test = split(10_000)
     seen = test[:200].inputs
     network = jb.trace(module.apply, variables, seen[:1])
-    with common.silent_channels():
-        model, spiking = jb.presets.paper(network, variables, seen)
+    model, spiking = jb.presets.paper(network, variables, seen)
     settings = {"steps": 32, "batch_size": 1000}
     jb.evaluate(model, spiking, test[:1000], **settings)
     seconds = seconds_of(lambda: jb.evaluate(model, spiking, test, **settings))
@@ -495,8 +493,7 @@ def of_layers(arch: str, batch: int, steps: int, config) -> dict[str, Program]:
     layers, images = jb.zoo.NETWORKS[arch](10), drawn(config, batch)
     variables = jb.Network(layers).init(jax.random.key(config.seed), images[:1])
     neuron, seen = jb.Burst(config.gamma), drawn(config, 64, stream=1)
-    with common.silent_channels():
-        thresholds = jb.calibrate(layers, variables, seen, neuron)
+    thresholds = jb.calibrate(layers, variables, seen, neuron)
     spiking = jb.convert(layers, variables, thresholds)
     model = jb.Model(layers, neuron, exact=config.exact)
     circuit = simulation.build(model, spiking, IMAGE)

@@ -15,6 +15,7 @@ shorten it, and the same command continues what was interrupted.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,7 +134,9 @@ def measure(config: Config, run: common.Kept) -> dict:
 def one(setting: Setting, network, variables, images, unseen, ann: float) -> dict:
     """Accuracy and energy at some times, and when goals are reached; or why not."""
     try:
-        with common.silent_channels():
+        with warnings.catch_warnings():
+            # True of most networks, and of no consequence.
+            warnings.filterwarnings("ignore", message="channels with the threshold 0")
             thresholds = jb.calibrate(
                 *(network, variables, images, jb.Burst(setting.levels)),
                 percentile=setting.percentile,

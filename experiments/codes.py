@@ -323,8 +323,7 @@ class Bench:
     def run(self, code: Code, setting: dict, draw: int, part: str, count, steps):
         """`(model, spiking, logits [N, T, C], traffic {name: [N, T, 3]})` of the first
         images of a part."""
-        with common.silent_channels():
-            model, spiking = code.make(self.draws[draw], **setting)
+        model, spiking = code.make(self.draws[draw], **setting)
         split = getattr(self, part)
         images = split.inputs[:count]
         return model, spiking, *record(model, spiking, images, steps, code.before)
@@ -603,8 +602,7 @@ def streamed(bench: Bench) -> list[dict]:
     what it changes (sigma-delta), and of the whole frame sent once."""
     rng = np.random.default_rng(bench.config.seed)
     frame = bench.test[:100].inputs
-    with common.silent_channels():
-        model, spiking = once(bench.draws[0], error=0.01)
+    model, spiking = once(bench.draws[0], error=0.01)
     height, width = frame.shape[1:3]
     found = []
     for share in (0.01, 0.03, 0.1, 0.3, 1.0):

@@ -25,7 +25,6 @@ import re
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -230,14 +229,6 @@ def measure(model, spiking, test, steps: int, batch_size: int = 100):
     energy = jb.energy.relative(model.network, curves.events)
     row = {"accuracy": curves.accuracy, "energy_over_ann": energy, "seconds": seconds}
     return row, curves.events
-
-
-@contextlib.contextmanager
-def silent_channels():
-    """Some channels never fire: true of most networks, and of no consequence."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="channels with the threshold 0")
-        yield
 
 
 def reached(accuracy: Sequence[float], goal: float) -> int | None:

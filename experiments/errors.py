@@ -93,12 +93,11 @@ def remedies(network, variables, images) -> dict:
     signed = jb.Burst(GAMMA, signed=True)
 
     def made(neuron, pool: str, initial: float, best: bool = False):
-        with common.silent_channels():
-            if best:
-                thresholds = jb.methods.calibrate_mse(network, variables, images, burst)
-            else:
-                levels = one if neuron == one else burst
-                thresholds = jb.calibrate(network, variables, images, levels)
+        if best:
+            thresholds = jb.methods.calibrate_mse(network, variables, images, burst)
+        else:
+            levels = one if neuron == one else burst
+            thresholds = jb.calibrate(network, variables, images, levels)
         spiking = jb.convert(network, variables, thresholds, initial=initial)
         return jb.Model(network, neuron, pool), spiking
 

@@ -76,8 +76,7 @@ def measure(config: Config, run: common.Kept) -> dict:
         return jb.presets.refining(network, variables, images)
 
     def bursts():
-        with common.silent_channels():
-            return common.convert(network, variables, images, jb.Burst(5))
+        return common.convert(network, variables, images, jb.Burst(5))
 
     makers = {"refining": (preset, jb.energy.UNITS), "bursts": (bursts, ("quanta",))}
     for levels in config.levels if config.balance else ():
@@ -119,8 +118,7 @@ def once(network, variables, images, test, bits: int) -> dict:
 def balanced(network, variables, images, levels: int, unit: str, cost):
     """Refining bursts as of the preset, balanced for a unit and a cost model."""
     neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
-    with common.silent_channels():
-        start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(levels))
+    start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(levels))
     thresholds = jb.methods.balance(
         *(network, variables, start, images[:100], neuron), cost=cost, unit=unit
     )

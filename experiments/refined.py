@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from common import figure, markdown, silent_channels
+from common import figure, markdown
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
@@ -68,10 +68,9 @@ def compared(
         convert, settings = jb.presets.refining, {}
         if name == "rounded":
             convert, settings = rounded, {"bits": bits}
-        with silent_channels():
-            model, spiking = convert(
-                *(network, variables, calibration), batch_size=at_once, **settings
-            )
+        model, spiking = convert(
+            *(network, variables, calibration), batch_size=at_once, **settings
+        )
         converted, each = time.perf_counter(), []
 
         def kept(found, wanted, each=each):

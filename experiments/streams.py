@@ -200,9 +200,8 @@ def rows(scene: Scene, config: Config) -> dict:
     """A row for each speed, of one conversion."""
     some = {"batch_size": scene.at_once}
     task = scene.network, scene.variables, scene.calibration
-    with common.silent_channels():
-        spikes = jb.presets.refining(*task, **some)
-        once = rounded(*task, bits=config.bits, **some)
+    spikes = jb.presets.refining(*task, **some)
+    once = rounded(*task, bits=config.bits, **some)
     found = []
     for speed in scene.speeds:
         frames, targets = scene.moving(speed)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxburst.batching import add_up, length
 from jaxburst.checks import door
-from jaxburst.convert import Thresholds, check_finite
+from jaxburst.convert import Thresholds
 from jaxburst.graph import Pool
 from jaxburst.methods.balancing import charged
 from jaxburst.methods.channels import by_channel, centred, shape_of
@@ -71,7 +71,6 @@ def allot(
       Reverse water-filling, with sensitivities in place of variances: Cover and
       Thomas, Elements of Information Theory, chapter 10.
     """
-    check_finite(variables)
     weights = network.weights(variables)
     found, size = add_up(_sensitivities(network), weights, inputs, batch_size)
     count = length(inputs)
