@@ -110,8 +110,7 @@ def to_nir(model: Model, spiking: Spiking, path: str | os.PathLike) -> Path:
       ['input', 'n0', 'n1', 'output', 'relu0']
     """
     path = free(path, is_nir, "a NIR graph")
-    _check(model, spiking)
-    writer = _Writer(model, spiking)
+    writer = _Writer(model, spiking, _check(model, spiking))
     outputs = read(model.network.graph, writer.visit, *model.network.graph.of(Input))
     writer.finish(outputs)
     content = io.BytesIO()
@@ -159,7 +158,8 @@ def _size(node) -> list[int]:
     return [] if shape is None else [int(n) for n in np.atleast_1d(shape)]
 
 
-def _check(model: Model, spiking: Spiking) -> None:
+def _check(model: Model, spiking: Spiking) -> str:
+    """Refuses what NIR has no word for; how its neurons are reset."""
     check_spiking(model.network, spiking)
     neuron = model.neuron
     if not isinstance(neuron, Burst):
@@ -189,6 +189,7 @@ def _check(model: Model, spiking: Spiking) -> None:
             )
     if model.precision != "float32":
         raise Unspoken("to_nir: Model: precision must be 'float32' in NIR")
+    return neuron.reset
 
 
 class _Value(NamedTuple):
@@ -223,8 +224,8 @@ class _Value(NamedTuple):
 
 
 class _Writer:
-    def __init__(self, model: Model, spiking: Spiking):
-        self.model, self.spiking = model, spiking
+    def __init__(self, model: Model, spiking: Spiking, reset: str):
+        self.model, self.spiking, self.reset = model, spiking, reset
         self.graph: Graph = model.network.graph
         self.nodes: dict[str, Any] = {}
         self.edges: set[tuple[str, str]] = set()
@@ -289,12 +290,10 @@ class _Writer:
         theta = np.asarray(self.spiking[node.name].theta)
         full = np.broadcast_to(theta, node.image_shape[1:])
         theta = self._placed(node, value, full)
-        neuron = self.model.neuron
-        assert isinstance(neuron, Burst)  # others were refused before
         made = nir.IF(
             r=np.ones_like(theta),
             v_threshold=theta if value.unit is None else theta / value.unit,
-            metadata={"reset": neuron.reset, "max_spikes_per_step": 1},
+            metadata={"reset": self.reset, "max_spikes_per_step": 1},
         )
         name = self._add(node.name, made, value.terms)
         return value._replace(terms=(name,), unit=theta)
