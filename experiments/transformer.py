@@ -3,10 +3,10 @@
     python experiments/transformer.py --arch vit --epochs 20
     python experiments/transformer.py --arch seresnet20 --epochs 20
 
-trains the network on all training images, in less than an hour of two CPU cores; again
-with --resume continues. Without --epochs the released weights are used, or those of
---checkpoint. Both networks convert to refining neurons, one population for each
-LayerNorm, GELU, softmax, gate, query, key and value.
+trains the network on all training images (the released one took 100 minutes on a busy
+machine of two cores); again with --resume continues. Without --epochs the released
+weights are used, or those of --checkpoint. Both networks convert to refining neurons,
+one population for each LayerNorm, GELU, softmax, gate, query, key and value.
 """
 
 from __future__ import annotations
