@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.batching import batches
-from jaxburst.checks import door, traced
+from jaxburst.checks import door
 from jaxburst.graph import Node, Synapse
 from jaxburst.network import Affine, Network, forward
 from jaxburst.neurons import Threshold
@@ -67,20 +67,6 @@ def convert(
         start = jnp.asarray(initial, theta.dtype)
         spiking[name] = Threshold(theta, start, jnp.zeros_like(start))
     return spiking
-
-
-def check_finite(variables) -> None:
-    """Refuses weights that are not finite; a ReLU can swallow what they cause."""
-    for path, value in jax.tree_util.tree_leaves_with_path(variables):
-        if not hasattr(value, "dtype") or traced(value):
-            continue
-        floating = jnp.issubdtype(value.dtype, jnp.floating)
-        if floating and not np.isfinite(np.asarray(value, np.float32)).all():
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(
-                f"{name}: a weight is not finite; train again with a lower learning "
-                "rate, or load another checkpoint"
-            )
 
 
 def threshold_shapes(network: Network, name: str) -> list[tuple[int, ...]]:

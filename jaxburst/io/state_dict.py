@@ -35,8 +35,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
-from jaxburst.checks import door
-from jaxburst.convert import check_finite
+from jaxburst.checks import door, finite
 from jaxburst.graph import Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
 from jaxburst.network import Network
@@ -981,7 +980,7 @@ def _filled(groups, layers, leaves, chosen: Chosen) -> Loaded:
                 )
             )
     variables = unflatten_dict(flat)
-    check_finite(variables)
+    finite("source", variables, "load another checkpoint")
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     table = "\n".join(
         "  ".join(cell.ljust(widths[i]) for i, cell in enumerate(line)).rstrip()
