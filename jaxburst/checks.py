@@ -531,6 +531,16 @@ def inputs(name, value, given):
 
 
 @kind
+def calibration(name, value, given):
+    """Inputs of which not every number is 0, which would say nothing."""
+    value = inputs(name, value, given)
+    leaves = [] if traced(value) else jax.tree.leaves(value)
+    if leaves and not any(np.asarray(row).any() for leaf in leaves for row in leaf):
+        refuse(name, "inputs that show what activations are like", "zeros alone")
+    return value
+
+
+@kind
 def frames(name, value, given):
     """Frames `[T, B, ...]`, at least one, each as the network takes it."""
     leaves = jax.tree.leaves(value)

@@ -159,6 +159,7 @@ GOOD = {
     "share": 0.5,
     "kinds": (),
     "frames": np.stack([X, X]),
+    "calibration": X,
     "state": jb.stream(MODEL, SPIKING, X[None])[1],
     "anything": optax.sgd(0.1),
 }
@@ -279,6 +280,9 @@ BAD = {
         WORD,
     ),
 }
+
+
+BAD["calibration"] = [*BAD["inputs"], X * 0]
 
 
 def test_every_kind_has_values_to_try():

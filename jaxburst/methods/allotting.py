@@ -23,7 +23,7 @@ from jaxburst.network import Network, forward
 _DRAWS = 4
 
 
-@door
+@door(inputs="calibration")
 def allot(
     network: Network,
     variables,

@@ -38,7 +38,7 @@ from jaxburst.traffic import Traffic
 _LARGEST = 4.0  # a layer's threshold changes by no more than this factor
 
 
-@door
+@door(inputs="calibration")
 def balance(
     network: Network,
     variables,

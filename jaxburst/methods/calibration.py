@@ -33,7 +33,7 @@ class ZeroThreshold(ValueError):
     """The threshold of a population would be 0: most of its activations are."""
 
 
-@door
+@door(inputs="calibration")
 def calibrate(
     network: Network,
     variables,
@@ -231,7 +231,7 @@ def _thresholds(network, weights, ranges: dict, levels: dict, per: str) -> Thres
     }
 
 
-@door
+@door(inputs="calibration")
 def choose_percentile(
     network: Network,
     variables,
@@ -337,7 +337,7 @@ def _last(model: Model, steps: int):
     return function
 
 
-@door
+@door(inputs="calibration")
 def calibrate_mse(
     network: Network,
     variables,

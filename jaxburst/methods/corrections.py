@@ -18,7 +18,7 @@ from jaxburst.network import forward
 from jaxburst.run import unroll
 
 
-@door
+@door(inputs="calibration")
 def correct(
     model: Model,
     spiking: Spiking,

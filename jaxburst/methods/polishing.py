@@ -33,7 +33,7 @@ from jaxburst.run import Plan, unroll
 _STRICTNESS = 200.0  # keeps the energy within about a percent of the budget
 
 
-@door(energy="positive")
+@door(inputs="calibration", energy="positive")
 def polish(
     model: Model,
     spiking: Spiking,

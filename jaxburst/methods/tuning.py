@@ -142,7 +142,7 @@ class Tuned(NamedTuple):
     report: Report
 
 
-@door(energy="positive")
+@door(inputs="calibration", energy="positive")
 def tune(
     network: Network,
     variables,
