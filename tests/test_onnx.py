@@ -602,3 +602,13 @@ def test_a_file_is_converted_and_the_result_needs_it_no_more(tmp_path, capsys):
     assert_equal(wanted, np.asarray(trained(variables, x)))
     found = jb.infer(made, spiking, x, 8)
     assert np.abs(found - wanted).mean() < 0.02 * np.abs(wanted).max()
+    wider = weights(stem=(5, 2, 3, 3), bias=(5,), dense=(4, 20), bias2=(4,))
+    other = model(nodes, wider, ["n", 2, 8, 8], 13).SerializeToString()
+    for source, says in (
+        (b"no onnx", "source: not a whole ONNX file"),
+        (other, "source: is of another network"),
+        ("m.onnx", "source: expected the content of an ONNX file"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=says):
+            jb.save(tmp_path / "other", made, spiking, source=source)
+    assert not (tmp_path / "other").exists()

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst import neurons
-from jaxburst.checks import corrected_for, door
+from jaxburst.checks import corrected_for, door, instance
 from jaxburst.convert import Spiking, check_spiking
 from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
@@ -69,7 +69,8 @@ def save(
     Raises:
       FileExistsError: if something is there that is not a saved network.
       OSError: if the file cannot be written; what was there is intact.
-      ValueError: if the weights are not those of the network.
+      ValueError: if the weights are not those of the network, or the source is that of
+        another one.
       TypeError: if a setting of the neuron, or a note, is no plain data.
 
     Example:
@@ -89,8 +90,6 @@ def save(
         fields = own._fields if kind in _PARTS else range(len(own))
         for field, value in zip(fields, own, strict=True):
             arrays[f"{name}/{field}"] = value
-    if source is not None:
-        arrays[_SOURCE] = np.frombuffer(source, np.uint8)
     description = {
         "neuron": _encoded(model.neuron, "neuron"),
         "settings": {name: getattr(model, name) for name in _settings()},
@@ -99,6 +98,12 @@ def save(
         "parts": parts,
         "notes": notes or {},
     }
+    if source is not None:
+        content = instance("source", source, bytes, "the content of an ONNX file")
+        network, _ = _from_source(content, "source", description["nodes"])
+        if difference := _difference(description, network.graph):
+            raise ValueError(f"source: is of another network: {difference}")
+        arrays[_SOURCE] = np.frombuffer(content, np.uint8)
     return write(path, seal(FORMAT, description, arrays))
 
 
@@ -210,13 +215,20 @@ def restored(path: str | os.PathLike) -> tuple[Network, dict[str, jax.Array]]:
             f"{path}: does not hold the trained network; pass load the network, traced "
             "again"
         )
+    return _from_source(arrays[_SOURCE].tobytes(), str(path), description["nodes"])
+
+
+def _from_source(content: bytes, place: str, nodes: list[dict[str, Any]]):
     from jaxburst.io.onnx import from_onnx, parse
 
-    proto = parse(arrays[_SOURCE].tobytes())
-    function, variables = from_onnx(proto)
+    try:
+        proto = parse(content)
+        function, variables = from_onnx(proto)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     held = {tensor.name for tensor in proto.graph.initializer}
     names = [value.name for value in proto.graph.input if value.name not in held]
-    return trace(function, variables, example(description["nodes"], names)), variables
+    return trace(function, variables, example(nodes, names)), variables
 
 
 def example(nodes: list[dict[str, Any]], names: list[str] | None = None):
