@@ -143,7 +143,13 @@ class Follower:
         env |= zip(jaxpr.constvars, map(held, closed.consts), strict=True)
 
         def look(var):
-            return Held(np.asarray(var.val)) if isinstance(var, Literal) else env[var]
+            if isinstance(var, Literal):
+                return Held(np.asarray(var.val))
+            return (
+                Held(np.zeros(var.aval.shape, var.aval.dtype))
+                if _empty(var)
+                else env[var]
+            )
 
         for eqn in _needed(jaxpr):
             source = "" if self.own else _source(eqn)
@@ -537,6 +543,10 @@ class Follower:
         """Batches one behind the other stand beside each other first, as a new axis."""
         eqn = self.at.eqn
         axis = eqn.params["dimension"]
+        pairs = zip(values, eqn.invars, strict=True)
+        kept = [value for value, var in pairs if not _empty(var)]
+        if len(kept) < len(values):
+            return self.apply(lambda *x: lax.concatenate(x, axis), kept)
         parts = [_batches(var.aval.shape[axis]) for var in eqn.invars]
         if 0 in parts or not all(isinstance(value, Signal) for value in values):
             return self.wire(values)
@@ -763,7 +773,8 @@ class Follower:
         where = "/".join(stack[1:] or stack) or "the function"
         of = f" (in {call})" if call and call != eqn.primitive.name else ""
         after = f", after {before}" if before else ""
-        raise Refused(f"{where}: {eqn.primitive.name}{of}{after}, at {source}: {why}")
+        line = f", at {source}" if source else ""  # none within a front end
+        raise Refused(f"{where}: {eqn.primitive.name}{of}{after}{line}: {why}")
 
     def nearest(self, names: list[str]) -> str:
         """The synapse that a refused primitive comes after."""
@@ -792,10 +803,16 @@ def _needed(jaxpr: Jaxpr) -> list:
     """The equations that results depend on: what is not used may be anything."""
     wanted, kept = {id(var) for var in jaxpr.outvars}, []
     for eqn in reversed(jaxpr.eqns):
-        if wanted.intersection(map(id, eqn.outvars)):
+        if wanted.intersection(id(var) for var in eqn.outvars if not _empty(var)):
             kept.append(eqn)
             wanted.update(map(id, eqn.invars))
     return kept[::-1]
+
+
+def _empty(var) -> bool:
+    """Whether a value has no elements: the edge of a batch that is not padded."""
+    shape = var.aval.shape
+    return 0 in shape and all(map(is_number, shape))
 
 
 def _inner(eqn) -> ClosedJaxpr | None:

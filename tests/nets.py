@@ -571,6 +571,7 @@ def depthwise(self, x):
 @compact(7, 6, 2)
 def dilated(self, x):
     x = relu(nn.Conv(3, (3, 3), kernel_dilation=2)(x))
+    x = jnp.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), "edge")
     x = relu(nn.Conv(3, (3, 2), kernel_dilation=(2, 3), padding="VALID")(x))
     return head(x)
 
