@@ -393,7 +393,7 @@ def variables(name, value, given):
     else:
         one.program.pick(value)
     numeric(name, value)
-    finite(name, value, "train again with a lower learning rate")
+    finite(name, value, "train again with a lower learning rate", masks=True)
     return value
 
 
@@ -413,7 +413,7 @@ def spiking(name, value, given):
             _threshold(f"{name}: {population}", value[population], one, population)
             _corrected(f"{name}: {population}", value[population], given.get("model"))
     numeric(name, value)
-    finite(name, value, "calibrate and convert again")
+    finite(name, value, "calibrate and convert again", masks=True)
     return value
 
 
@@ -768,8 +768,8 @@ def numeric(name: str, tree) -> None:
 _SEEN: dict[int, weakref.ref] = {}  # arrays of JAX, which never change, by their id
 
 
-def finite(name: str, tree, hint: str) -> None:
-    """Refuses numbers that are not finite.
+def finite(name: str, tree, hint: str, masks: bool = False) -> None:
+    """Refuses numbers that are not finite; masks of attention may hold -inf.
 
     Raises:
       ValueError: naming the place of the first.
@@ -786,7 +786,7 @@ def finite(name: str, tree, hint: str) -> None:
         host = np.asarray(leaf)
         if host.dtype.kind == "V":  # bfloat16 and the like
             host = host.astype(np.float32)
-        if not np.isfinite(host).all():
+        if not (np.isfinite(host) | (masks & np.isneginf(host))).all():
             place = jax.tree_util.keystr(where, simple=True, separator="/")
             place = f"{name}: {place}" if place else name
             raise ValueError(f"{place}: a number is not finite; {hint}")
