@@ -4,6 +4,7 @@ from jaxburst.methods import analysis, anytime, calibration, presets
 from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
+from jaxburst.methods.centring import centre
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
 from jaxburst.methods.polishing import polish
@@ -20,6 +21,7 @@ __all__ = [
     "calibrate",
     "calibrate_mse",
     "calibration",
+    "centre",
     "correct",
     "direct",
     "normalise",

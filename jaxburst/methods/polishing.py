@@ -26,7 +26,6 @@ from jaxburst.methods.balancing import caused
 from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.model import Model
 from jaxburst.network import forward
-from jaxburst.neurons import Threshold
 from jaxburst.progress import track
 from jaxburst.run import Plan, unroll
 
@@ -178,10 +177,12 @@ def _with_rows(model: Model, spiking: Spiking, steps: int) -> Spiking:
         def wide(x, shape=shape):
             return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
 
-        theta, initial, bias = spiking[name]
+        theta, initial, bias = spiking[name][:3]
         rows = [own.correction(bias, jnp.asarray(t)) for t in range(1, steps + 1)]
         rows = jnp.stack([wide(row.astype(theta.dtype)) for row in rows])
-        found[name] = Threshold(wide(theta), wide(initial), rows)
+        found[name] = spiking[name]._replace(
+            theta=wide(theta), initial=wide(initial), bias=rows
+        )
     return found
 
 
@@ -223,9 +224,9 @@ def _prices(model, spiking, inputs, steps: int, budget: float, cost, unit) -> _P
 def _changed(spiking: Spiking, change: dict) -> Spiking:
     found = dict(spiking)
     for name, (grown, shifted) in change.items():
-        theta, initial, bias = spiking[name]
+        theta, bias = spiking[name].theta, spiking[name].bias
         bias = bias + shifted * over(theta, bias)
-        found[name] = Threshold(theta * jnp.exp(grown), initial, bias)
+        found[name] = spiking[name]._replace(theta=theta * jnp.exp(grown), bias=bias)
     return found
 
 
