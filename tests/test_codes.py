@@ -12,6 +12,7 @@ import pytest
 from nets import LAYERS, case
 
 from jaxburst import neurons
+from jaxburst.graph import Function
 from jaxburst.methods import silenced
 from jaxburst.neurons import (
     Burst,
@@ -154,6 +155,28 @@ CODES = {
     "radix": (Radix(5), radix, 1),
     "first spike": (FirstSpike(20), first_spike, 1),
 }
+
+
+@pytest.mark.parametrize("digits", [None, 1, 2])
+def test_ties_are_rounded_once(digits):
+    """A still input becomes silent, however near to half a quantum it is."""
+    half = np.float32([k + 0.5 for k in range(-40, 40)])
+    near = [half, np.nextafter(half, np.float32(99)), np.nextafter(half, -half)]
+    drive = jnp.asarray(np.stack(near) * np.float32(0.0049725))
+    neuron, f = SigmaDelta(digits=digits), Function(other=lambda x: x * 1.0)
+    theta, zero = jnp.float32(0.0049725), jnp.float32(0)
+    own = Threshold(theta, jnp.float32(0.5), zero)
+
+    @jax.jit
+    def step(state, current, t):
+        return neuron.step(own, state, current, t, f)
+
+    state, sent = neuron.rest(own, drive.shape, drive.dtype, f), []
+    for t in range(1, 13):
+        state, spikes = step(state, drive if t == 1 else 0 * drive, jnp.int32(t))
+        sent.append(np.asarray(spikes))
+    assert (sent[0] != 0).mean() > 0.9 and not np.any(sent[8:])
+    assert np.abs(state.sent - drive / theta).max() < 0.501
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet", "windows"])

@@ -38,12 +38,12 @@ class SigmaDelta(Neuron):
 
     .. math::
         v_t = v_{t-1} + I_t, \qquad
-        n_t = Q\big(f(v_t) / \theta - N_{t-1}\big), \qquad
+        n_t = \lfloor f(v_t) / \theta + \tfrac12 \rfloor - N_{t-1}, \qquad
         N_t = N_{t-1} + n_t
 
-    `Q` rounds to the nearest whole number, at the first step by the `initial` of the
-    threshold instead of ½, or, with `digits`, to the nearest that so many signed powers
-    of two add up to; it gives at most `gamma`, of either sign.
+    At the first step it rounds by the `initial` of the threshold instead of ½. With
+    `digits` a spike is the number nearest to what is missing that so many signed powers
+    of two add up to. It is at most `gamma`, of either sign.
 
     One step (`steps=1`) is the conventional network with its activations rounded to
     `θ`, each sent once, and none that is 0. With `digits` it is sent in a floating
@@ -93,10 +93,10 @@ class SigmaDelta(Neuron):
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
         potential = state.potential + current
-        error = self._wanted(threshold, potential, f) - state.sent
-        spikes = self._rounded(threshold, error / self.worth(t), t)
+        wanted = self._wanted(threshold, potential, f)
+        spikes = self._rounded(threshold, wanted, t, state.sent)
         spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
-        return Said(potential, state.sent + spikes * self.worth(t)), spikes
+        return Said(potential, state.sent + spikes), spikes
 
     def _wanted(self, threshold, potential, f):
         """The activation over the threshold; rectified last, see `Refining`."""
@@ -109,13 +109,18 @@ class SigmaDelta(Neuron):
         wanted = jnp.maximum(drive / theta, 0.0)
         return wanted if f.cap is None else jnp.minimum(wanted, f.cap / theta)
 
-    def _rounded(self, threshold, x, t):
-        start = over(threshold.initial, x).astype(x.dtype)
+    def _rounded(self, threshold, wanted, t, sent=0.0):
+        """What is sent of what is wanted, in quanta.
+
+        What is wanted is rounded, not what is missing of it: there a tie could be
+        rounded to and fro for ever, and a still input would never be silent.
+        """
+        start = over(threshold.initial, wanted).astype(wanted.dtype)
         rounding = jnp.where(t == 1, start, jnp.full_like(start, 0.5))
-        if self.digits is None:
-            found = jnp.floor(x + rounding)
-        else:
-            found = nearest(x, self.digits, 1 - rounding)
+        found = jnp.floor(wanted + rounding) - sent
+        if self.digits is not None:
+            some = nearest(wanted - sent, self.digits, 1 - rounding)
+            found = jnp.where(found == 0, found, some)
         if self.gamma is None:
             return found
         return jnp.clip(found, float(-self.gamma), float(self.gamma))
