@@ -225,6 +225,33 @@ class Bottleneck(nn.Module):
         return batch_norm(name="around_norm")(x)
 
 
+class Dense(nn.Module):
+    """A DenseNet: every layer normalises all before it, of a width of the stem."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(batch_norm()(conv3(4)(x)))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        for block in range(2):
+            for _ in range(2):
+                y = x
+                for features in (6, 2):
+                    y = nn.relu(batch_norm()(y))
+                    y = nn.Conv(features, (1, 1), use_bias=False)(y)
+                x = jnp.concatenate([x, y], -1)
+            if block == 0:
+                x = nn.Conv(4, (1, 1), use_bias=False)(nn.relu(batch_norm()(x)))
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+        return dense(3, bias=True)(nn.relu(batch_norm()(x)).mean((1, 2)))
+
+
+def dense_block(number):
+    """torchvision's names of two layers of a DenseNet."""
+    layers = [f"features.denseblock{number}.denselayer{i}." for i in (1, 2)]
+    kinds = ("norm1", "conv1", "norm2", "conv2")
+    return [layer + kind for layer in layers for kind in kinds]
+
+
 # name: (module, images, PyTorch's names in order of use)
 DIALECTS = {
     # github.com/akamaster/pytorch_resnet_cifar10; eleven blocks: 1.10 after 1.9
@@ -251,6 +278,13 @@ DIALECTS = {
         VGG((2, "M", 4, "M"), 3, hidden=(6,)),
         (1, 4, 4, 3),
         ["0", "1", "4", "5", "9", "11"],
+    ),
+    "torchvision densenet": (
+        Dense(),
+        (1, 4, 4, 3),
+        ["features.conv0", "features.norm0", *dense_block(1)]
+        + [f"features.transition1.{kind}" for kind in ("norm", "conv")]
+        + [*dense_block(2), "features.norm5", "classifier"],
     ),
     "torchvision bottlenecks": (
         Bottleneck(shortcut_first=False),

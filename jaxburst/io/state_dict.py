@@ -8,7 +8,8 @@ A state dict says neither what is used after what nor what is joined to what, so
 and names must decide which tensor is whose. The rules, none of which swaps in silence:
 
 1. Tensors with the same name up to the last dot belong together, and so do a layer and
-   the normalisation behind it: neighbours in a mapping, or by name (`conv1`, `bn1`).
+   the normalisation behind it (or before it): neighbours in a mapping, or by name
+   (`conv1`, `bn1`).
 2. Layers of the same shapes are filled in the order in which the module uses them; with
    a mapping's order on the other side, or, from a file, with that of numbers in names
    (`layer1.2` before `layer1.10`). The alphabet decides nothing.
@@ -36,7 +37,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
 from jaxburst.checks import door, finite
-from jaxburst.graph import Synapse, Wire
+from jaxburst.graph import Neuron, Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
 from jaxburst.network import Network
 from jaxburst.tracing import trace
@@ -362,6 +363,7 @@ class _Layer:
       kind: conv, dense, norm, vector (one parameter of one axis or none) or other.
       expected: `{PyTorch's name: (shape, path of the leaf, how to rewrite it)}`.
       norm: the path of the normalisation right behind it, if there is one.
+      front: that of the one whose ReLU it reads.
       map: the `(channels, *spatial)` that a dense layer reads in flattened form.
     """
 
@@ -369,6 +371,7 @@ class _Layer:
     kind: str
     expected: dict[str, tuple[tuple[int, ...], tuple[str, ...], Callable | None]]
     norm: str | None = None
+    front: str | None = None
     map: tuple[int, ...] | None = None
 
     def signature(self) -> tuple:
@@ -427,7 +430,7 @@ def _layers(module: nn.Module, example, arguments):
     for leaf, value in leaves.items():
         owned.setdefault(leaf[1:-1], {})[leaf] = value
     places = _places(network)
-    norms = _norms(network)
+    norms = _norms(network), _fronts(network)
     layers = [
         _layer("/".join(path), calls.get(path), own, network, places, norms, found)
         for path, own in owned.items()
@@ -474,6 +477,25 @@ def _norms(network: Network) -> dict[str, str]:
             root = getattr(held, "root", None)
             if root and owner_of(root) != owner:
                 found.setdefault(owner, owner_of(root))
+    return found
+
+
+def _fronts(network: Network) -> dict[str, str]:
+    """What has parameters of its own and scales what a synapse reads, before a ReLU."""
+    found: dict[str, str] = {}
+    scales: dict[str, str] = {}  # a node -> the last owner of what scaled it
+    for node in network.graph.nodes:
+        use = network.program.uses.get(node.name)
+        roots = [getattr(held, "root", None) for held in use.operands()] if use else []
+        owners = [owner_of(root) for root in roots if root]
+        if isinstance(node.role, Neuron) and node.inputs[0] in scales:
+            scales[node.name] = scales[node.inputs[0]]
+        elif isinstance(node.role, Synapse) and owners:
+            before = network.graph[node.inputs[0]]
+            if isinstance(before.role, Neuron) and before.name in scales:
+                found.setdefault(owner_of(use.kernel.root), scales[before.name])
+        if isinstance(node.role, Synapse | Wire) and owners:
+            scales[node.name] = owners[-1]
     return found
 
 
@@ -557,7 +579,8 @@ def _layer(path, module, own, network, places, norms, found: Orders) -> _Layer:
         leaf: (shape, short[where[leaf]], rewrite)
         for leaf, (shape, rewrite) in expected.items()
     }
-    return _Layer(path, kind, full, norms.get(path), found.maps.get(path))
+    behind, front = (some.get(path) for some in norms)
+    return _Layer(path, kind, full, behind, front, found.maps.get(path))
 
 
 def _of_conv(module, kernel):
@@ -677,7 +700,7 @@ class _Matching:
         weak: list[Chosen] = []
         failed: list[_Ambiguous] = []
         for pairs in (*self.pairings(), {}):
-            units = self.units(pairs)
+            units = self.units(pairs) or self.units(pairs, front=True)
             if units is None:
                 continue
             try:
@@ -733,24 +756,27 @@ class _Matching:
                     pairs[partners[0]] = norm
         yield pairs
 
-    def units(self, pairs: dict[str, str]):
-        """Groups and layers in pairs, if both sides have the same ones."""
+    def units(self, pairs: dict[str, str], front: bool = False):
+        """Groups and layers in pairs, if both sides have the same ones.
+
+        With `front`, a layer goes with the normalisation before it, if it has one.
+        """
         taken = set(pairs.values())
         groups = [
             (name, pairs[name]) if name in pairs else (name,)
             for name in self.groups
             if name not in taken
         ]
-        behind: dict[str, str] = {}
-        if pairs:
-            for path, layer in self.layers.items():
-                norm = self.layers.get(layer.norm)
-                if norm is not None and norm.kind == "norm":
-                    if norm.path not in behind.values():
-                        behind[path] = norm.path
-        taken = set(behind.values())
+        norms: dict[str, str] = {}
+        for which in ("front", "norm") if front else ("norm",):
+            for path, layer in self.layers.items() if pairs else ():
+                norm = self.layers.get(getattr(layer, which))
+                if norm is not None and norm.kind == "norm" and path not in norms:
+                    if norm.path not in norms.values():
+                        norms[path] = norm.path
+        taken = set(norms.values())
         layers = [
-            (path, behind[path]) if path in behind else (path,)
+            (path, norms[path]) if path in norms else (path,)
             for path in self.layers
             if path not in taken
         ]
