@@ -224,11 +224,11 @@ def _sized(arguments, size: int):
 
 
 def _line(error: Exception) -> str:
-    """The user's line that an error comes from."""
+    """The user's line that an error comes from; in a front end, what that says."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not framework(frame.filename):
             return f"{frame.filename}:{frame.lineno} ({frame.name})"
-    return "the function"
+    return f"the function ({str(error).partition(chr(10))[0]})"
 
 
 def _closure(function: Callable, example, roles) -> Network:

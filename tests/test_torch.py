@@ -489,6 +489,7 @@ REFUSED = {
         lambda x: F.batch_norm(x, None, None, training=True),
         "statistics of the batch",
     ),
+    "dropout": (F.dropout, "training mode.*training=self.training"),
     "fixed batch": (lambda x: x.reshape(2, -1), "free batch"),
     "value-dependent": (lambda x: x if x.sum() > 0 else -x, "cannot write"),
     "complex": (lambda x: torch.fft.fft(x).abs(), "aten._fft|complex"),

@@ -341,6 +341,7 @@ _REMEDY = {
     "": "write that layer with operations of the table in jaxburst/io/torch.py",
     "_native_batch_norm_legit": "it uses the statistics of the batch, of which an "
     "image knows nothing; set track_running_stats=True and train",
+    "native_dropout": "it is in training mode: pass training=self.training",
 }
 _POOLS = ("max_pool", "adaptive_max_pool")
 
