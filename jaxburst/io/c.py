@@ -106,25 +106,30 @@ _HEAD = """\
 #include "NAME.h"
 #include <string.h>
 
-typedef PLACE place;
+/* Sets of places, a bit for each. */
+static inline void mark(uint32_t *set, uint32_t p) { set[p / 32] |= 1u << p % 32; }
 
-/* Places that are waiting, each once. */
-typedef struct {
-  place *list;
-  uint8_t *flag;
-  uint32_t count;
-} queue;
-
-static inline void mark(queue *q, uint32_t p) {
-  q->list[q->count] = (place)p; /* has room for one more */
-  q->count += !q->flag[p];
-  q->flag[p] = 1;
+/* Up to 32 places side by side, whose bits lie in two words. */
+static inline void mark_row(uint32_t *set, uint32_t p, uint64_t bits) {
+  bits <<= p % 32;
+  set[p / 32] |= (uint32_t)bits;
+  set[p / 32 + 1] |= (uint32_t)(bits >> 32);
 }
 
-static inline void forget(queue *q) {
-  for (uint32_t e = 0; e < q->count; e++) q->flag[q->list[e]] = 0;
-  q->count = 0;
+#ifdef __GNUC__
+#define LOWEST(bits) (uint32_t)__builtin_ctz(bits)
+#else
+static inline uint32_t LOWEST(uint32_t bits) {
+  uint32_t n = 0;
+  while (!(bits >> n & 1)) n++;
+  return n;
 }
+#endif
+/* Every place p of a set, in order. */
+#define EVERY(set) \\
+  for (uint32_t w = 0, p; w < sizeof set / sizeof *set - 1; w++) \\
+    for (uint32_t b = set[w]; b && (p = 32 * w + LOWEST(b), 1); b &= b - 1)
+#define FORGET(set) memset(set, 0, sizeof set)
 
 static int32_t now;      /* steps so far */
 static int32_t grown;    /* how many quanta one of the first step is */
@@ -136,11 +141,6 @@ NAME_counters NAME_counted[NAME_SYNAPSES];
 static uint16_t channel[WIDEST + 1];
 static int32_t value[WIDEST + 1];
 
-#ifdef __GNUC__
-#define FETCH(p) __builtin_prefetch(p)
-#else
-#define FETCH(p) ((void)(p))
-#endif
 #if defined(__AVX2__) || defined(__ARM_NEON)
 #define WIDE
 #endif
@@ -148,9 +148,12 @@ static int32_t value[WIDEST + 1];
   (memcpy(&few, p, sizeof few), __builtin_convertvector(few, many))
 #ifdef __AVX512BW__ /* one instruction, of which GCC 12 makes five */
 #include <immintrin.h>
+#define SPREAD16(many, few, p) \\
+  ((void)few, (many)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
 #define SPREAD32(many, few, p) \\
   ((void)few, (many)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
 #else
+#define SPREAD16 SPREAD
 #define SPREAD32 SPREAD
 #endif
 """
@@ -203,10 +206,8 @@ _SYNAPSE = """
 static void synapse_INDEX(void) {
   NAME_counters *const counted = &NAME_counted[COUNTER];
   HOLD
-  for (uint32_t e = 0; e < COUNT; e++) {
-    const uint32_t p = PLACES;
+  OVER {
     const XTYPE *restrict x = X + p * INS;
-    AHEAD
     uint32_t m = 0, taps = 0;
     for (uint32_t c = 0; c < INS; c++) {
       channel[m] = (uint16_t)c;
@@ -237,7 +238,7 @@ _CHUNK = """last = quanta <= SHORT ? m : first;
 
 _NEURON = """
 /* NOTE */
-static inline void fire_INDEX(uint32_t p) {
+static inline void fire_INDEX(uint32_t pPARAMETERS) {
   int32_t *restrict v = v_INDEX + p * WIDTH;
   NTYPE *restrict out = n_INDEX + p * WIDTH;
   PREPARE
@@ -252,15 +253,14 @@ static inline void fire_INDEX(uint32_t p) {
     out[c] = (NTYPE)spikes[c];
     SENT
   }
-  if (fired) q_INDEX.list[q_INDEX.count++] = (place)p;
+  if (fired) mark(q_INDEX, p);
 }
 
 static void neurons_INDEX(int all) {
-  for (uint32_t e = 0; e < q_INDEX.count; e++)
-    memset(n_INDEX + (uint32_t)q_INDEX.list[e] * WIDTH, 0, WIDTH * sizeof *n_INDEX);
-  q_INDEX.count = 0;
+  EVERY(q_INDEX) memset(n_INDEX + p * WIDTH, 0, WIDTH * sizeof *n_INDEX);
+  FORGET(q_INDEX);
   if (all)
-    for (uint32_t p = 0; p < COUNT; p++) fire_INDEX(p);
+    for (uint32_t p = 0; p < COUNT; p++) fire_INDEX(pARGUMENTS);
   TOUCHED
 }
 """
@@ -268,11 +268,10 @@ static void neurons_INDEX(int all) {
 _REFINE = """const int32_t wide = v[c]ROWS;
     int32_t w = wide > 0 ? wide : 0;
     CAP
-    const int32_t known = s[c] * growth;
     int32_t target = (w + START) >> BITS;
     target = target > top ? top : target;
-    int32_t n = target - known;
-    const int32_t gap = w - known * (1 << BITS);
+    int32_t n = target - known[c];
+    const int32_t gap = w - known[c] * (1 << BITS);
     n = gap <= close && gap >= -close ? 0 : n;
     n = n > most ? most : n < -most ? -most : n;"""
 
@@ -286,18 +285,16 @@ _BURST = """const int32_t u = v[c]HELDBIASROWS;
 _POOL = """
 /* NOTE */
 static void pool_INDEX(int all) {
-  for (uint32_t e = 0; e < q_INDEX.count; e++)
-    memset(n_INDEX + (uint32_t)q_INDEX.list[e] * WIDTH, 0, WIDTH * sizeof *n_INDEX);
-  forget(&q_INDEX);
+  EVERY(q_INDEX) memset(n_INDEX + p * WIDTH, 0, WIDTH * sizeof *n_INDEX);
+  FORGET(q_INDEX);
   if (all)
-    for (uint32_t o = 0; o < OUTPLACES; o++) mark(&q_INDEX, o);
-  for (uint32_t e = 0; !all && e < t_INDEX.count; e++) {
-    const uint32_t p = t_INDEX.list[e];
-    LOOPS
-  }
-  forget(&t_INDEX);
-  for (uint32_t e = 0; e < q_INDEX.count; e++) {
-    const uint32_t p = q_INDEX.list[e];
+    for (uint32_t o = 0; o < OUTPLACES; o++) mark(q_INDEX, o);
+  else
+    EVERY(t_INDEX) {
+      LOOPS
+    }
+  FORGET(t_INDEX);
+  EVERY(q_INDEX) {
     int32_t best[WIDTH];
     for (uint32_t c = 0; c < WIDTH; c++) best[c] = INT32_MIN;
     BACK
@@ -314,8 +311,7 @@ _LINK = """
 /* NOTE */
 static void link_INDEX(void) {
   HOLD
-  for (uint32_t e = 0; e < COUNT; e++) {
-    const uint32_t p = LIST;
+  EVERY(SET) {
     for (uint32_t c = 0; c < WIDTH; c++) {
       const int32_t n = X[p * WIDTH + c];
       if (!n) continue;
@@ -329,8 +325,7 @@ _LINK_ROWS = """
 /* NOTE */
 static void link_INDEX(void) {
   HOLD
-  for (uint32_t e = 0; e < COUNT; e++) {
-    const uint32_t p = LIST;
+  EVERY(SET) {
     const int32_t to = TABLE[p];
     if (to < 0) continue;
     for (uint32_t c = 0; c < WIDTH; c++)
@@ -355,8 +350,6 @@ class _Program:
         self.clears: list[str] = []  # at reset
         self.flash = self.ram = 0
         self.out = {part.name: self.leaving(part) for part in net.parts}
-        most = max(self.places(part, k) for part in net.parts for k in (0, 1))
-        self.place = "uint16_t" if most < 2**16 else "uint32_t"
         for part in net.parts:
             getattr(self, part.kind)(part)
             for i in self.out[part.name]:
@@ -429,12 +422,8 @@ class _Program:
             self.clears.append(f"memset({name}, 0, sizeof {name});")
         return name
 
-    def queue(self, name: str, places: int) -> None:
-        kind = self.place
-        self.array(kind, f"{name}_list", places + 1, clear=False)
-        self.array("uint8_t", f"{name}_flag", places)
-        self.declared.append(f"static queue {name} = {{{name}_list, {name}_flag, 0}};")
-        self.clears.append(f"{name}.count = 0;")
+    def set(self, name: str, places: int) -> None:
+        self.array("uint32_t", name, -(-places // 32) + 1)
 
     def constant(self, values: np.ndarray, kind: str | None = None) -> str:
         """A constant array; equal ones are one."""
@@ -463,7 +452,7 @@ class _Program:
         grown = self.net.finest if self.net.refining else 1
         self.array(_type(2 * RANGE * grown), f"n_{i}", part.size)
         self.array("int16_t", f"last_{i}", part.size)
-        self.queue(f"q_{i}", self.places(part))
+        self.set(f"q_{i}", self.places(part))
 
     def loops(
         self, axes: tuple[Axis, ...], body: str, run: str = "", block: str = ""
@@ -526,8 +515,8 @@ class _Program:
         if own:
             x, kind, bound = self.sums(part), "int32_t", SHORT + 1
             self.array("int32_t", x, places * ins)
-            self.queue(f"t_{i}", places)
-            count, listed, tally = f"t_{i}.count", f"t_{i}.list[e]", ""
+            self.set(f"t_{i}", places)
+            over, tally = f"EVERY(t_{i})", ""
         else:
             source = self.net[links[0].source]
             j = self.index[source.name]
@@ -536,9 +525,9 @@ class _Program:
                 bound = 2 * RANGE * (self.net.finest if self.net.refining else 1)
             kind = _type(bound)
             if source.width == ins:
-                count, listed = f"q_{j}.count", f"q_{j}.list[e]"
+                over = f"EVERY(q_{j})"
             else:
-                count, listed = str(places), "e"
+                over = f"for (uint32_t p = 0; p < {places}; p++)"
             each = outs // part.groups
             tally = f"counted->operations += (uint64_t)quanta * taps * {each};"
             if source.kind == "charge" or source.name in self.net.constant:
@@ -547,13 +536,14 @@ class _Program:
         if direct:
             target = self.net[direct.target]
             hold, t = self.hold(target), self.index[target.name]
-            marking = f"mark(&t_{t}, $o);" if self.marks(target) else ""
+            marked = f"t_{t}" if self.marks(target) else ""
         else:
             self.array("int32_t", f"y_{i}", part.size)
-            self.queue(f"q_{i}", self.places(part))
-            hold, marking = f"int32_t *const sums = y_{i};", f"mark(&q_{i}, $o);"
+            self.set(f"q_{i}", self.places(part))
+            hold, marked = f"int32_t *const sums = y_{i};", f"q_{i}"
+        marking = f"mark({marked}, $o);" if marked else ""
         short = bound <= SHORT and part.groups == 1
-        axis, run, block, ahead = part.axes[-1], "", "", ""
+        axis, run, block = part.axes[-1], "", ""
         multiplier = part.arrays["multiplier"]
         if part.groups == 1 and axis.neighbours:
             # Rows of neighbouring taps side by side, as the places are that they reach.
@@ -562,8 +552,10 @@ class _Program:
             wide, table = taps * outs, self.constant(kernel)
             scale = self.constant(np.tile(multiplier, taps), "int32_t")
             at = f"{table} + ($ther) * {rows * wide}"
-            mark = f"for (uint32_t k = 0; k < {taps}; k++) {{ {marking} }}\n"
-            mark = mark.replace(", $o);", ", $o + k);") if marking else ""
+            mark = f"mark_row({marked}, $o, {2**taps - 1:#x});\n" if marked else ""
+            if taps > 32:
+                mark = f"for (uint32_t k = 0; k < {taps}; k++) "
+                mark = (mark + marking.replace("$o", "$o + k")) * bool(marked)
             to = f"(sums + (size_t)($o) * {outs}, {at}, {scale}, first, last);\n"
             run = f"{self.adder(wide, wide, short)}{to}{mark}taps += {taps};\n"
             before = part.axes[-2] if len(part.axes) > 1 else Axis(1, 1)
@@ -573,11 +565,10 @@ class _Program:
                 add = self.adder(wide, wide, short, many, apart)
                 mark = mark and (
                     f"for (uint32_t t = 0; t < {many}; t++)\n"
-                    + mark.replace("$o + k", f"$o - t * {axis.out} + k")
+                    + mark.replace("$o", f"$o - t * {axis.out}")
                 )
                 to = to.replace("($ther)", f"($ther) * {many}")
                 block = f"{add}{to}{mark}taps += {many * taps};\n"
-                ahead = self.ahead(part, listed) if "[e]" in listed else ""
             add, at = (
                 self.adder(outs, wide, short),
                 f"{at} + ({taps - 1} - $k) * {outs}",
@@ -597,36 +588,18 @@ class _Program:
         )
         clear = ""
         if own:
-            clear = (
-                f"for (uint32_t e = 0; e < t_{i}.count; e++) memset({x} + (uint32_t)"
-                f"t_{i}.list[e] * {ins}, 0, {ins} * sizeof *{x});\n  forget(&t_{i});"
-            )
+            clear = f"{over} memset({x} + p * {ins}, 0, {ins} * sizeof *{x});\n"
+            clear += f"  FORGET(t_{i});"
         text = _SYNAPSE.replace("LOOPS", self.loops(part.axes, body, run, block))
         chunk = _CHUNK.replace("SHORT", str(SHORT)) if short else "last = m;"
         if "quanta" not in chunk + tally:
             a = text.index("    int32_t quanta"), text.index("    for (uint32_t first")
             text = text[: a[0]] + text[a[1] :]
         self.emit(
-            text, NOTE=part.name, HOLD=hold, COUNT=count, PLACES=listed, XTYPE=kind,
-            AHEAD=ahead,
+            text, NOTE=part.name, HOLD=hold, OVER=over, XTYPE=kind,
             CHUNK=chunk, TALLY=tally, CLEAR=clear, EACH=outs // part.groups, INDEX=i,
             COUNTER=self.synapses.index(part.name), INS=ins, X=x, OUTS=outs,
         )  # fmt: skip
-
-    def ahead(self, part: Part, listed: str) -> str:
-        """Brings the sums that the next place reaches near, while this one is added."""
-        above, axis = part.axes[-2:]
-        row, places = axis.out * part.width, self.places(part)
-        first = above.low - above.taps + 1, axis.low - axis.taps + 1
-        at = f"(int32_t)(q / {axis.size}) * {axis.out} + (int32_t)(q % {axis.size})"
-        return (
-            f"const uint32_t q = {listed.replace('[e]', '[e + 1]')};\n"
-            f"int32_t near = {at} + {first[0] * axis.out + first[1]};\n"
-            f"near = near < 0 ? 0 : near < {places} ? near : {places - 1};\n"
-            f"for (int32_t t = 0; t < {above.taps}; t++)\n"
-            f"for (int32_t l = 0; l < {axis.taps * part.width}; l += 16)\n"
-            f"FETCH(sums + near * {part.width} + t * {row} + l);"
-        )
 
     def adder(
         self, outs: int, stride: int, short: bool, rows: int = 1, apart=(0, 0)
@@ -646,7 +619,7 @@ class _Program:
             return f"add_{key}"
         lanes = math.gcd(outs, 512 // bits)
         count = max(n for n in range(1, 5) if outs // lanes % n == 0)
-        spread = "SPREAD32" if (lanes, bits) == (32, 16) else "SPREAD"
+        spread = f"SPREAD{lanes}" if bits == 16 and lanes > 8 else "SPREAD"
         single, vectors, events, sums = _SINGLE, "defined(WIDE)", "", ""
         if rows > 1:
             below = self.adder(outs, stride, short)
@@ -714,8 +687,8 @@ class _Program:
         self.state(part)
         kind = _type(part.count)
         self.array(kind, f"n_{i}", part.size)
-        self.queue(f"q_{i}", self.places(part))
-        prepare, touched = [], ""
+        self.set(f"q_{i}", self.places(part))
+        prepare, touched, given, passed = [], "", "", ""
         words = {"BITS": part.bits, "CAP": "", "SENT": "", "QUIET": ""}
         rows = part.arrays.get("rows")
         words["ROWS"] = ""
@@ -724,9 +697,7 @@ class _Program:
             at = "" if size == width else f" + p * {width}"
             limit = f"now < {len(rows)} ? now : {len(rows)}"
             if net.refining:
-                limit = f"streaming ? {len(rows)} : {limit}"
-            else:  # beyond the last row there is none
-                limit = f"{limit}"
+                limit = f"stream ? {len(rows)} : {limit}"
             prepare.append(f"const int32_t row = {limit};")
             prepare.append(f"const int32_t *rows = {table} + (row - 1) * {size}{at};")
             words["ROWS"] = " + rows[c]"
@@ -738,42 +709,44 @@ class _Program:
             stype = "u" * (part.total < 2**16) + _type(part.total // 2)
             self.array(stype, f"s_{i}", part.size)
             prepare.append(f"{stype} *restrict s = s_{i} + p * {width};")
-            words["SENT"] = f"s[c] = ({stype})(s[c] * growth + spikes[c]);"
+            words["SENT"] = f"s[c] = ({stype})(s[c] + spikes[c]);"
         cap = part.arrays.get("cap")
         limit = f"{self.constant(cap, 'int32_t')}[c]" if cap is not None else ""
         if net.refining:
             body, start = _REFINE, part.arrays["start"]
             words["QUIET"] = "&& growth == 1" if net.ratio > 1 else ""
-            self.queue(f"t_{i}", self.places(part))
+            self.set(f"t_{i}", self.places(part))
             if cap is not None:
                 words["CAP"] = f"w = w > {limit} * grown ? {limit} * grown : w;"
             half = 1 << part.bits >> 1
             silence = int(net.settings["silence"] * (1 << part.bits))
             most = part.gamma or "INT32_MAX"
             prepare += [
-                "const int first = now == 1;",
-                f"const int32_t growth = first || streaming ? 1 : {net.ratio};",
+                f"const int32_t growth = first || stream ? 1 : {net.ratio};",
                 f"const int32_t close = first ? -1 : {silence};",
-                f"const int32_t most = streaming ? INT32_MAX : {most};",
-                f"const int32_t top = streaming ? {part.total} : INT32_MAX;",
+                f"const int32_t most = stream ? INT32_MAX : {most};",
+                f"const int32_t top = stream ? {part.total} : INT32_MAX;",
+                f"int32_t known[{width}]; /* of one type: wider vectors below */",
+                f"for (uint32_t c = 0; c < {width}; c++) known[c] = s[c] * growth;",
             ]
+            words["SENT"] = words["SENT"].replace("s[c] +", "known[c] +")
+            given, passed = ", int first, int stream", ", now == 1, streaming"
             if (start == start.flat[0]).all():
                 begin = int(start.flat[0])
                 prepare.append(
-                    f"const int32_t start = first && !streaming ? {begin} : {half};"
+                    f"const int32_t start = first && !stream ? {begin} : {half};"
                 )
                 words["START"] = "start"
             else:
                 table = self.constant(start, "int32_t")
                 at = "c" if start.size == width else f"p * {width} + c"
-                words["START"] = f"(first && !streaming ? {table}[{at}] : {half})"
+                words["START"] = f"(first && !stream ? {table}[{at}] : {half})"
             touched = (
-                f"else\n    for (uint32_t e = 0; e < t_{i}.count; e++)"
-                f" fire_{i}(t_{i}.list[e]);\n  forget(&t_{i});"
+                f"else /* constants */\n    EVERY(t_{i}) fire_{i}(p, 0, 1);\n"
+                f"  FORGET(t_{i});"
             )
         else:
             body = _BURST
-            words["SENT"] = words["SENT"].replace(" * growth", "")
             words["MOST"] = part.gamma or part.total
             words["HELD"] = f" + h_{i}[p * {width} + c]" if self.held(part) else ""
             words["BIAS"] = self.added(part, "bias")
@@ -796,6 +769,7 @@ class _Program:
         self.emit(
             _NEURON.replace("BODY", body), INDEX=i, NOTE=part.name, WIDTH=width,
             NTYPE=kind, PREPARE="\n  ".join(prepare), TOUCHED=touched,
+            PARAMETERS=given, ARGUMENTS=passed,
             COUNT=self.places(part), **words,
         )  # fmt: skip
 
@@ -805,8 +779,8 @@ class _Program:
         kind = _type(part.count)
         self.array(kind, f"n_{i}", part.size)
         self.array("int32_t", f"s_{i}", part.size)
-        self.queue(f"q_{i}", self.places(part))
-        self.queue(f"t_{i}", self.places(part, 1))
+        self.set(f"q_{i}", self.places(part))
+        self.set(f"t_{i}", self.places(part, 1))
         axes = part.axes[:-1] if width > 1 or part.axes[-1].size == 1 else part.axes
         axes = axes or (Axis(1, 1),)
         back, rest, place = "", "p", "0"
@@ -829,7 +803,7 @@ class _Program:
             "best[c] = v[c] > best[c] ? v[c] : best[c];\n" + "}\n" * len(axes)
         )
         text = _POOL.replace("BACK", back)
-        text = text.replace("LOOPS", self.loops(axes, f"mark(&q_{i}, $o);\n"))
+        text = text.replace("LOOPS", self.loops(axes, f"mark(q_{i}, $o);\n"))
         half, bits = 1 << part.bits >> 1, part.bits
         self.emit(
             text, INDEX=i, NOTE=part.name, WIDTH=width, NTYPE=kind,
@@ -864,7 +838,7 @@ class _Program:
             )
         marking = ""
         if self.marks(target):
-            marking = f"mark(&t_{self.index[target.name]}, to / {wide});"
+            marking = f"mark(t_{self.index[target.name]}, to / {wide});"
         matrix, template, words = link.matrix, _LINK, {}
         split = self.split(matrix, source.size // width, width)
         if split and not count and self.side_by_side(*split[:2], wide):
@@ -883,7 +857,7 @@ class _Program:
             move = self.moved(split, then) if split else self.table(matrix, width, then)
         self.emit(
             template, INDEX=number, NOTE=f"{source.name} to {target.name}", MOVE=move,
-            HOLD=self.hold(target), COUNT=f"q_{j}.count", LIST=f"q_{j}.list[e]",
+            HOLD=self.hold(target), SET=f"q_{j}",
             WIDTH=width, X=x, **words,
         )  # fmt: skip
 
@@ -983,9 +957,9 @@ class _Program:
         if part.kind == "synapse" and not self.direct(part):
             width = part.width
             text += (
-                f"for (uint32_t e = 0; e < q_{i}.count; e++) memset(y_{i} + (uint32_t)"
-                f"q_{i}.list[e] * {width}, 0, {width} * sizeof *y_{i});\n"
-                f"forget(&q_{i});\n"
+                f"EVERY(q_{i}) memset(y_{i} + p * {width}, 0, "
+                f"{width} * sizeof *y_{i});\n"
+                f"FORGET(q_{i});\n"
             )
         return text
 
@@ -1030,14 +1004,14 @@ class _Program:
       last_{i}[c] = input{k}[c];
       any |= change;
     }}
-    if (any) mark(&q_{i}, p);
+    if (any) mark(q_{i}, p);
   }}
   """
         before = ""
         for part in net.parts:
             before += self.run(part, True)
         for part in net.of("input"):
-            before += f"forget(&q_{self.index[part.name]});\n"
+            before += f"FORGET(q_{self.index[part.name]});\n"
         limit = "" if net.refining else "if (now >= NAME_STEPS) return -1;\n"
         tables = ""
         for part in net.of("neuron", "pool"):
@@ -1096,7 +1070,7 @@ int NAME_step({", ".join(given)}) {{
 }}
 """
         widest = max([self.width(part) for part in net.of("synapse")] + [1])
-        head = _HEAD.replace("WIDEST", str(widest)).replace("PLACE", self.place)
+        head = _HEAD.replace("WIDEST", str(widest))
         text = [head, *self.declared, *self.functions, rest]
         return "\n".join(text).replace("NAME", name)
 
