@@ -266,6 +266,26 @@ def test_outputs_are_onnxruntimes(name):
     assert found == [w.shape for w in wanted], "b is 3"
 
 
+@pytest.mark.parametrize(
+    "how, rounding, scales",
+    [
+        ("half_pixel", "round_prefer_ceil", (1.7, 0.7)),  # a tie; 7 of 10, not 6
+        ("align_corners", "round_prefer_floor", (6.2, 1.5)),
+        ("asymmetric", "floor", (1.1, 1)),  # of the same size: nothing is done
+    ],
+)
+def test_the_nearest_is_onnxruntimes_at_a_tie(how, rounding, scales):
+    nodes = [
+        node("Resize", "x  scales", "y", mode="nearest", nearest_mode=rounding,
+             coordinate_transformation_mode=how)
+    ]  # fmt: skip
+    tensors = weights(scales=np.float32([1, 1, *scales]))
+    proto = model(nodes, tensors, ["n", 1, 6, 10], 13)
+    function, variables = from_onnx(proto)
+    x = inputs_of(proto)
+    assert_equal(run(proto, x), [function(variables, x)])
+
+
 def test_variables_are_the_weights_and_sizes_are_none():
     _, variables = from_onnx(residual())
     assert set(variables) == set(

@@ -984,13 +984,17 @@ def _resize(
         raise ValueError("exclude_outside, antialias and aspect ratios are not known")
     axes = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
     scaled = scales is not None and scales.size > 0
+    found = {}
     for axis, wanted in zip(axes, _numbers(scales if scaled else sizes), strict=True):
         size = x.shape[axis]
-        if wanted == (1 if scaled else size):
-            continue
-        new = math.floor(size * wanted) if scaled else wanted
-        step = 1 / np.float32(wanted) if scaled else np.float32(size / new)
-        at = _coordinates(coordinate_transformation_mode, size, new, step)
+        if wanted != (1 if scaled else size):
+            scale = np.float32(wanted if scaled else wanted / size)
+            found[axis] = scale, int(np.float32(size) * scale) if scaled else wanted
+    if all(x.shape[axis] == new for axis, (_, new) in found.items()):
+        return x
+    for axis, (scale, new) in found.items():
+        size = x.shape[axis]
+        at = _coordinates(coordinate_transformation_mode, size, new, scale)
         if mode == "nearest":
             x = ops.pick(x, axis, np.clip(_nearest(nearest_mode, at), 0, size - 1))
         elif mode == "linear":
@@ -1002,20 +1006,20 @@ def _resize(
     return x
 
 
-def _coordinates(kind, size, new, step):
-    """Where each new position lies among the old ones."""
+def _coordinates(kind, size, new, scale):
+    """Where each new position lies among the old ones; at a tie rounding decides."""
     i, half = np.arange(new, dtype=np.float32), np.float32(0.5)
     if kind == "asymmetric":
-        return i * step
+        return i / scale
     if kind == "align_corners":
-        return i * np.float32((size - 1) / max(new - 1, 1))
+        return i * np.float32(size - 1) / np.float32(max(new - 1, 1))
     if kind == "half_pixel" or (kind == "pytorch_half_pixel" and new > 1):
-        return (i + half) * step - half
+        return (i + half) / scale - half
     if kind == "pytorch_half_pixel":
         return i * 0
     if kind == "half_pixel_symmetric":
-        offset = size / 2 * (1 - new * step / size)
-        return np.float32(offset) + (i + half) * step - half
+        offset = size / 2 - new / scale / 2
+        return np.float32(offset) + (i + half) / scale - half
     raise ValueError(f"coordinate_transformation_mode {kind!r} is not known")
 
 

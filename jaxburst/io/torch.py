@@ -871,6 +871,8 @@ def _resize(x, output_size, scale_factors, weights):
     for i in range(rank):
         axis, size = i + 2, x.shape[i + 2]
         new = math.floor(size * factors[i]) if output_size is None else output_size[i]
+        if new == size:  # PyTorch copies, whatever the factor
+            continue
         step = size / new if factors[i] is None else 1 / factors[i]
         chosen = weights(size, new, np.float32(step))
         x = (ops.pick if chosen.ndim == 1 else ops.mix)(x, axis, chosen)
@@ -880,7 +882,10 @@ def _resize(x, output_size, scale_factors, weights):
 @_aten("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
 def _nearest(x, output_size=None, scale_factors=None):
     def weights(size, new, step):
-        return np.minimum((np.arange(new) * step).astype(int), size - 1)
+        if new == 2 * size:  # as PyTorch does, whatever the factor
+            return np.arange(new) // 2
+        at = np.arange(new, dtype=np.float32) * step
+        return np.minimum(at.astype(int), size - 1)
 
     return _resize(x, output_size, scale_factors, weights)
 
