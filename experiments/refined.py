@@ -71,8 +71,6 @@ def compared(
         model, spiking = convert(
             *(network, variables, calibration), batch_size=at_once, **settings
         )
-        if name == "rounded":  # as the preset does
-            spiking = jb.methods.centre(model, spiking, calibration, batch_size=at_once)
         converted, each = time.perf_counter(), []
 
         def kept(found, wanted, each=each):

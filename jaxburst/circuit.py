@@ -383,7 +383,7 @@ class _Block:
         )
         if name in self.record:
             self.potentials[name] = shown
-        return self.sent(node, spikes, True, threshold.zero)
+        return self.sent(node, spikes, True)
 
     def pool(self, node: Node, whole: bool, signal: _Signal) -> jax.Array:
         value = signal.value if whole else self.charge(signal)
@@ -430,14 +430,10 @@ class _Block:
         )
         return self.merge(out, node)
 
-    def sent(self, node: Node, spikes, whole: bool, zero=None) -> jax.Array:
-        """Keeps spikes, `[K, B, ...]`, and counts those that nobody knows beforehand;
-        returns all as one batch."""
-        self.spikes[node.name] = counted = spikes
-        if zero is not None:
-            first = (self.t == 1).reshape(-1, *[1] * (spikes.ndim - 1))
-            counted = spikes - first * over(zero, spikes)
-        values = images_first(self.graph, node.name, counted, node.batch_axis + 1)
+    def sent(self, node: Node, spikes, whole: bool) -> jax.Array:
+        """Keeps and counts what is sent, `[K, B, ...]`; returns it as one batch."""
+        self.spikes[node.name] = spikes
+        values = images_first(self.graph, node.name, spikes, node.batch_axis + 1)
         values = jnp.moveaxis(values, node.batch_axis + 1, 1)
         values = values.reshape(self.steps, self.batch, -1)
         self.traffic[node.name] = traffic_of(values, whole)

@@ -97,8 +97,6 @@ def _check_node(network: Network, node: Node, own) -> None:
             raise ValueError(f"{node.name}: expected a Threshold, found {own!r:.80}")
         shapes = threshold_shapes(network, node.name)
         for field, value in own._asdict().items():
-            if value is None:
-                continue
             allowed = shapes[: 2 if field == "theta" else 3]
             found = jnp.shape(value)
             if field == "bias" and found:

@@ -336,7 +336,7 @@ class _Units:
             rows = (1,) * (rank + 1 - bias.ndim)
             bias = bias.reshape(bias.shape[0], *rows, *bias.shape[1:])
             bias = bias / unit.reshape((1,) * (rank + 1 - unit.ndim) + unit.shape)
-        return own._replace(theta=theta, bias=bias)
+        return Threshold(theta, own.initial, bias)
 
 
 def _along(unit, axis: int, rank: int):

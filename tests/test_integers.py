@@ -172,10 +172,6 @@ def test_refusals_name_what_and_what_instead():
 
     refused("gated.*lateral", own.model(SIGNED, "gated"))
     refused("allowance.*signed=True", Model(own.network, Burst(5, allowance=2)))
-    centred = spiking["relu0"]._replace(zero=np.ones(()))
-    refused(
-        "zero points.*centre", own.model(SIGNED), spiking=spiking | {"relu0": centred}
-    )
     refused("digits.*SigmaDelta", own.model(SigmaDelta(digits=2)))
     refused("Phase.*Burst, Refining", own.model(Phase()))
     many = own.model(Burst(2**20, signed=True))

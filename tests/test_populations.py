@@ -22,7 +22,6 @@ from jaxburst.convert import convert, verify
 from jaxburst.graph import Neuron, Product
 from jaxburst.methods.anytime import Margins, decide
 from jaxburst.methods.calibration import calibrate_mse
-from jaxburst.methods.centring import centre
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
 from jaxburst.network import Refused, forward
@@ -305,39 +304,6 @@ def test_direct_and_layer_order_say_the_same(name):
         ).logits
         times = np.array([0, 2, STEPS - 1])
         np.testing.assert_allclose(found[times], at_once, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["mobile", "padded"])
-def test_zero_points_change_what_is_sent_and_nothing_else(name):
-    """Less than before at the first step, as much as is said less the zero points."""
-    it = case(name)
-    model, names = it.model(Refining()), it.network.neurons
-    centred = centre(model, it.spiking, it.inputs)
-    plain, found = (
-        simulate(model, spiking, it.inputs, 3, record=names)
-        for spiking in (it.spiking, centred)
-    )
-    jax.tree.map(np.testing.assert_array_equal, plain.logits, found.logits)
-    moved = [n for n in names if centred[n].zero is not None]
-    assert len(moved) > len(names) / 3
-    for name in names:
-        said = np.array(found.spikes[name])
-        if name in moved:
-            said[0] -= np.asarray(centred[name].zero)
-        sent = np.abs(said).reshape(*said.shape[:2], -1).sum(2)
-        np.testing.assert_array_equal(found.traffic[name].quanta, sent)
-        assert sent.sum() <= np.asarray(plain.traffic[name].quanta).sum()
-    quanta = [
-        sum(t.quanta[0].sum() for t in x.traffic.values()) for x in (plain, found)
-    ]
-    assert 0 < quanta[1] < 0.9 * quanta[0], quanta
-
-
-def test_zero_points_are_for_neurons_that_send_changes():
-    network = trace(lambda w, x: jax.nn.relu(x @ w["d"]) @ w["b"], W, TOKENS[:1])
-    spiking = convert(network, W, {"relu0": 1.0})
-    with pytest.raises(ValueError, match="presented its input at every step"):
-        centre(Model(network, Burst()), spiking, TOKENS)
 
 
 def test_the_ratio_is_the_slope():

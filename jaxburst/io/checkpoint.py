@@ -89,8 +89,7 @@ def save(
         parts[name] = kind if kind in _PARTS else len(own)
         fields = own._fields if kind in _PARTS else range(len(own))
         for field, value in zip(fields, own, strict=True):
-            if value is not None:
-                arrays[f"{name}/{field}"] = value
+            arrays[f"{name}/{field}"] = value
     description = {
         "neuron": _encoded(model.neuron, "neuron"),
         "settings": {name: getattr(model, name) for name in _settings()},
@@ -171,11 +170,8 @@ def _assembled(parts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Spiking:
     for name, kind in parts.items():
         part = _PARTS[kind] if isinstance(kind, str) else None
         fields = part._fields if part else range(int(kind))
-        places = {field: f"{name}/{field}" for field in fields}
-        if part:  # a field that was None is not there
-            places = {field: at for field, at in places.items() if at in arrays}
-        values = {field: jnp.asarray(arrays[at]) for field, at in places.items()}
-        spiking[name] = part(**values) if part else tuple(values.values())
+        values = tuple(jnp.asarray(arrays[f"{name}/{field}"]) for field in fields)
+        spiking[name] = part(*values) if part else values
     return spiking
 
 

@@ -675,7 +675,7 @@ def to_integers(model: Model, spiking: Spiking, inputs, steps: int = 4) -> Integ
     return _Builder(model, spiking, model.network.leaves(inputs), steps).build()
 
 
-def _sayable(model: Model, spiking: Spiking):
+def _sayable(model: Model):
     """The model's neuron, if what it does can be said in whole numbers."""
     neuron, what = model.neuron, ""
     if type(neuron) not in (Burst, Refining, SigmaDelta):
@@ -684,8 +684,6 @@ def _sayable(model: Model, spiking: Spiking):
         what = "an allowance has", "Burst(signed=True), which takes back errors too"
     elif getattr(neuron, "digits", None) is not None:
         what = "a limit of digits has", "SigmaDelta()"
-    elif any(getattr(own, "zero", None) is not None for own in spiking.values()):
-        what = "zero points have", "the weights that methods.centre was given"
     elif model.pool != "lateral":
         what = "gated pooling has", "pool='lateral', which is exact"
     if what:
@@ -705,7 +703,7 @@ class _Builder:
 
     def __init__(self, model: Model, spiking: Spiking, leaves: list, steps: int):
         self.graph, self.spiking = model.network.graph, spiking
-        self.neuron: Any = _sayable(model, spiking)
+        self.neuron: Any = _sayable(model)
         self.leaves, self.steps = leaves, steps
         self.refining = not self.neuron.repeats
         self.ratio = getattr(self.neuron, "ratio", 1)
@@ -925,7 +923,7 @@ class _Builder:
 
     def populate(self, node: Node, value: _Sum) -> None:
         theta, initial, bias = (
-            np.asarray(x, np.float64) for x in self.spiking[node.name][:3]
+            np.asarray(x, np.float64) for x in self.spiking[node.name]
         )
         neuron, name = self.neuron.at(node.name), node.name
         cap, gamma = node.role.cap, neuron.gamma

@@ -4,7 +4,6 @@ from jaxburst.methods import analysis, anytime, calibration, presets
 from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
-from jaxburst.methods.centring import centre
 from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
 from jaxburst.methods.polishing import polish
@@ -21,7 +20,6 @@ __all__ = [
     "calibrate",
     "calibrate_mse",
     "calibration",
-    "centre",
     "correct",
     "direct",
     "normalise",

@@ -26,6 +26,7 @@ from jaxburst.methods.balancing import caused
 from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.model import Model
 from jaxburst.network import forward
+from jaxburst.neurons import Threshold
 from jaxburst.progress import track
 from jaxburst.run import Plan, unroll
 
@@ -177,12 +178,10 @@ def _with_rows(model: Model, spiking: Spiking, steps: int) -> Spiking:
         def wide(x, shape=shape):
             return jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, shape))
 
-        theta, initial, bias = spiking[name][:3]
+        theta, initial, bias = spiking[name]
         rows = [own.correction(bias, jnp.asarray(t)) for t in range(1, steps + 1)]
         rows = jnp.stack([wide(row.astype(theta.dtype)) for row in rows])
-        found[name] = spiking[name]._replace(
-            theta=wide(theta), initial=wide(initial), bias=rows
-        )
+        found[name] = Threshold(wide(theta), wide(initial), rows)
     return found
 
 
@@ -224,9 +223,9 @@ def _prices(model, spiking, inputs, steps: int, budget: float, cost, unit) -> _P
 def _changed(spiking: Spiking, change: dict) -> Spiking:
     found = dict(spiking)
     for name, (grown, shifted) in change.items():
-        theta, bias = spiking[name].theta, spiking[name].bias
+        theta, initial, bias = spiking[name]
         bias = bias + shifted * over(theta, bias)
-        found[name] = spiking[name]._replace(theta=theta * jnp.exp(grown), bias=bias)
+        found[name] = Threshold(theta * jnp.exp(grown), initial, bias)
     return found
 
 

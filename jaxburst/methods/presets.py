@@ -15,7 +15,6 @@ from jaxburst.graph import Neuron as Population
 from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
 from jaxburst.methods.calibration import calibrate, calibrate_mse
-from jaxburst.methods.centring import centre
 from jaxburst.methods.corrections import correct
 from jaxburst.model import Model
 from jaxburst.network import Network
@@ -106,8 +105,7 @@ def refining(
     within 0.6 of a quantum stay silent. Thresholds per channel describe the activations
     best with `levels` levels at the first step, and are then balanced between layers
     (`balance`, on one batch). The first step rounds at 0.4 of a threshold; the means of
-    the first four steps are corrected on two batches. Functions that are no ReLU get
-    zero points (`centre`, on one batch).
+    the first four steps are corrected on two batches.
 
     Args:
       network: the network.
@@ -139,7 +137,4 @@ def refining(
     )
     model = Model(network, neuron)
     spiking = convert(network, variables, thresholds, initial=0.4)
-    spiking = correct(model, spiking, first(inputs, 2 * batch_size), steps=4)
-    if other:
-        spiking = centre(model, spiking, some, batch_size=batch_size)
-    return model, spiking
+    return model, correct(model, spiking, first(inputs, 2 * batch_size), steps=4)

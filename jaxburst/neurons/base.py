@@ -37,9 +37,6 @@ class Threshold(NamedTuple):
       bias: a correction that is added to the current (of refining neurons, to the
         drive): a scalar for all steps, or one row per step, `[S, ...]`. What a run
         does beyond the last row is the neuron's: see `correction`.
-      zero: the zero point, whole spikes of the first step that every neuron is known
-        to fire, for `methods.centre`: receivers start with what they are worth, and
-        what travels is the difference. None for 0.
 
     Example:
       >>> spiking["relu0"]._replace(theta=1.0).theta
@@ -49,7 +46,6 @@ class Threshold(NamedTuple):
     theta: jax.Array
     initial: jax.Array
     bias: jax.Array
-    zero: jax.Array | None = None
 
 
 class Neuron(abc.ABC):
