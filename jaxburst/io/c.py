@@ -126,10 +126,9 @@ static inline uint32_t LOWEST(uint32_t bits) {
 }
 #endif
 /* Every place p of a set, in order. */
-#define EVERY(set) \\
-  for (uint32_t w = 0, p; w < sizeof set / sizeof *set - 1; w++) \\
+#define EVERY(set, words) \\
+  for (uint32_t w = 0, p; w < words; w++) \\
     for (uint32_t b = set[w]; b && (p = 32 * w + LOWEST(b), 1); b &= b - 1)
-#define FORGET(set) memset(set, 0, sizeof set)
 
 static int32_t now;      /* steps so far */
 static int32_t grown;    /* how many quanta one of the first step is */
@@ -203,8 +202,8 @@ static inline void add_INDEX(int32_t *restrict a, const int8_t *restrict k,
 
 _SYNAPSE = """
 /* NOTE */
-static void synapse_INDEX(void) {
-  NAME_counters *const counted = &NAME_counted[COUNTER];
+static void synapse_INDEX(GIVEN) {
+  NAME_counters *const counted = &NAME_counted[@COUNTER@];
   HOLD
   OVER {
     const XTYPE *restrict x = X + p * INS;
@@ -238,8 +237,20 @@ _CHUNK = """last = quanta <= SHORT ? m : first;
 
 _NEURON = """
 /* NOTE */
-static inline void fire_INDEX(uint32_t pPARAMETERS) {
-  int32_t *restrict v = v_INDEX + p * WIDTH;
+static void neurons_INDEX(int all, GIVEN) {
+  EVERY(q_INDEX) memset(n_INDEX + p * WIDTH, 0, WIDTH * sizeof *n_INDEX);
+  FORGET(q_INDEX);
+  if (all) {
+    FIRST
+    for (uint32_t p = 0; p < COUNT; p++) {
+      FIRE
+    }
+  }
+  TOUCHED
+}
+"""
+
+_FIRE = """int32_t *restrict v = v_INDEX + p * WIDTH;
   NTYPE *restrict out = n_INDEX + p * WIDTH;
   PREPARE
   int32_t spikes[WIDTH], fired = 0;
@@ -248,35 +259,33 @@ static inline void fire_INDEX(uint32_t pPARAMETERS) {
     spikes[c] = n;
     fired |= n;
   }
-  if (!fired QUIET) return; /* what is there already stands */
+  if (!fired QUIET) continue; /* what is there already stands */
   for (uint32_t c = 0; c < WIDTH; c++) {
     out[c] = (NTYPE)spikes[c];
     SENT
   }
-  if (fired) mark(q_INDEX, p);
-}
+  if (fired) mark(q_INDEX, p);"""
 
-static void neurons_INDEX(int all) {
-  EVERY(q_INDEX) memset(n_INDEX + p * WIDTH, 0, WIDTH * sizeof *n_INDEX);
-  FORGET(q_INDEX);
-  if (all)
-    for (uint32_t p = 0; p < COUNT; p++) fire_INDEX(pARGUMENTS);
-  TOUCHED
-}
-"""
+_TOUCHED = """else {
+    const int first = 0, stream = 1;
+    EVERY(t_INDEX) {
+      FIRE
+    }
+  }
+  FORGET(t_INDEX);"""
 
 _REFINE = """const int32_t wide = v[c]ROWS;
     int32_t w = wide > 0 ? wide : 0;
     CAP
-    int32_t target = (w + START) >> BITS;
+    int32_t target = (w + START) >> bits;
     target = target > top ? top : target;
     int32_t n = target - known[c];
-    const int32_t gap = w - known[c] * (1 << BITS);
+    const int32_t gap = w - known[c] * (1 << bits);
     n = gap <= close && gap >= -close ? 0 : n;
     n = n > most ? most : n < -most ? -most : n;"""
 
 _BURST = """const int32_t u = v[c]HELDBIASROWS;
-    int32_t n = u >> BITS;
+    int32_t n = u >> bits;
     LOW
     n = n > MOST ? MOST : n;
     CAP
@@ -284,7 +293,7 @@ _BURST = """const int32_t u = v[c]HELDBIASROWS;
 
 _POOL = """
 /* NOTE */
-static void pool_INDEX(int all) {
+static void pool_INDEX(int all, GIVEN) {
   EVERY(q_INDEX) memset(n_INDEX + p * WIDTH, 0, WIDTH * sizeof *n_INDEX);
   FORGET(q_INDEX);
   if (all)
@@ -309,7 +318,7 @@ static void pool_INDEX(int all) {
 
 _LINK = """
 /* NOTE */
-static void link_INDEX(void) {
+static void link_INDEX(GIVEN) {
   HOLD
   EVERY(SET) {
     for (uint32_t c = 0; c < WIDTH; c++) {
@@ -323,7 +332,7 @@ static void link_INDEX(void) {
 
 _LINK_ROWS = """
 /* NOTE */
-static void link_INDEX(void) {
+static void link_INDEX(GIVEN) {
   HOLD
   EVERY(SET) {
     const int32_t to = TABLE[p];
@@ -344,6 +353,9 @@ class _Program:
         self.index = {part.name: i for i, part in enumerate(net.parts)}
         self.synapses = [part.name for part in net.of("synapse")]
         self.constants: dict[tuple, str] = {}
+        self.arrays: dict[str, tuple[str, int]] = {}
+        self.shared: dict[str, str] = {}  # functions, by what they are but for arrays
+        self.calls: dict[str, str] = {}
         self.declared: list[str] = []
         self.functions: list[str] = []
         self.adds: set[str] = set()
@@ -354,6 +366,7 @@ class _Program:
             getattr(self, part.kind)(part)
             for i in self.out[part.name]:
                 self.link(i, net.links[i])
+        self.functions = [self.share(text) for text in self.functions]
 
     # Names of arrays, and what a part is to the others.
 
@@ -417,6 +430,7 @@ class _Program:
 
     def array(self, kind: str, name: str, size: int, *, clear: bool = True) -> str:
         self.declared.append(f"static {kind} {name}[{size}];")
+        self.arrays[name] = kind, size
         self.ram += size * int(re.findall(r"\d+", kind)[0]) // 8
         if clear:
             self.clears.append(f"memset({name}, 0, sizeof {name});")
@@ -442,6 +456,7 @@ class _Program:
             size = values.size + end
             text = _text(values) if values.size else "{0}"
             self.declared.append(f"static const {kind} {name}[{size}] =\n{text};")
+            self.arrays[name] = f"const {kind}", size
             self.flash += values.nbytes
         return self.constants[key]
 
@@ -652,9 +667,54 @@ class _Program:
         longest = "|".join(sorted(words, key=len, reverse=True))
         pattern = re.compile(rf"(?<![A-Z])({longest})(?![A-Z])")
         text = template
-        for _ in range(2):
+        for _ in range(4):
             text = pattern.sub(lambda found: str(words[found[1]]), text)
         self.functions.append(text)
+
+    def share(self, text: str) -> str:
+        """A function for all layers of its shape, or nothing if there is one already.
+
+        Its arrays become parameters, and so do numbers between @. Processors have
+        little room for code.
+        """
+        if "GIVEN" not in text:
+            return text
+        name, start = re.findall(r"static void (\w+)\((.*)GIVEN", text)[0]
+        passed: dict[str, str] = {}  # what is passed, and the parameter
+        numbers: list[str] = []
+
+        def array(found) -> str:
+            word = found[0]
+            if word not in self.arrays:
+                return word
+            return passed.setdefault(word, f"a{len(passed)}")
+
+        def number(found) -> str:
+            numbers.append(found[1])
+            return f"b{len(numbers) - 1}"
+
+        text = re.sub(r"\b[a-z]+_\d+\b", array, self.sized(text))
+        text = re.sub(r"@(-?\d+)@", number, text)
+        given = [f"{self.arrays[x][0]} *restrict {a}" for x, a in passed.items()]
+        given += [f"int32_t b{i}" for i in range(len(numbers))]
+        text = text.replace("GIVEN", ", ".join(given))
+        own = text[text.index("static void") :].replace(name, "NAME")
+        known = self.shared.setdefault(own, name)
+        arguments = start.replace("int all", "ALL") + ", ".join([*passed, *numbers])
+        self.calls[name] = f"{known}({arguments});\n"
+        return text if known == name else ""
+
+    def sized(self, text: str) -> str:
+        """Writes the sizes of sets where these are gone through or forgotten."""
+
+        def every(found) -> str:
+            return f"EVERY({found[1]}, {self.arrays[found[1]][1] - 1})"
+
+        def forget(found) -> str:
+            return f"memset({found[1]}, 0, {4 * self.arrays[found[1]][1]})"
+
+        text = re.sub(r"EVERY\((\w+)\)", every, text)
+        return re.sub(r"FORGET\((\w+)\)", forget, text)
 
     def state(self, part: Part) -> None:
         """The sums of a part, and what they begin with."""
@@ -688,8 +748,8 @@ class _Program:
         kind = _type(part.count)
         self.array(kind, f"n_{i}", part.size)
         self.set(f"q_{i}", self.places(part))
-        prepare, touched, given, passed = [], "", "", ""
-        words = {"BITS": part.bits, "CAP": "", "SENT": "", "QUIET": ""}
+        prepare = [f"const int32_t bits = @{part.bits}@;"]
+        words = {"CAP": "", "SENT": "", "QUIET": "", "TOUCHED": "", "FIRST": ""}
         rows = part.arrays.get("rows")
         words["ROWS"] = ""
         if rows is not None and rows.any():
@@ -723,28 +783,25 @@ class _Program:
             most = part.gamma or "INT32_MAX"
             prepare += [
                 f"const int32_t growth = first || stream ? 1 : {net.ratio};",
-                f"const int32_t close = first ? -1 : {silence};",
+                f"const int32_t close = first ? -1 : @{silence}@;",
                 f"const int32_t most = stream ? INT32_MAX : {most};",
-                f"const int32_t top = stream ? {part.total} : INT32_MAX;",
+                f"const int32_t top = stream ? @{part.total}@ : INT32_MAX;",
                 f"int32_t known[{width}]; /* of one type: wider vectors below */",
                 f"for (uint32_t c = 0; c < {width}; c++) known[c] = s[c] * growth;",
             ]
             words["SENT"] = words["SENT"].replace("s[c] +", "known[c] +")
-            given, passed = ", int first, int stream", ", now == 1, streaming"
+            words["FIRST"] = "const int first = now == 1, stream = streaming;"
+            words["TOUCHED"] = _TOUCHED
             if (start == start.flat[0]).all():
                 begin = int(start.flat[0])
                 prepare.append(
-                    f"const int32_t start = first && !stream ? {begin} : {half};"
+                    f"const int32_t start = first && !stream ? @{begin}@ : @{half}@;"
                 )
                 words["START"] = "start"
             else:
                 table = self.constant(start, "int32_t")
                 at = "c" if start.size == width else f"p * {width} + c"
-                words["START"] = f"(first && !stream ? {table}[{at}] : {half})"
-            touched = (
-                f"else /* constants */\n    EVERY(t_{i}) fire_{i}(p, 0, 1);\n"
-                f"  FORGET(t_{i});"
-            )
+                words["START"] = f"(first && !stream ? {table}[{at}] : @{half}@)"
         else:
             body = _BURST
             words["MOST"] = part.gamma or part.total
@@ -758,18 +815,17 @@ class _Program:
                 )
             if cap is not None:
                 words["CAP"] = (
-                    f"const int32_t left = ((now * {limit}) >> {part.bits}) - s[c];\n"
+                    f"const int32_t left = ((now * {limit}) >> bits) - s[c];\n"
                     "    n = n > left ? left : n;"
                 )
-            words["RESET"] = f"u - n * (1 << {part.bits})"
+            words["RESET"] = "u - n * (1 << bits)"
             if net.settings["reset"] == "zero":
                 words["RESET"] = "n > 0 ? 0 : u"
         for word in ("HELD", "BIAS", "ROWS"):
             body = body.replace(word, str(words.pop(word, "")))
         self.emit(
-            _NEURON.replace("BODY", body), INDEX=i, NOTE=part.name, WIDTH=width,
-            NTYPE=kind, PREPARE="\n  ".join(prepare), TOUCHED=touched,
-            PARAMETERS=given, ARGUMENTS=passed,
+            _NEURON, FIRE=_FIRE.replace("BODY", body), INDEX=i, NOTE=part.name,
+            WIDTH=width, NTYPE=kind, PREPARE="\n  ".join(prepare),
             COUNT=self.places(part), **words,
         )  # fmt: skip
 
@@ -807,7 +863,7 @@ class _Program:
         half, bits = 1 << part.bits >> 1, part.bits
         self.emit(
             text, INDEX=i, NOTE=part.name, WIDTH=width, NTYPE=kind,
-            OUTPLACES=self.places(part), BEST=f"(best[c] + {half}) >> {bits}",
+            OUTPLACES=self.places(part), BEST=f"(best[c] + @{half}@) >> @{bits}@",
         )  # fmt: skip
 
     charge = pool  # of one place, divided
@@ -834,7 +890,7 @@ class _Program:
                 what = "macs += (uint64_t)"
             counter = self.synapses.index(synapse.name)
             count = (
-                f"{self.name}_counted[{counter}].{what}{reach}(to / {wide}) * {outs};"
+                f"{self.name}_counted[@{counter}@].{what}{reach}(to / {wide}) * {outs};"
             )
         marking = ""
         if self.marks(target):
@@ -893,7 +949,7 @@ class _Program:
 
     def factor(self, each) -> str:
         if (each == each[0]).all():
-            return str(int(each[0]))
+            return f"@{int(each[0])}@"
         return f"{self.constant(each, 'int32_t')}[c]"
 
     def moved(self, split, then: str) -> str:
@@ -941,19 +997,19 @@ class _Program:
         if not constant and not (part.dynamic or part.kind == "output"):
             return ""
         if part.kind == "synapse":
-            text += f"synapse_{i}();\n"
+            text += self.calls[f"synapse_{i}"]
         elif part.kind == "neuron":
             always = "1" if not net.refining else "!streaming || now == 1"
-            text += f"neurons_{i}({always});\n"
+            text += self.calls[f"neurons_{i}"].replace("ALL", always)
         elif part.kind in ("pool", "charge"):
             text += self.present(part) if not constant else ""
             always = "!now" if constant else "now == 1"
             always = "1" if self.present(part) else always
-            text += f"pool_{i}({always});\n"
+            text += self.calls[f"pool_{i}"].replace("ALL", always)
         elif part.kind == "output":
             text += self.present(part)
         for number in self.out[part.name]:
-            text += f"link_{number}();\n"
+            text += self.calls[f"link_{number}"]
         if part.kind == "synapse" and not self.direct(part):
             width = part.width
             text += (
@@ -1071,7 +1127,7 @@ int NAME_step({", ".join(given)}) {{
 """
         widest = max([self.width(part) for part in net.of("synapse")] + [1])
         head = _HEAD.replace("WIDEST", str(widest))
-        text = [head, *self.declared, *self.functions, rest]
+        text = [head, *self.declared, *self.functions, self.sized(rest)]
         return "\n".join(text).replace("NAME", name)
 
     def header(self) -> str:
