@@ -5,9 +5,10 @@
 
 One C11 file and its header, without dependencies and without allocation: all memory is
 static. Work is done where an event arrives. A population sends the places at which it
-fired, a queue, and whole numbers for the channels there; a synapse adds the rows of its
+fired, a set, and whole numbers for the channels there; a synapse adds the rows of its
 kernel for these channels to the sums that they reach, and marks their places for the
-next population.
+next population. Layers of one shape share their functions, which bear the name of the
+first.
 
     infer(image, steps)    an image, from rest
     step(frame)            the next frame of a stream, the state carried on
@@ -804,7 +805,7 @@ class _Program:
                 words["START"] = f"(first && !stream ? {table}[{at}] : @{half}@)"
         else:
             body = _BURST
-            words["MOST"] = part.gamma or part.total
+            words["MOST"] = str(part.gamma or part.total)
             words["HELD"] = f" + h_{i}[p * {width} + c]" if self.held(part) else ""
             words["BIAS"] = self.added(part, "bias")
             words["LOW"] = "n = n < 0 ? 0 : n;"
