@@ -35,8 +35,6 @@ from jaxburst.neurons import Neuron
 from jaxburst.run import trace_of
 from jaxburst.traffic import Traffic
 
-_LARGEST = 4.0  # a layer's threshold changes by no more than this factor
-
 
 @door(inputs="calibration")
 def balance(
@@ -62,8 +60,9 @@ def balance(
     Graded events become fewer more slowly than quanta do. Rounding errors grow like
     :math:`k_l^2` and are independent from layer to layer; spikes become fewer like
     :math:`1/k_l`. The factors make :math:`\sum_l D_l k_l^2` least for a given
-    :math:`\sum_l E_l / k_l`, by Lagrange's rule. Of logits, errors are relative to
-    their mean; of several outputs, over the mean square of each.
+    :math:`\sum_l E_l / k_l`, by Lagrange's rule; none is more than 4, or `γ / 8` of
+    neurons whose spikes may be so large, nor less than one over that. Of logits, errors
+    are relative to their mean; of several outputs, over the mean square of each.
 
     Args:
       network: the network.
@@ -93,7 +92,9 @@ def balance(
     _, spent = caused(model, spiking, inputs, steps, cost=cost, unit=unit)
     words = "Balancing" if progress else ""
     harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
-    factors = _factors(np.array([spent[name] for name in network.neurons]), harm)
+    largest = max(4, (neuron.most or 0) / 8)  # or finer thresholds would not reach
+    spent = np.array([spent[name] for name in network.neurons])
+    factors = _factors(spent, harm).clip(1 / largest, largest)
     balanced = {}
     for name, factor in zip(network.neurons, factors, strict=True):
         theta = jnp.asarray(thresholds[name])
@@ -114,7 +115,7 @@ def _factors(spent: np.ndarray, harm: np.ndarray) -> np.ndarray:
     factors = np.ones_like(spent)
     factors[known] = np.cbrt(spent[known] / harm[known])
     factors[known] *= (spent[known] / factors[known]).sum() / spent[known].sum()
-    return np.clip(factors, 1 / _LARGEST, _LARGEST)
+    return factors
 
 
 def caused(

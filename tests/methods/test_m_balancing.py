@@ -62,6 +62,19 @@ def test_whole_populations_are_scaled(name, neuron):
     assert len({float(np.ravel(x)[0]) for x in balanced.values()}) > 1
 
 
+def test_larger_spikes_allow_finer_thresholds():
+    """One that is far too coarse comes down as far as its spikes reach."""
+    it = case("nested")
+    thresholds = dict(it.thresholds(Burst(30), "layer"))
+    first = it.network.neurons[0]
+    thresholds[first] = 30 * thresholds[first]
+    for gamma, factor in ((15, 4), (64, 8), (127, 127 / 8)):
+        found = balance(
+            it.network, it.variables, thresholds, it.inputs, Refining(gamma)
+        )
+        assert thresholds[first] / found[first] == pytest.approx(factor)
+
+
 @pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
 def test_harm_is_the_error_of_one_rounded_population(name):
     """A second way: the network once for every population, from the beginning."""
