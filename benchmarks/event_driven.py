@@ -229,7 +229,7 @@ def measure(name: str, options) -> dict:
         for side, part in CHANGES:
             frames = moving(images[chosen], side, part, rng)
             took, events = map(
-                float, program("stream", integers.quantised(frames)[0], 5).split()
+                float, program("stream", integers.quantised(frames)[0], 20).split()
             )
             streams.append(
                 {
