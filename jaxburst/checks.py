@@ -769,7 +769,7 @@ _SEEN: dict[int, weakref.ref] = {}  # arrays of JAX, which never change, by thei
 
 
 def finite(name: str, tree, hint: str, masks: bool = False) -> None:
-    """Refuses numbers that are not finite; masks of attention may hold -inf.
+    """Refuses numbers that are not finite; masks, 0 elsewhere, may hold -inf.
 
     Raises:
       ValueError: naming the place of the first.
@@ -786,7 +786,8 @@ def finite(name: str, tree, hint: str, masks: bool = False) -> None:
         host = np.asarray(leaf)
         if host.dtype.kind == "V":  # bfloat16 and the like
             host = host.astype(np.float32)
-        if not (np.isfinite(host) | (masks & np.isneginf(host))).all():
+        known = np.isfinite(host)
+        if not (known | (masks & np.isneginf(host) & ~host[known].any())).all():
             place = jax.tree_util.keystr(where, simple=True, separator="/")
             place = f"{name}: {place}" if place else name
             raise ValueError(f"{place}: a number is not finite; {hint}")

@@ -174,7 +174,10 @@ BAD = {
     "variables": [
         *(None, {}, [], 3, "weights", SPIKING, WEIGHTS2, WEIGHTS | {"more": X}),
         *({"hidden": WEIGHTS["hidden"]}, WEIGHTS | {"out": WEIGHTS["out"].T}),
-        *(WEIGHTS | {"out": changed(WEIGHTS["out"], v)} for v in (np.nan, np.inf)),
+        *(
+            WEIGHTS | {"out": changed(WEIGHTS["out"], v)}
+            for v in (np.nan, np.inf, -np.inf)
+        ),
         *(WEIGHTS | {"out": v} for v in ("out", None, WEIGHTS["out"] * 1j)),
     ],
     "spiking": [
