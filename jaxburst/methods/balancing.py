@@ -28,6 +28,7 @@ from jaxburst.graph import (
     stands_for,
 )
 from jaxburst.graph import Neuron as Population
+from jaxburst.methods.calibration import reached
 from jaxburst.methods.channels import by_channel, centred
 from jaxburst.model import Model
 from jaxburst.network import Network
@@ -60,9 +61,10 @@ def balance(
     Graded events become fewer more slowly than quanta do. Rounding errors grow like
     :math:`k_l^2` and are independent from layer to layer; spikes become fewer like
     :math:`1/k_l`. The factors make :math:`\sum_l D_l k_l^2` least for a given
-    :math:`\sum_l E_l / k_l`, by Lagrange's rule; none is more than 4, or `γ / 8` of
-    neurons whose spikes may be so large, nor less than one over that. Of logits, errors
-    are relative to their mean; of several outputs, over the mean square of each.
+    :math:`\sum_l E_l / k_l`, by Lagrange's rule. None is more than 4, nor less than ¼
+    unless a single step still reaches the largest activation, :math:`\gamma k \theta`.
+    Of logits, errors are relative to their mean; of several outputs, over the mean
+    square of each.
 
     Args:
       network: the network.
@@ -92,14 +94,22 @@ def balance(
     _, spent = caused(model, spiking, inputs, steps, cost=cost, unit=unit)
     words = "Balancing" if progress else ""
     harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
-    largest = max(4, (neuron.most or 0) / 8)  # or finer thresholds would not reach
     spent = np.array([spent[name] for name in network.neurons])
-    factors = _factors(spent, harm).clip(1 / largest, largest)
+    finest = _reach(network, spiking, inputs) / (neuron.most or np.inf)
+    factors = _factors(spent, harm).clip(np.minimum(finest, 0.25), 4)
     balanced = {}
     for name, factor in zip(network.neurons, factors, strict=True):
         theta = jnp.asarray(thresholds[name])
         balanced[name] = theta * theta.dtype.type(factor)
     return balanced
+
+
+def _reach(network: Network, spiking: Spiking, inputs) -> np.ndarray:
+    """The largest activation over the threshold of its channel, `[L]`."""
+    found = reached(network, spiking, inputs, "channel", 100, 100)
+    thetas = [np.ravel(spiking[name].theta) for name in network.neurons]
+    columns = [found[name][0] for name in network.neurons]
+    return np.array([(x / y).max() for x, y in zip(columns, thetas, strict=True)])
 
 
 def _quantum(neuron: Neuron, steps: int) -> float:

@@ -82,7 +82,7 @@ def calibrate(
       Zeng, IJCAI 2022, in activation units.
     """
     weights, levels = network.weights(variables), _levels(network, neuron)
-    ranges = _ranges(network, weights, inputs, per, percentile, batch_size)
+    ranges = reached(network, weights, inputs, per, percentile, batch_size)
     partly = {}
     for name, (values, most) in ranges.items():
         if values.any():
@@ -117,7 +117,7 @@ def _levels(network: Network, neuron: Neuron) -> dict[str, int]:
     return found
 
 
-def _ranges(network, weights, inputs, per, percentile, batch_size, words="") -> dict:
+def reached(network, weights, inputs, per, percentile, batch_size, words="") -> dict:
     """`{name: (percentile of each column, largest of all)}` of the activations."""
     count, peaks = length(inputs), {}
     for name in network.neurons:
@@ -374,7 +374,7 @@ def calibrate_mse(
     words = ("Largest activations", "Thresholds") if progress else ("", "")
     most = {
         name: values
-        for name, (values, _) in _ranges(
+        for name, (values, _) in reached(
             network, weights, inputs, per, 100, batch_size, words[0]
         ).items()
     }
