@@ -489,6 +489,12 @@ REFUSED = {
         dict(roi=np.zeros(8, "f4"), s=np.array([1, 1, 2, 2], "f4")),
         "Resize, node y.*'tf_crop_and_resize' is not known",
     ),
+    "ties": (
+        node("Resize", "x roi s", "y", nearest_mode="floor",
+             coordinate_transformation_mode="half_pixel_symmetric"),
+        dict(roi=np.zeros(8, "f4"), s=np.array([1, 1, 3, 3], "f4")),
+        "Resize, node y.*depends on the last bit; export with half_pixel",
+    ),
     "negative padding": (
         node("ConvTranspose", "x w", "y", auto_pad="SAME_LOWER", strides=[3, 3]),
         dict(w=(3, 1, 2, 2)),

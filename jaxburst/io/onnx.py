@@ -996,6 +996,7 @@ def _resize(
         size = x.shape[axis]
         at = _coordinates(coordinate_transformation_mode, size, new, scale)
         if mode == "nearest":
+            _check_ties(coordinate_transformation_mode, nearest_mode, at)
             x = ops.pick(x, axis, np.clip(_nearest(nearest_mode, at), 0, size - 1))
         elif mode == "linear":
             x = ops.mix(x, axis, ops.linear_weights(at, size))
@@ -1021,6 +1022,16 @@ def _coordinates(kind, size, new, scale):
         offset = size / 2 - new / scale / 2
         return np.float32(offset) + (i + half) / scale - half
     raise ValueError(f"coordinate_transformation_mode {kind!r} is not known")
+
+
+def _check_ties(kind, rounding, at):
+    """Where the last bit would decide, runtimes differ."""
+    ties = at + 0.5 if rounding.startswith("round") else at
+    if kind == "half_pixel_symmetric" and (abs(ties - np.round(ties)) < 1e-4).any():
+        raise ValueError(
+            f"{kind} has positions where {rounding!r} depends on the last bit; "
+            "export with half_pixel"
+        )
 
 
 def _nearest(kind, at):
