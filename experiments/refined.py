@@ -25,6 +25,7 @@ def compared(
     steps: int,
     bits: int,
     at_once: int,
+    levels: int = 4,
 ) -> dict:
     """Measures a network, its activations rounded once, and refining spikes.
 
@@ -38,6 +39,7 @@ def compared(
       steps: time steps of refining spikes.
       bits: of the activations that are rounded once.
       at_once: inputs at a time.
+      levels: of the first step of refining spikes.
 
     Returns:
       A record; `table` prints it.
@@ -65,7 +67,7 @@ def compared(
     }
     for name, taken in (("rounded", 1), ("refining", steps)):
         start = time.perf_counter()
-        convert, settings = jb.presets.refining, {}
+        convert, settings = jb.presets.refining, {"levels": levels}
         if name == "rounded":
             convert, settings = rounded, {"bits": bits}
         model, spiking = convert(
