@@ -62,7 +62,7 @@ class Config(common.Study):
     frames: int = 16
     limit: int = 500
     lines: int = 8
-    step: int = 3
+    step: int = 2
     bits: int = 4
     calibration: int = 200
     at_once: int = 50
