@@ -77,6 +77,7 @@ def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
     most, ratio = (127, 4) if other else (15, 2)
     neuron = Refining(most, ratio, 0.6)
     preset = Setting(neuron)
+    quiet = (0.9, 1.5) if ratio > 3 else (0.9,)  # less than half of the ratio
 
     def neurons(name: str, *values) -> dict[str, Setting]:
         return {
@@ -90,14 +91,14 @@ def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
         | {f"{n}": replace(preset, levels=n) for n in (2, 8, 16)},
         "ratio": {f"{ratio}": preset} | neurons("ratio", 2, 4, 8),
         "spikes a step": {f"{most}": preset} | neurons("gamma", 15, 31, None),
-        "silence": {"0.6": preset} | neurons("silence", 0.0, 0.3, 0.9, *(1.5,) * (ratio > 3)),
+        "silence": {"0.6": preset} | neurons("silence", 0.0, 0.3, *quiet),
         "thresholds": {"balanced": preset, "not": replace(preset, balanced=False)},
         "means": {"corrected": preset, "not": replace(preset, corrected=False)},
     }
     if other:
         found["silence of norms and of queries, keys, values"] = {"0.6": preset} | {
             f"{own}": replace(preset, neuron=Partly(most, ratio, 0.6, kinds, own))
-            for own in (0.0, 0.9, 1.5)
+            for own in (0.0, *quiet)
         }
     return found
 
