@@ -74,7 +74,7 @@ class Setting:
 def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
     """`{factor: {value: setting}}`; the first value is the preset's."""
     other = any(node.role.function for node in network.graph.of(jb.graph.Neuron))
-    most, ratio = (127, 4) if other else (15, 2)
+    most, ratio = (None, 4) if other else (15, 2)
     neuron = Refining(most, ratio, 0.6)
     preset = Setting(neuron)
     quiet = (0.9, 1.5) if ratio > 3 else (0.9,)  # less than half of the ratio
@@ -90,7 +90,7 @@ def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
         "levels of the first step": {"4": preset}
         | {f"{n}": replace(preset, levels=n) for n in (2, 8, 16)},
         "ratio": {f"{ratio}": preset} | neurons("ratio", 2, 4, 8),
-        "spikes a step": {f"{most}": preset} | neurons("gamma", 15, 31, None),
+        "spikes a step": {f"{most}": preset} | neurons("gamma", 15, 127, None),
         "silence": {"0.6": preset} | neurons("silence", 0.0, 0.3, *quiet),
         "thresholds": {"balanced": preset, "not": replace(preset, balanced=False)},
         "means": {"corrected": preset, "not": replace(preset, corrected=False)},

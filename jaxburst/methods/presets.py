@@ -100,8 +100,8 @@ def refining(
     """Refining bursts, for three or four time steps.
 
     Spikes halve their weight at every step and are at most 15, which adds up to less
-    than 30 thresholds. Where a population is no ReLU they are at most 127, since
-    outliers of such functions lie a hundred thresholds away, and weigh a quarter at
+    than 30 thresholds. Where a population is no ReLU they have no limit, since
+    outliers of such functions lie hundreds of thresholds away, and weigh a quarter at
     every step: that is as close for the same quanta, in half the time. Neurons
     within 0.6 of a quantum stay silent. Thresholds per channel describe the activations
     best with `levels` levels at the first step, and are then balanced between layers
@@ -126,7 +126,7 @@ def refining(
       True
     """
     other = any(node.role.function for node in network.graph.of(Population))
-    gamma, ratio = (127, 4) if other else (15, 2)
+    gamma, ratio = (None, 4) if other else (15, 2)
     neuron = Refining(gamma, ratio, silence=0.6)
     thresholds = calibrate_mse(
         network, variables, inputs, Burst(levels), batch_size=batch_size,
