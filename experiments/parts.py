@@ -85,10 +85,15 @@ def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
             for value in values
         }
 
+    def leveled(levels: int) -> Setting:
+        """With a limit that reaches as far."""
+        gamma = most and most * levels // 4
+        return replace(preset, levels=levels, neuron=replace(neuron, gamma=gamma))
+
     kinds = ("norm", "identity")
     found = {
         "levels of the first step": {"4": preset}
-        | {f"{n}": replace(preset, levels=n) for n in (2, 8, 16)},
+        | {f"{n}": leveled(n) for n in (2, 8, 16)},
         "ratio": {f"{ratio}": preset} | neurons("ratio", 2, 4, 8),
         "spikes a step": {f"{most}": preset} | neurons("gamma", 15, 127, None),
         "silence": {"0.6": preset} | neurons("silence", 0.0, 0.3, *quiet),

@@ -403,6 +403,24 @@ def test_ablation(run_in_two, tiny_cifar, untrained, tmp_path):
 
 
 @pytest.mark.slow
+def test_parts(run_in_two, tiny_cifar, untrained, tmp_path):
+    """Coarser thresholds cost less and are farther off; errors fall with time."""
+    few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--at-once", "10")
+    run_in_two("parts", *untrained, *few, "--out", "here")
+    rows = _results(tmp_path / "here", "parts")["rows"]
+    levels = [row for row in rows if row["factor"] == "levels of the first step"]
+    preset, coarse, *_, finest = levels
+    assert coarse["value"] == "2" and finest["value"] == "16"
+    for row in rows:
+        assert row["error"][-1] < row["error"][0], row
+    for finer, coarser in ((preset, coarse), (finest, preset)):
+        assert finer["error"][0] < coarser["error"][0]
+        assert finer["energy_over_ann"][0] > coarser["energy_over_ann"][0] > 0
+    text = (tmp_path / "here/parts.md").read_text()
+    assert "ratio" in text and "balanced" in text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["release", "run"])
 def test_migrate(run, tmp_path, source):
     """What version 0.1 wrote, of a network whose weights it kept under other names."""
