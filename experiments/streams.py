@@ -307,14 +307,14 @@ def draw(record: dict, folder: Path) -> None:
                     row["joules"][price]["stream"] / row["joules"][price]["rounded"]
                     for row in found
                 ]
-                above = (0, 6) if name == "images" else (0, -14)
+                beside = {"images": (0, 6), "text": (10, -3), "sound": (0, -14)}
                 axis.margins(y=0.12)
                 axis.plot(range(len(found)), ratio, "o-", color=colour, label=name)
                 for i, row in enumerate(found):
                     axis.annotate(
                         f"{row['speed']}",
                         (i, ratio[i]),
-                        above,
+                        beside[name],
                         textcoords="offset points",
                         color=colour,
                         ha="center",
