@@ -145,11 +145,9 @@ class Follower:
         def look(var):
             if isinstance(var, Literal):
                 return Held(np.asarray(var.val))
-            return (
-                Held(np.zeros(var.aval.shape, var.aval.dtype))
-                if _empty(var)
-                else env[var]
-            )
+            if _empty(var):
+                return Held(np.zeros(var.aval.shape, var.aval.dtype))
+            return env[var]
 
         for eqn in _needed(jaxpr):
             source = "" if self.own else _source(eqn)
