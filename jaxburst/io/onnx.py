@@ -8,6 +8,7 @@ after the star its attributes: what it does not name is refused.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -282,6 +283,8 @@ def _node(proto, i: int, opset: int, known: set[str], used: set[str]) -> _Node:
         )
     parameters = inspect.signature(call).parameters.values()
     allowed = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        allowed |= _WINDOW
     attributes = {}
     for attribute in proto.attribute:
         value = onnx.helper.get_attribute_value(attribute)
@@ -535,69 +538,51 @@ def _onnx(*names, static: Sequence[int] = (), ignored: str = ""):
     return register
 
 
-def _unary(function, numpy=None):
-    def call(x):
-        return numpy(x) if numpy and _static(x) else function(_dynamic(x))
+def _named(name: str):
+    """NumPy's function, of sizes and constants, and JAX's of everything else."""
 
-    return call
-
-
-for _name, _call_unary in {
-    "Abs": _unary(jnp.abs, np.abs),
-    "Acos": _unary(jnp.arccos),
-    "Asin": _unary(jnp.arcsin),
-    "Atan": _unary(jnp.arctan),
-    "Ceil": _unary(jnp.ceil, np.ceil),
-    "Cos": _unary(jnp.cos, np.cos),
-    "Cosh": _unary(jnp.cosh),
-    "Erf": _unary(lax.erf),
-    "Exp": _unary(jnp.exp, np.exp),
-    "Floor": _unary(jnp.floor, np.floor),
-    "HardSwish": _unary(jax.nn.hard_swish),
-    "Identity": lambda x: x,
-    "IsNaN": _unary(jnp.isnan),
-    "Log": _unary(jnp.log, np.log),
-    "Mish": _unary(jax.nn.mish),
-    "Neg": _unary(jnp.negative, np.negative),
-    "Not": _unary(jnp.logical_not, np.logical_not),
-    "Reciprocal": _unary(lambda x: 1 / x, lambda x: 1 / x),
-    "Relu": _unary(jax.nn.relu),
-    "Round": _unary(jnp.round, np.round),
-    "Sigmoid": _unary(jax.nn.sigmoid),
-    "Sign": _unary(jnp.sign, np.sign),
-    "Sin": _unary(jnp.sin, np.sin),
-    "Sinh": _unary(jnp.sinh),
-    "Softplus": _unary(jax.nn.softplus),
-    "Softsign": _unary(jax.nn.soft_sign),
-    "Sqrt": _unary(jnp.sqrt, np.sqrt),
-    "Tan": _unary(jnp.tan),
-    "Tanh": _unary(jnp.tanh, np.tanh),
-}.items():
-    _onnx(_name)(_call_unary)
-
-
-def _binary(name):
-    def call(x, y):
-        module, x, y = _together(x, y)
-        return getattr(module, name)(x, y)
+    def call(*values):
+        module, *values = _together(*values)
+        return getattr(module, name)(*values)
 
     return call
 
 
 for _name, _function in {
+    "Abs": "abs",
+    "Acos": "arccos",
     "Add": "add",
-    "Sub": "subtract",
-    "Mul": "multiply",
+    "And": "logical_and",
+    "Asin": "arcsin",
+    "Atan": "arctan",
+    "Ceil": "ceil",
+    "Cos": "cos",
+    "Cosh": "cosh",
     "Equal": "equal",
-    "Less": "less",
-    "LessOrEqual": "less_equal",
+    "Exp": "exp",
+    "Floor": "floor",
     "Greater": "greater",
     "GreaterOrEqual": "greater_equal",
-    "And": "logical_and",
+    "IsNaN": "isnan",
+    "Less": "less",
+    "LessOrEqual": "less_equal",
+    "Log": "log",
+    "Mul": "multiply",
+    "Neg": "negative",
+    "Not": "logical_not",
     "Or": "logical_or",
+    "Reciprocal": "reciprocal",
+    "Round": "round",
+    "Sign": "sign",
+    "Sin": "sin",
+    "Sinh": "sinh",
+    "Sqrt": "sqrt",
+    "Sub": "subtract",
+    "Tan": "tan",
+    "Tanh": "tanh",
     "Xor": "logical_xor",
 }.items():
-    _onnx(_name)(_binary(_function))
+    _onnx(_name)(_named(_function))
 
 
 @_onnx("Div")
@@ -626,11 +611,7 @@ def _pow(x, y):
 
 def _variadic(name):
     def call(*values):
-        result = values[0]
-        for value in values[1:]:
-            module, left, right = _together(result, value)
-            result = getattr(module, name)(left, right)
-        return result
+        return functools.reduce(_named(name), values)
 
     return call
 
@@ -663,49 +644,30 @@ def _clip(x, low=None, high=None, *, min=None, max=None):
 # Nonlinearities
 
 
-@_onnx("LeakyRelu")
-def _leaky_relu(x, *, alpha=0.01):
-    return jax.nn.leaky_relu(x, alpha)
-
-
-@_onnx("PRelu")
-def _prelu(x, slope):
-    return jnp.where(x >= 0, x, slope * x)
-
-
-@_onnx("Elu")
-def _elu(x, *, alpha=1.0):
-    return jax.nn.elu(x, alpha)
-
-
-@_onnx("Celu")
-def _celu(x, *, alpha=1.0):
-    return jax.nn.celu(x, alpha)
-
-
-@_onnx("Selu")
-def _selu(x, *, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875):
-    return gamma * jax.nn.elu(x, alpha)
-
-
-@_onnx("ThresholdedRelu")
-def _thresholded_relu(x, *, alpha=1.0):
-    return jnp.where(x > alpha, x, 0)
-
-
-@_onnx("HardSigmoid")
-def _hard_sigmoid(x, *, alpha=0.2, beta=0.5):
-    return jnp.minimum(jnp.maximum(alpha * x + beta, 0), 1)
-
-
-@_onnx("Swish")
-def _swish(x, *, alpha=1.0):
-    return x * jax.nn.sigmoid(alpha * x)
-
-
-@_onnx("Gelu")
-def _gelu(x, *, approximate="none"):
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
+for _name, _call_of_x in {
+    "Celu": lambda x, *, alpha=1.0: jax.nn.celu(x, alpha),
+    "Elu": lambda x, *, alpha=1.0: jax.nn.elu(x, alpha),
+    "Erf": lambda x: lax.erf(_dynamic(x)),
+    "Gelu": lambda x, *, approximate="none": jax.nn.gelu(x, approximate == "tanh"),
+    "HardSigmoid": lambda x, *, alpha=0.2, beta=0.5: jnp.minimum(
+        jnp.maximum(alpha * x + beta, 0), 1
+    ),
+    "HardSwish": lambda x: jax.nn.hard_swish(x),
+    "Identity": lambda x: x,
+    "LeakyRelu": lambda x, *, alpha=0.01: jax.nn.leaky_relu(x, alpha),
+    "Mish": lambda x: jax.nn.mish(x),
+    "PRelu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "Relu": lambda x: jax.nn.relu(_dynamic(x)),
+    "Selu": lambda x, *, alpha=1.67326319217681884765625, gamma=1.050701022148132: (
+        gamma * jax.nn.elu(x, alpha)
+    ),
+    "Sigmoid": lambda x: jax.nn.sigmoid(_dynamic(x)),
+    "Softplus": lambda x: jax.nn.softplus(_dynamic(x)),
+    "Softsign": lambda x: jax.nn.soft_sign(_dynamic(x)),
+    "Swish": lambda x, *, alpha=1.0: x * jax.nn.sigmoid(alpha * x),
+    "ThresholdedRelu": lambda x, *, alpha=1.0: jnp.where(x > alpha, x, 0),
+}.items():
+    _onnx(_name)(_call_of_x)
 
 
 def _softmax_axes(x, axis, opset):
@@ -745,7 +707,11 @@ def _same_padding(auto_pad, sizes, spans, strides):
     return pairs
 
 
-def _window(x, kernel, strides, dilations, pads, auto_pad):
+_WINDOW = {"strides", "dilations", "pads", "auto_pad"}
+"""Attributes of convolutions and pools."""
+
+
+def _window(x, kernel, strides=None, dilations=None, pads=None, auto_pad="NOTSET"):
     """`(strides, dilations, padding)` of a convolution or pool, defaults filled in."""
     rank = len(kernel)
     strides, dilations = strides or [1] * rank, dilations or [1] * rank
@@ -758,58 +724,35 @@ def _window(x, kernel, strides, dilations, pads, auto_pad):
     return strides, dilations, list(zip(pads[:rank], pads[rank:], strict=True))
 
 
-@_onnx("Conv")
-def _conv(
-    x,
-    kernel,
-    bias=None,
-    *,
-    strides=None,
-    pads=None,
-    dilations=None,
-    group=1,
-    auto_pad="NOTSET",
-    kernel_shape=None,
-):
-    window = kernel.shape[2:]
-    strides, dilations, padding = _window(x, window, strides, dilations, pads, auto_pad)
+@_onnx("Conv", ignored="kernel_shape")
+def _conv(x, kernel, bias=None, *, group=1, **window):
+    strides, dilations, padding = _window(x, kernel.shape[2:], **window)
     return ops.convolution(x, kernel, bias, strides, padding, dilations, group)
 
 
-@_onnx("ConvTranspose")
+@_onnx("ConvTranspose", ignored="kernel_shape")
 def _conv_transpose(
-    x,
-    kernel,
-    bias=None,
-    *,
-    strides=None,
-    pads=None,
-    dilations=None,
-    group=1,
-    auto_pad="NOTSET",
-    output_padding=None,
-    output_shape=None,
-    kernel_shape=None,
-):
-    window = kernel.shape[2:]
-    rank = len(window)
-    upper = auto_pad == "SAME_UPPER"
+    x, kernel, bias=None, *, group=1, output_padding=None, output_shape=None,
+    auto_pad="NOTSET", **window,
+):  # fmt: skip
+    sizes = kernel.shape[2:]
+    rank = len(sizes)
     same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
-    notset = "NOTSET" if same else auto_pad
-    strides, dilations, padding = _window(x, window, strides, dilations, pads, notset)
+    window["auto_pad"] = "NOTSET" if same else auto_pad
+    strides, dilations, padding = _window(x, sizes, **window)
     more = output_padding or [0] * rank
     if same and not output_shape:
         output_shape = [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
     if output_shape:
         padding = []
         for i, size in enumerate(output_shape[-rank:]):
-            full = (x.shape[i + 2] - 1) * strides[i] + dilations[i] * (window[i] - 1)
+            full = (x.shape[i + 2] - 1) * strides[i] + dilations[i] * (sizes[i] - 1)
             total = full + 1 + more[i] - size
             if same and total < 0:  # ONNX's text and its runtime disagree
                 raise ValueError(
                     f"auto_pad {auto_pad} with strides larger than the kernel"
                 )
-            low = total // 2 if upper else total - total // 2
+            low = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
             padding.append((low, total - low))
     padding = [(low, high - m) for (low, high), m in zip(padding, more, strict=True)]
     return ops.transposed_convolution(
@@ -818,37 +761,14 @@ def _conv_transpose(
 
 
 @_onnx("MaxPool", ignored="storage_order")
-def _max_pool(
-    x,
-    *,
-    kernel_shape,
-    strides=None,
-    pads=None,
-    dilations=None,
-    ceil_mode=0,
-    auto_pad="NOTSET",
-):
-    strides, dilations, padding = _window(
-        x, kernel_shape, strides, dilations, pads, auto_pad
-    )
+def _max_pool(x, *, kernel_shape, ceil_mode=0, **window):
+    strides, dilations, padding = _window(x, kernel_shape, **window)
     return ops.max_pool(x, kernel_shape, strides, padding, dilations, ceil_mode)
 
 
 @_onnx("AveragePool")
-def _average_pool(
-    x,
-    *,
-    kernel_shape,
-    strides=None,
-    pads=None,
-    dilations=None,
-    ceil_mode=0,
-    count_include_pad=0,
-    auto_pad="NOTSET",
-):
-    strides, dilations, padding = _window(
-        x, kernel_shape, strides, dilations, pads, auto_pad
-    )
+def _average_pool(x, *, kernel_shape, ceil_mode=0, count_include_pad=0, **window):
+    strides, dilations, padding = _window(x, kernel_shape, **window)
     return ops.average_pool(
         x, kernel_shape, strides, padding, dilations, ceil_mode, count_include_pad
     )
@@ -945,16 +865,11 @@ def _local_response_norm(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
 
 
 @_onnx("Upsample", static=(1,))
-def _upsample(x, scales=None, *, mode="nearest"):
-    return _resize(
-        x,
-        None,
-        scales,
-        mode="linear" if mode == "bilinear" else mode,
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-        opset=11,
-    )
+def _upsample(x, scales, *, mode="nearest"):
+    """Also Resize before opset 11."""
+    mode = "linear" if mode == "bilinear" else mode
+    kind = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return _resize(x, None, scales, mode=mode, opset=11, **kind)
 
 
 @_onnx("Resize", static=(1, 2, 3), ignored="extrapolation_value")
@@ -975,11 +890,7 @@ def _resize(
     opset,
 ):
     if opset < 11:  # (x, scales), and no choice
-        scales, coordinate_transformation_mode, nearest_mode = (
-            roi,
-            "asymmetric",
-            "floor",
-        )
+        return _upsample(x, roi, mode=mode)
     if exclude_outside or antialias or keep_aspect_ratio_policy != "stretch":
         raise ValueError("exclude_outside, antialias and aspect ratios are not known")
     axes = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
@@ -1279,16 +1190,10 @@ def _scatter_nd(x, index, updates, *, reduction="none"):
 
 @_onnx("Expand", static=(1,))
 def _expand(x, shape):
-    shape = _numbers(shape)
-    rank = max(x.ndim, len(shape))
-    old = [1] * (rank - x.ndim) + list(x.shape)
-    new = [1] * (rank - len(shape)) + shape
-    both = [
-        b if isinstance(a, int) and a == 1 else a for a, b in zip(old, new, strict=True)
-    ]
-    numbers = all(isinstance(n, int) for n in both)
-    module = np if _static(x) and numbers else jnp
-    return module.broadcast_to(x if module is np else _dynamic(x), both)
+    shape = jnp.broadcast_shapes(x.shape, tuple(_numbers(shape)))
+    if _static(x) and all(isinstance(n, int) for n in shape):
+        return np.broadcast_to(x, shape)
+    return jnp.broadcast_to(_dynamic(x), shape)
 
 
 @_onnx("Tile", static=(1,))
