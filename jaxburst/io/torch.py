@@ -36,11 +36,9 @@ _IGNORED |= {"implicit", "generator"}
 
 # What export would take apart, and what reads better (or is faster) whole.
 _KEPT = """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool1d batch_norm einsum group_norm hardsigmoid
-    hardswish instance_norm layer_norm linear log_softmax matmul mish pixel_shuffle
-    pixel_unshuffle prelu reflection_pad1d reflection_pad2d reflection_pad3d relu6
-    replication_pad1d replication_pad2d replication_pad3d roll rms_norm
+    einsum group_norm hardsigmoid hardswish instance_norm layer_norm linear log_softmax
+    matmul mish reflection_pad1d reflection_pad2d reflection_pad3d relu6
+    replication_pad1d replication_pad2d replication_pad3d roll
     scaled_dot_product_attention selu silu softmax softplus upsample_bicubic2d
     upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
     upsample_nearest3d upsample_trilinear3d
@@ -161,14 +159,13 @@ class _Program(NamedTuple):
         return jax.tree.map(lambda i: outputs[i], self.structure)
 
 
-def _resolve(value, values):
-    if isinstance(value, _Ref):
-        return values[value.name]
-    if isinstance(value, dict):
-        return {k: _resolve(v, values) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_resolve(v, values) for v in value]
-    return value
+def _resolve(tree, values):
+    """Values in the place of references."""
+    return jax.tree.map(
+        lambda leaf: values[leaf.name] if isinstance(leaf, _Ref) else leaf,
+        tree,
+        is_leaf=lambda leaf: isinstance(leaf, _Ref),
+    )
 
 
 def _tensor(x) -> torch.Tensor:
@@ -469,7 +466,6 @@ _ONE: dict[str, Callable] = {  # argument, of any name
     "log10": jnp.log10,
     "log1p": jnp.log1p,
     "log2": jnp.log2,
-    "log_sigmoid_forward": lambda x: (jax.nn.log_sigmoid(x), None),
     "logical_not": jnp.logical_not,
     "mish": jax.nn.mish,
     "neg": jnp.negative,
@@ -485,7 +481,6 @@ _ONE: dict[str, Callable] = {  # argument, of any name
     "sin": jnp.sin,
     "sinh": jnp.sinh,
     "sqrt": jnp.sqrt,
-    "t": jnp.transpose,
     "tan": jnp.tan,
     "tanh": jnp.tanh,
     "trunc": jnp.trunc,
@@ -496,7 +491,6 @@ _TWO: dict[str, Callable] = {
     "bitwise_or": jnp.bitwise_or,
     "bitwise_xor": jnp.bitwise_xor,
     "eq": jnp.equal,
-    "floor_divide": jnp.floor_divide,
     "fmod": jnp.fmod,
     "ge": jnp.greater_equal,
     "gt": jnp.greater,
@@ -512,7 +506,6 @@ _TWO: dict[str, Callable] = {
     "remainder": jnp.remainder,
 }
 _REDUCTIONS: dict[str, Callable] = {
-    "all": jnp.all,
     "amax": jnp.max,
     "amin": jnp.min,
     "any": jnp.any,
@@ -525,24 +518,18 @@ _REDUCTIONS: dict[str, Callable] = {
 _OTHERS: dict[str, Callable] = {
     "add": lambda x, other, alpha=1: jnp.add(x, _times(alpha, other)),
     "sub": lambda x, other, alpha=1: jnp.subtract(x, _times(alpha, other)),
-    "rsub": lambda x, other, alpha=1: jnp.subtract(other, _times(alpha, x)),
     "gelu": lambda x, approximate="none": jax.nn.gelu(x, approximate == "tanh"),
-    "softmax _softmax _safe_softmax": lambda x, dim, dtype=None, half_to_float=False: (
-        jax.nn.softmax(x if dtype is None else x.astype(dtype), dim)
+    "softmax _softmax": lambda x, dim, dtype=None, half_to_float=False: jax.nn.softmax(
+        x if dtype is None else x.astype(dtype), dim
     ),
     "log_softmax _log_softmax": lambda x, dim, dtype=None, half_to_float=False: (
         jax.nn.log_softmax(x if dtype is None else x.astype(dtype), dim)
     ),
     "mm": lambda x, mat2: jnp.matmul(x, mat2),
     "bmm": lambda x, mat2: jnp.matmul(x, mat2),
-    "mv": lambda x, vec: jnp.matmul(x, vec),
-    "dot": lambda x, tensor: jnp.matmul(x, tensor),
     "matmul": lambda x, other: jnp.matmul(x, other),
     "addmm": lambda x, mat1, mat2, beta=1, alpha=1: (
         _times(beta, x) + _times(alpha, mat1 @ mat2)
-    ),
-    "baddbmm": lambda x, batch1, batch2, beta=1, alpha=1: (
-        _times(beta, x) + _times(alpha, batch1 @ batch2)
     ),
     "addmv": lambda x, mat, vec, beta=1, alpha=1: (
         _times(beta, x) + _times(alpha, mat @ vec)
@@ -550,30 +537,13 @@ _OTHERS: dict[str, Callable] = {
     "embedding": lambda weight, indices, padding_idx=None: (  # which is for gradients
         jnp.take(weight, indices, 0, mode="clip")
     ),
-    "view _unsafe_view _reshape_alias": lambda x, size: jnp.reshape(x, size),
-    "reshape": lambda x, shape: jnp.reshape(x, shape),
-    "unbind": lambda x, dim=0: tuple(
-        lax.index_in_dim(x, i, dim, keepdims=False) for i in range(x.shape[dim])
-    ),
-    "narrow": lambda x, dim, start, length: lax.slice_in_dim(
-        x, start, start + length, axis=dim
-    ),
-    "select_scatter": lambda x, src, dim, index: x.at[
-        (slice(None),) * (dim % x.ndim) + (index,)
-    ].set(src),
+    "view": lambda x, size: jnp.reshape(x, size),
     "full_like": lambda x, fill_value, dtype=None: jnp.full_like(x, fill_value, dtype),
-    "zeros_like empty_like": lambda x, dtype=None: jnp.zeros_like(x, dtype),
-    "ones_like": lambda x, dtype=None: jnp.ones_like(x, dtype),
     "empty": lambda size, dtype=None: jnp.zeros(size, dtype),
     "arange": lambda start, end, step=1, dtype=None: jnp.arange(
         start, end, step, dtype
     ),
-    "addcmul": lambda x, tensor1, tensor2, value=1: x + value * tensor1 * tensor2,
-    "addcdiv": lambda x, tensor1, tensor2, value=1: x + value * tensor1 / tensor2,
-    "lerp": lambda x, end, weight: x + weight * (end - x),
     "leaky_relu": lambda x, negative_slope=0.01: jax.nn.leaky_relu(x, negative_slope),
-    "threshold": lambda x, threshold, value: jnp.where(x > threshold, x, value),
-    "glu": lambda x, dim=-1: jax.nn.glu(x, dim),
     "einsum": lambda equation, tensors: jnp.einsum(equation, *tensors),
     "reflection_pad1d reflection_pad2d reflection_pad3d": lambda x, padding: jnp.pad(
         x, _pad_widths(x, padding), mode="reflect"
@@ -584,23 +554,14 @@ _OTHERS: dict[str, Callable] = {
     "cumsum": lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype=dtype),
     "sym_size": lambda x, dim: x.shape[dim],
     "permute": lambda x, dims: jnp.transpose(x, dims),
-    "transpose": lambda x, dim0, dim1: jnp.swapaxes(x, dim0, dim1),
     "unsqueeze": lambda x, dim: jnp.expand_dims(x, dim),
-    "stack": lambda tensors, dim=0: jnp.stack(tensors, dim),
-    "chunk": lambda x, chunks, dim=0: _parts(x, -(-x.shape[dim] // chunks), dim),
-    "split split_copy": lambda x, split_size, dim=0: _parts(x, split_size, dim),
     "select": lambda x, dim, index: lax.index_in_dim(x, index, dim, keepdims=False),
     "copy": lambda x, src: jnp.broadcast_to(src, x.shape),
     "index_select": lambda x, dim, index: jnp.take(x, index, dim),
     "flip": lambda x, dims: jnp.flip(x, dims),
     "repeat": lambda x, repeats: ops.tile(x, repeats),
     "where": lambda condition, x, other: jnp.where(condition, x, other),
-    "masked_fill": lambda x, mask, value: jnp.where(mask, value, x),
-    "tril": lambda x, diagonal=0: jnp.tril(x, diagonal),
-    "triu": lambda x, diagonal=0: jnp.triu(x, diagonal),
-    "_to_copy to_copy to_dtype": lambda x, dtype=None: (
-        x if dtype is None else x.astype(dtype)
-    ),
+    "_to_copy": lambda x, dtype=None: x if dtype is None else x.astype(dtype),
     "full": lambda size, fill_value, dtype=None: jnp.full(size, fill_value, dtype),
     "scalar_tensor": lambda s, dtype=None: jnp.asarray(s, dtype),
 }
@@ -675,13 +636,6 @@ def _hardtanh(x, min_val=-1, max_val=1) -> Any:
     return jnp.minimum(jnp.maximum(x, min_val), max_val)
 
 
-@_aten("prelu", "_prelu_kernel")
-def _prelu(x, weight):
-    if weight.ndim == 1 and x.ndim > 1:
-        weight = ops.per_channel(weight, x.ndim)
-    return jnp.where(x >= 0, x, weight * x)
-
-
 @_aten("elu")
 def _elu(x, alpha=1, scale=1, input_scale=1):
     negative = alpha * jnp.expm1(jnp.where(x > 0, 0, x) * input_scale)
@@ -699,15 +653,7 @@ def _softplus(x, beta=1, threshold=20):
 
 @_aten("convolution")
 def _convolution(
-    x,
-    weight,
-    bias=None,
-    stride=(1,),
-    padding=(0,),
-    dilation=(1,),
-    transposed=False,
-    output_padding=(0,),
-    groups=1,
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
 ):
     rank = weight.ndim - 2
     stride, padding, dilation, more = (
@@ -752,23 +698,16 @@ def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None):
 
 
 @_aten("_native_batch_norm_legit_no_training")
-def _batch_norm(x, weight, bias, running_mean, running_var, momentum=None, eps=1e-5):
+def _batch_norm(x, weight, bias, running_mean, running_var, momentum, eps):
     y = ops.batch_norm(x, weight, bias, running_mean, running_var, eps)
     return y, None, None  # statistics for the backward pass
 
 
 @_aten("instance_norm")
 def _instance_norm(
-    x,
-    weight=None,
-    bias=None,
-    running_mean=None,
-    running_var=None,
-    use_input_stats=True,
-    momentum=None,
-    eps=1e-5,
-    cudnn_enabled=None,
-):
+    x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps,
+    cudnn_enabled,
+):  # fmt: skip
     if not use_input_stats:
         return ops.batch_norm(x, weight, bias, running_mean, running_var, eps)
     return ops.group_norm(x, x.shape[1], weight, bias, eps)
@@ -788,14 +727,6 @@ def _layer_norm(
     return y if bias is None else y + bias
 
 
-@_aten("rms_norm")
-def _rms_norm(x, normalized_shape, weight=None, eps=None):
-    axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
-    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
-    y = x * lax.rsqrt((x * x).mean(axes, keepdims=True) + eps)
-    return y if weight is None else y * weight
-
-
 # Pools
 
 
@@ -812,7 +743,7 @@ def _max_pool(x, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False)
     return _batched(call, x, rank), None  # _step refuses the indices
 
 
-@_aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
+@_aten("avg_pool2d", "avg_pool3d")
 def _avg_pool(
     x,
     kernel_size,
@@ -824,19 +755,11 @@ def _avg_pool(
 ):
     rank = len(kernel_size)
     stride, padding = (_each(v, rank) for v in (stride or kernel_size, padding))
-    sides = [(p, p) for p in padding]
+    sides, ones = [(p, p) for p in padding], [1] * rank
+    counted = ceil_mode, count_include_pad, divisor_override
 
     def call(x):
-        return ops.average_pool(
-            x,
-            kernel_size,
-            stride,
-            sides,
-            [1] * rank,
-            ceil_mode,
-            count_include_pad,
-            divisor_override,
-        )
+        return ops.average_pool(x, kernel_size, stride, sides, ones, *counted)
 
     return _batched(call, x, rank)
 
@@ -845,13 +768,12 @@ def _batched(call, x, rank):
     return call(x) if x.ndim == rank + 2 else call(x[None])[0]
 
 
-@_aten("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
-@_aten("adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@_aten("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def _adaptive_avg_pool(x, output_size):
     return ops.adaptive_pool(x, _sizes(x, output_size), maximum=False)
 
 
-@_aten("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+@_aten("adaptive_max_pool2d", "adaptive_max_pool3d")
 def _adaptive_max_pool(x, output_size):
     return ops.adaptive_pool(x, _sizes(x, output_size), maximum=True), None
 
@@ -913,26 +835,6 @@ def _cubic_resize(x, output_size=None, align_corners=False, scale_factors=None):
     return _resize(x, output_size, scale_factors, weights)
 
 
-@_aten("pixel_shuffle")
-def _pixel_shuffle(x, upscale_factor):
-    *batch, channels, height, width = x.shape
-    r = upscale_factor
-    y = x.reshape(*batch, channels // r**2, r, r, height, width)
-    n = len(batch)
-    y = y.transpose(*range(n), n, n + 3, n + 1, n + 4, n + 2)
-    return y.reshape(*batch, channels // r**2, height * r, width * r)
-
-
-@_aten("pixel_unshuffle")
-def _pixel_unshuffle(x, downscale_factor):
-    *batch, channels, height, width = x.shape
-    r = downscale_factor
-    y = x.reshape(*batch, channels, height // r, r, width // r, r)
-    n = len(batch)
-    y = y.transpose(*range(n), n, n + 2, n + 4, n + 1, n + 3)
-    return y.reshape(*batch, channels * r**2, height // r, width // r)
-
-
 # Padding
 
 
@@ -968,16 +870,6 @@ def _var_mean(x, dim=None, correction=1, keepdim=False):
     return _var(x, dim, correction, keepdim), jnp.mean(x, _axes(dim), keepdims=keepdim)
 
 
-@_aten("linalg_vector_norm")
-def _vector_norm(x, ord=2, dim=None, keepdim=False):
-    axes = _axes(dim)
-    if ord == 2:
-        return jnp.sqrt(jnp.sum(x * x, axes, keepdims=keepdim))
-    if ord == math.inf:
-        return jnp.max(jnp.abs(x), axes, keepdims=keepdim)
-    return jnp.sum(jnp.abs(x) ** ord, axes, keepdims=keepdim) ** (1 / ord)
-
-
 # Shapes
 
 
@@ -1005,23 +897,13 @@ def _cat(tensors, dim=0):
     return jnp.concatenate([x for x in tensors if x.shape != (0,)], dim)
 
 
-@_aten("split_with_sizes", "split_with_sizes_copy")
+@_aten("split_with_sizes")
 def _split_with_sizes(x, split_sizes, dim=0):
     ends = np.cumsum(split_sizes)
     starts = ends - split_sizes
     return tuple(
         lax.slice_in_dim(x, int(a), int(b), axis=dim)
         for a, b in zip(starts, ends, strict=True)
-    )
-
-
-def _parts(x, each, dim):
-    """Parts of one size, and perhaps a smaller one; also of several batches."""
-    size = x.shape[dim]
-    edges = [*(i * each for i in range(-(-size // each))), size]
-    return tuple(
-        lax.slice_in_dim(x, a, b, axis=dim)
-        for a, b in zip(edges, edges[1:], strict=False)
     )
 
 
