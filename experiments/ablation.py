@@ -17,9 +17,11 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import common
+import factors
 import numpy as np
 
 import jaxburst as jb
@@ -38,37 +40,29 @@ class Config(common.Study):
       gammas: those it is compared with.
       percentiles: those that 99.9 is compared with.
       steps: number of time steps; integrate-and-fire takes gamma times as many.
-      calibration: number of training images for the thresholds.
-      limit: number of other training images to measure on.
     """
 
     gamma: int = 5
     gammas: tuple[int, ...] = (1, 2, 3, 5, 10, 15)
     percentiles: tuple[float, ...] = (95, 97, 99, 99.5, 99.9, 99.99, 100)
     steps: int = 64
-    calibration: int = 1000
     limit: int = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One conversion; `levels` is what the percentile is divided by."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting(common.Conversion):
+    """A conversion, and for how long it is simulated."""
 
-    neuron: jb.Burst
-    levels: int
     steps: int
-    percentile: float = 99.9
-    per: str = "layer"
-    pool: str = "lateral"
     initial: float = 0.0
 
 
-def factors(config: Config, pools: bool, chosen: float) -> dict[str, dict]:
+def settings(config: Config, pools: bool, chosen: float) -> dict[str, dict]:
     """`{factor: {value: setting}}`; the first value is the paper's, by itself."""
     gamma, steps = config.gamma, config.steps
-    paper = Setting(jb.Burst(gamma), gamma, steps)
+    paper = Setting(neuron=jb.Burst(gamma), levels=gamma, steps=steps)
     single = replace(paper, neuron=jb.Burst(1))
-    settings = {
+    found = {
         "bursts": {
             f"on, γ = {gamma}": paper,
             "off": single,
@@ -97,8 +91,8 @@ def factors(config: Config, pools: bool, chosen: float) -> dict[str, dict]:
         },
     }
     if not pools:
-        del settings["max pooling"]
-    return settings
+        del found["max pooling"]
+    return found
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -116,41 +110,31 @@ def measure(config: Config, run: common.Kept) -> dict:
         initial=0.0,
     )
     print(f"percentile chosen without labels: {chosen:g}")
-    rows = []
-    for factor, settings in factors(config, bool(network.pools), chosen).items():
-        for value, setting in settings.items():
-            print(f"{factor}: {value}")
-            name = repr(setting)
-            row = run(name, one, setting, network, variables, images, unseen, ann)
-            rows.append({"factor": factor, "value": value, "setting": name} | row)
+    one = partial(course, network, variables, images, unseen, ann)
+    rows = settings(config, bool(network.pools), chosen)
     return {
         "images": len(unseen),
         "ann_accuracy": ann,
         "divergences": divergences,
-        "rows": rows,
+        "rows": factors.measured(rows, run, one),
     }
 
 
-def one(setting: Setting, network, variables, images, unseen, ann: float) -> dict:
+def course(network, variables, images, unseen, ann: float, setting: Setting) -> dict:
     """Accuracy and energy at some times, and when goals are reached; or why not."""
     try:
         with warnings.catch_warnings():
             # True of most networks, and of no consequence.
             warnings.filterwarnings("ignore", message="channels with the threshold 0")
-            thresholds = jb.calibrate(
-                *(network, variables, images, jb.Burst(setting.levels)),
-                percentile=setting.percentile,
-                per=setting.per,
-            )
+            model, spiking = setting(network, variables, images)
     except jb.calibration.ZeroThreshold as error:
-        return {"impossible": str(error)}
-    model = jb.Model(network, setting.neuron, setting.pool)
-    spiking = jb.convert(network, variables, thresholds, initial=setting.initial)
+        return {"setting": repr(setting), "impossible": str(error)}
     row, _ = common.measure(model, spiking, unseen, setting.steps)
     accuracy, energy = row["accuracy"], row["energy_over_ann"]
     when = [common.reached(accuracy, ann - goal) for goal in GOALS]
     times = common.sampled(setting.steps)
     return {
+        "setting": repr(setting),
         "within": [[t, energy[t - 1]] if t else None for t in when],
         "times": times,
         "accuracy": accuracy[times - 1],
@@ -163,24 +147,25 @@ def text(record: dict) -> str:
     config = record["config"]
     steps, longest = config["steps"], config["gamma"] * config["steps"]
     times = sorted({t for t in SHOWN if t < steps} | {steps, longest})
-    head = ["factor", "value", *(f"T = {t}" for t in times), "within 1", "within 0.5"]
-    lines, previous = [], None
-    for row in record["rows"]:
-        cells = ["" if row["factor"] == previous else row["factor"], row["value"]]
-        previous = row["factor"]
+    head = [*(f"T = {t}" for t in times), "within 1", "within 0.5"]
+
+    def cells(row: dict) -> list[str]:
         if "impossible" in row:
-            cells += ["a threshold would be 0"] + [""] * (len(head) - 3)
-        else:
-            values = zip(row["accuracy"], row["energy_over_ann"], strict=True)
-            at = dict(zip(row["times"], values, strict=True))
-            cells += [
+            return ["a threshold would be 0"] + [""] * (len(head) - 1)
+        values = zip(row["accuracy"], row["energy_over_ann"], strict=True)
+        at = dict(zip(row["times"], values, strict=True))
+        return [
+            *(
                 f"{100 * at[t][0]:.1f} ({at[t][1]:.2f})" if t in at else ""
                 for t in times
-            ]
-            for at_goal in row["within"]:
-                cells.append(f"T = {at_goal[0]} ({at_goal[1]:.2f})" if at_goal else "–")
-        lines.append(cells)
-    return common.markdown(head, lines) + (
+            ),
+            *(
+                f"T = {goal[0]} ({goal[1]:.2f})" if goal else "–"
+                for goal in row["within"]
+            ),
+        ]
+
+    return factors.table(record["rows"], head, cells) + (
         f"\n\nAccuracy in % (energy over the ANN's) on {record['images']:,} training "
         f"images held out of calibration; ANN {record['ann_accuracy']:.2%}. The first "
         "value of each factor is the paper's."
@@ -189,39 +174,23 @@ def text(record: dict) -> str:
 
 def draw(record: dict, folder: Path) -> None:
     """Points below the ANN over time, a panel for each factor; black: the paper's."""
-    rows, ann, columns = record["rows"], record["ann_accuracy"], 3
-    names = list(dict.fromkeys(row["factor"] for row in rows))
-    lines = -(-len(names) // columns)
-    size = {"figsize": (11, 2.9 * lines), "squeeze": False}
-    size |= {"sharex": True, "sharey": True}
-    path = folder / "ablation.png"
-    with common.figure(path, lines, columns, **size) as (whole, axes):
-        for axis in axes.flat[len(names) :]:
-            axis.remove()
-        for name, axis in zip(names, axes.flat, strict=False):
-            shown = [row for row in rows if row["factor"] == name and "accuracy" in row]
-            for i, row in enumerate(shown):
-                style = {"color": jb.plot.COLOURS[(i - 1) % 6], "lw": 1.4}
-                style |= {"ls": "-" if i < 7 else "--"}
-                if i == 0:  # wide, so that what lies on it shows
-                    style = {"color": "black", "lw": 3}
-                lost = 100 * (ann - np.array(row["accuracy"]))
-                lost = lost.clip(min=LEAST)
-                axis.plot(row["times"], lost, label=row["value"], **style)
-            axis.set_title(name, fontsize=10)
-            jb.plot.doubling(axis, "")
-            axis.legend(frameon=False, fontsize=7, loc="lower right")
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].set_yticks([LEAST, 0.5, 1, 5, 20, 80], minor=False)
-        axes[0, 0].yaxis.set_major_formatter("{x:g}")
-        axes[0, 0].set_ylim(100, 0.9 * LEAST)
-        axes[0, 0].set_xlim(0.8, 3000)  # room for the legends
-        whole.supxlabel("time steps", fontsize=10)
-        whole.supylabel(f"points below the ANN ({LEAST:g}: or none)", fontsize=10)
+
+    def lost(row: dict):
+        points = 100 * (record["ann_accuracy"] - np.array(row["accuracy"]))
+        return row["times"], points.clip(min=LEAST)
+
+    rows = [row for row in record["rows"] if "accuracy" in row]
+    with factors.figure(folder / "ablation.png", rows, 3, lost) as (whole, axis):
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_yticks([LEAST, 0.5, 1, 5, 20, 80], minor=False)
+        axis.set_xlim(0.8, 3000)  # room for the legends
+        axis.set_ylim(100, 0.9 * LEAST)
+        whole.supxlabel("time steps")
+        whole.supylabel(f"points below the ANN ({LEAST:g}: or none)")
         whole.suptitle(
             f"{common.title_of(record)}, {record['images']:,} training images: one "
-            "factor at a time (black: the paper's setting)",
-            fontsize=11,
+            "factor at a time (black: the paper's setting)"
         )
 
 

@@ -36,6 +36,7 @@ import tyro
 
 import jaxburst as jb
 from jaxburst import checks
+from jaxburst.batching import gather
 from jaxburst.io import files
 from jaxburst.training.stopping import Stopped
 
@@ -45,9 +46,9 @@ from jaxburst.training.stopping import Stopped
 KINDS = {
     name: kind
     for kind, names in {
-        "count": "at_once batch_size bits calibration choice draws epochs gamma gammas "
-        "inputs levels limit selection tones train_limit trials",
-        "steps": "burst_steps longest steps",
+        "count": "at_once batch_size bits calibration choice draws epochs frames gamma "
+        "gammas inputs levels limit lines selection step tones train_limit trials",
+        "steps": "longest steps",
         "fraction": "agreement initial",
         "percentile": "percentile percentiles",
         "positive": "budgets",
@@ -150,8 +151,10 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Of the folder below runs/EXPERIMENT."""
-        return ""
+        """Of the folder below runs/EXPERIMENT: DATASET_NETWORK, or one of them."""
+        found = self.told | self.told.get("source", {})
+        found = [found.get(name) for name in ("dataset", "arch", "network")]
+        return "_".join(name for name in found if isinstance(name, str))
 
     @property
     def identity(self) -> Experiment:
@@ -172,15 +175,14 @@ class Study(Experiment):
     Attributes:
       dataset: what the network was trained on.
       source: which network, with which weights and data.
+      calibration: number of training images for the thresholds.
+      limit: number of images to measure on; all of them if not given.
     """
 
     dataset: Literal["cifar10", "cifar100"] = "cifar10"
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
-
-    @property
-    def name(self) -> str:
-        """DATASET_ARCH."""
-        return f"{self.dataset}_{self.source.arch}"
+    calibration: int = 1000
+    limit: int | None = None
 
     def load(self, run: Kept):
         """What `Source.load_trained` returns, with a device of every core."""
@@ -208,17 +210,46 @@ def title_of(record: dict) -> str:
 # Measurements.
 
 
-def convert(
-    network, variables, images, neuron, *, percentile=99.9, initial=0.5, batch_size=100
-):
-    """A network of bursts, or of IF, with a percentile for its range."""
-    thresholds = jb.calibrate(
-        *(network, variables, images, neuron),
-        percentile=percentile,
-        batch_size=batch_size,
-    )
-    spiking = jb.convert(network, variables, thresholds, initial=initial)
-    return jb.Model(network, neuron), spiking
+def outputs(network, variables, inputs, batch_size: int = 100) -> np.ndarray:
+    """The first output of the trained network itself, `[N, ...]`."""
+
+    def first(variables, batch):
+        return jax.tree.leaves(network(variables, batch))[0]
+
+    return gather(first, variables, inputs, batch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """To bursts, or to integrate-and-fire: thresholds by a range of activations.
+
+    Attributes:
+      neuron: which sends the spikes.
+      levels: what the range is divided by; the neuron's largest burst if not given.
+      percentile: the range, of the activations; None for least squares, per channel.
+      per: what has a threshold of its own, "layer" or "channel".
+      pool: how maxima are taken, see `jb.Model`.
+      initial: potential over threshold.
+    """
+
+    neuron: jb.Burst
+    levels: int | None = None
+    percentile: float | None = 99.9
+    per: str = "layer"
+    pool: str = "lateral"
+    initial: float = 0.5
+
+    def __call__(self, network, variables, images, batch_size: int = 100):
+        """`(model, spiking)`, with the images of calibration."""
+        task = network, variables, images, jb.Burst(self.levels or self.neuron.gamma)
+        some = {"batch_size": batch_size}
+        if self.percentile is None:
+            thresholds = jb.methods.calibrate_mse(*task, **some)
+        else:
+            some |= {"percentile": self.percentile, "per": self.per}
+            thresholds = jb.calibrate(*task, **some)
+        spiking = jb.convert(network, variables, thresholds, initial=self.initial)
+        return jb.Model(network, self.neuron, self.pool), spiking
 
 
 def measure(model, spiking, test, steps: int, batch_size: int = 100):
@@ -229,6 +260,29 @@ def measure(model, spiking, test, steps: int, batch_size: int = 100):
     energy = jb.energy.relative(model.network, curves.events)
     row = {"accuracy": curves.accuracy, "energy_over_ann": energy, "seconds": seconds}
     return row, curves.events
+
+
+def scores(model, spiking, data, steps: int, metric: Callable, batch_size: int = 100):
+    """What a metric says of every input after every step, and what is sent.
+
+    Args:
+      model, spiking, data, steps, batch_size: as of `jb.evaluate`.
+      metric: of the first output and targets of a batch; numbers `[B]`, or `[B, K]`.
+
+    Returns:
+      `(numbers [T, N] or [T, N, K], Curves)`; the curves are of the first number.
+    """
+    each = []
+
+    def kept(found, wanted) -> np.ndarray:
+        first = np.asarray(jax.tree.leaves(found)[0])
+        each.append(np.asarray(metric(first, wanted), np.float64))
+        return each[-1].reshape(len(first), -1)[:, 0]
+
+    some = {"metric": kept, "batch_size": batch_size}
+    curves = jb.evaluate(model, spiking, data, steps, **some)
+    # The metric is asked once for each step of a batch.
+    return np.stack([np.concatenate(each[t::steps]) for t in range(steps)]), curves
 
 
 def reached(accuracy: Sequence[float], goal: float) -> int | None:
@@ -285,9 +339,16 @@ class Kept:
         return found
 
     def __call__(self, name: str, measure: Callable, *arguments, **keywords):
-        """What was kept under this name; else measures and keeps it, as JSON has it."""
+        """What was kept under this name; else measures and keeps it, as JSON has it.
+
+        Says what was measured, and how long it took.
+        """
         if name not in self.found:
+            start, used = time.perf_counter(), time.process_time()
             value = measure(*arguments, **keywords)
+            seconds, used = time.perf_counter() - start, time.process_time() - used
+            if seconds > 1:
+                print(f"  {name}: {seconds:.0f} s, {used:.0f} s of CPU", flush=True)
             text = json.dumps([self.origin, name, value], default=_plain)
             with self.path.open("a") as file:
                 # On a line of its own, even after one that was cut off.
@@ -444,7 +505,7 @@ def write_record(folder: Path, name: str, config, *optional: str, **found) -> No
     if dataclasses.is_dataclass(config):
         config = dataclasses.asdict(config)
     record = {"experiment": name, "config": config, "provenance": provenance(*optional)}
-    write_json(folder / f"{name}.json", record | found)
+    write_text(folder / f"{name}.json", _json(record | found))
 
 
 def provenance(*optional: str) -> dict:
@@ -472,12 +533,8 @@ def versions(*optional: str) -> dict[str, str]:
     return found
 
 
-def write_json(path: Path, record: dict) -> None:
-    """Writes a record, all or nothing: an array on a line, five digits of a number."""
-    write_text(path, _json(record))
-
-
 def _json(value) -> str:
+    """With an array on a line, and five digits of a number."""
     exact = json.dumps(value, default=_plain)
     rounded = json.loads(
         exact,
@@ -505,24 +562,66 @@ def write_file(path: Path, content: str | bytes) -> None:
 # Tables and figures.
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule=None) -> str:
-    """A Markdown table; the rule is a `---` for each column if not given."""
-    lines = [" | ".join(head), " | ".join(rule or ["---"] * len(head))]
-    lines += [" | ".join(row) for row in rows]
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule="---") -> str:
+    """A Markdown table, with the rule below the head of all columns, or of each."""
+    rule = [rule] * len(head) if isinstance(rule, str) else rule
+    lines = map(" | ".join, [head, rule, *rows])
     return "\n".join(f"| {line} |" for line in lines)
 
 
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "figure.labelsize": 10,
+    "figure.titlesize": 11,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "savefig.dpi": 110,
+}
+"""Of all figures."""
+
+
 @contextlib.contextmanager
-def figure(path: Path, *shape: int, dpi: int = 110, **options):
+def figure(path: Path, *shape: int, **options):
     """Gives `(figure, axes)` to draw on; a PNG of it is written at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    made, axes = plt.subplots(*shape, layout="constrained", **options)
-    yield made, axes
-    drawn = io.BytesIO()
-    made.savefig(drawn, dpi=dpi, format="png")
+    look = {"color": jb.plot.COLOURS, "marker": list("os^Dv<>")}
+    with plt.rc_context(STYLE | {"axes.prop_cycle": plt.cycler(**look)}):
+        made, axes = plt.subplots(*shape, **options)
+        yield made, axes
+        picture = io.BytesIO()
+        made.savefig(picture, format="png")
     plt.close(made)
-    write_file(path, drawn.getvalue())
+    write_file(path, picture.getvalue())
+
+
+def logarithmic(axis) -> None:
+    """A vertical axis of powers, with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+
+
+def accuracies(runs: dict[str, dict], record: dict, axes, **options) -> None:
+    """Draws the accuracy of rows as of `measure` over time, or over `energy`.
+
+    Args:
+      runs: `{label: row}`.
+      record: which tells of `test_images` and `ann_accuracy`.
+      axes: where to draw.
+      options: of `jb.plot.accuracy`.
+    """
+    images, ann = record["test_images"], record["ann_accuracy"]
+    curves = {
+        label: jb.evaluation.Curves(np.array(row["accuracy"]), {}, images)
+        for label, row in runs.items()
+    }
+    jb.plot.accuracy(curves, ann=ann, axes=axes, **options)

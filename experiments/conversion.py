@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import common
-import numpy as np
 import tyro
 
 import jaxburst as jb
@@ -46,29 +44,13 @@ class Simulation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.Experiment):
+class Config(common.Experiment, jb.Recipe):
     """Loads a network or trains it, converts it, simulates it on the test images.
-
-    Without --epochs it is loaded: the released one, or that of the weights given.
 
     Attributes:
       source: which network, with which weights and data.
-      epochs: passes over the training images, to train; Li and Zeng take 300.
-      batch_size: training images per step.
-      learning_rate: its peak.
-      nesterov: whether the momentum is Nesterov's.
-      warmup_epochs: length of the warm-up; may be a fraction.
-      label_smoothing: share of the target that is spread evenly over all classes.
-      augment: how training images are varied: cropped and flipped, moreover by
-        AutoAugment and Cutout as Li and Zeng do (li2022), or not at all.
-      cutout: side of Cutout's squares in pixels, if not that of --augment.
-      cutout_until: share of the training that has Cutout, such as 0.8.
-      alternate_flips: flip an image in every other epoch, and not at random.
-      precision: what training computes the network in; bfloat16 halves the memory of
-        activations. Weights and statistics stay float32.
-      ema: decay of a moving average of the weights over the training steps, which is
-        then the trained network, such as 0.999; 0 for the last weights.
-      seed: of the weights, batches and augmentation.
+      epochs: passes over the training images, to train; Li and Zeng take 300. Without,
+        the network is loaded: the released one, or that of the weights given.
       resume: continue the training in `out` where it stopped.
       validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
@@ -77,18 +59,6 @@ class Config(common.Experiment):
 
     source: tyro.conf.OmitArgPrefixes[common.Source] = common.Source()
     epochs: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    nesterov: bool = False
-    warmup_epochs: float = 0
-    label_smoothing: float = 0.1
-    augment: Literal[jb.training.augmentation.KINDS] = "li2022"
-    cutout: int | None = None
-    cutout_until: float = 1.0
-    alternate_flips: bool = False
-    precision: Literal[jb.training.PRECISIONS] = "float32"
-    ema: float = 0.0
-    seed: int = 0
     resume: bool = False
     validation: int = 5000
     train_limit: int | None = None
@@ -102,11 +72,6 @@ class Config(common.Experiment):
             self.recipe(self.batch_size)
 
     @property
-    def name(self) -> str:
-        """The network's."""
-        return self.source.arch
-
-    @property
     def identity(self) -> Config:
         """A training that is resumed is the same."""
         return dataclasses.replace(super().identity, resume=False)
@@ -115,46 +80,51 @@ class Config(common.Experiment):
     def told(self) -> dict:
         """Nothing of a training that never was."""
         used = super().told
-        trained = {field.name for field in dataclasses.fields(jb.Recipe)}
-        unused = () if self.epochs else trained | {"validation"}
+        unused = () if self.epochs else {*_RECIPE, "validation"}
         return {name: value for name, value in used.items() if name not in unused}
 
     def recipe(self, images: int) -> jb.Recipe:
-        """The recipe that the settings of the same names make, for so many images."""
-        names = [field.name for field in dataclasses.fields(jb.Recipe)]
-        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        """Of a training on so many images."""
+        own = {name: getattr(self, name) for name in _RECIPE}
         return jb.Recipe(**own | {"batch_size": min(self.batch_size, images)})
+
+
+_RECIPE = [field.name for field in dataclasses.fields(jb.Recipe)]
 
 
 def answer(name: str, description: str, arch: str = "vgg9") -> None:
     """Runs the experiment on a dataset, by its name, with a default network."""
 
     def measure(config: Config, run: common.Kept) -> dict:
-        arch = config.source.arch
-        if config.epochs is None:
-            common.one_device_per_core()
-            dataset, network, variables = config.source.load_trained(name)
-        else:
-            with checkpoints.opened(run.folder / "training", config.resume):
-                pass  # an occupied folder is refused before data are read
-            dataset, module, _ = config.source.load(name, config.validation)
-            train = dataset.train[: config.train_limit]
-            print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
-            variables, _ = jb.fit(
-                *(module, train, config.recipe(len(train))),
-                validation=dataset.validation if config.validation else None,
-                directory=run.folder / "training",
-                resume=config.resume,
-            )
-            network = common.trace(module, variables, dataset)
+        trained = _loaded if config.epochs is None else _trained
+        dataset, network, variables = trained(name, config, run.folder / "training")
         run.same(variables)
-        result = compare(
-            dataset, network, variables, config.simulation, run, run.folder
-        )
-        return {"results": {arch: result}}
+        task = dataset, network, variables, config.simulation, run, run.folder
+        return {"results": {config.source.arch: compare(*task)}}
 
     default = Config(source=common.Source(arch=arch))
     common.answer(name, Config, measure, text, draw, description, default=default)
+
+
+def _loaded(name: str, config: Config, folder: Path):
+    common.one_device_per_core()
+    return config.source.load_trained(name)
+
+
+def _trained(name: str, config: Config, folder: Path):
+    with checkpoints.opened(folder, config.resume):
+        pass  # an occupied folder is refused before data are read
+    dataset, module, _ = config.source.load(name, config.validation)
+    train = dataset.train[: config.train_limit]
+    arch = config.source.arch
+    print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
+    variables, _ = jb.fit(
+        *(module, train, config.recipe(len(train))),
+        validation=dataset.validation if config.validation else None,
+        directory=folder,
+        resume=config.resume,
+    )
+    return dataset, common.trace(module, variables, dataset), variables
 
 
 def compare(dataset, network, variables, settings: Simulation, run, folder) -> dict:
@@ -169,35 +139,30 @@ def compare(dataset, network, variables, settings: Simulation, run, folder) -> d
     ann = run("ANN", jb.accuracy, network, variables, test, batch_size=size)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
 
-    def one(name: str, neuron: jb.Burst | None) -> dict:
-        steps = settings.steps
-        if neuron is None:
+    def one(name: str) -> dict:
+        task, steps = (network, variables, images), settings.steps
+        if name == "refining":
             steps = min(steps, 8)
-            model, spiking = jb.presets.refining(
-                network, variables, images, batch_size=size
-            )
+            model, spiking = jb.presets.refining(*task, batch_size=size)
         else:
-            model, spiking = common.convert(
-                *(network, variables, images, neuron),
-                percentile=settings.percentile,
-                initial=settings.initial,
-                batch_size=size,
-            )
+            neuron = jb.Burst(settings.gamma if name == "burst" else 1)
+            how = {"percentile": settings.percentile, "initial": settings.initial}
+            made = common.Conversion(neuron=neuron, **how)
+            model, spiking = made(*task, size)
         row, events = common.measure(model, spiking, test, steps, size)
         if name == "burst":
             check(network, variables, model, spiking, images, settings)
             notes = {"dataset": dataset.name, "mean": test.mean, "std": test.std}
             jb.save(folder / "spiking.safetensors", model, spiking, notes=notes)
-        row["joules"] = jb.energy.joules(network, events)
-        return {"neuron": repr(model.neuron)} | row
+        joules = jb.energy.joules(network, events)
+        return {"neuron": repr(model.neuron)} | row | {"joules": joules}
 
-    neurons = {"refining": None, "burst": jb.Burst(settings.gamma), "IF": jb.Burst(1)}
     return {
         "dataset": dataset.name,
         "test_images": len(test),
         "ann_accuracy": ann,
         "ann_joules": jb.energy.ann_joules(network),
-        "runs": {name: run(name, one, name, kind) for name, kind in neurons.items()},
+        "runs": {name: run(name, one, name) for name in LABELS},
     }
 
 
@@ -217,20 +182,20 @@ def text(record: dict) -> str:
     for network, result in record["results"].items():
         runs = result["runs"]
         longest = max(len(run["accuracy"]) for run in runs.values())
-        head = ["T", *(LABELS[name] for name in runs)]
         rows = [
-            [str(t), *(cell(run, t) for run in runs.values())]
+            [str(t), *(_cell(run, t) for run in runs.values())]
             for t in common.shown(longest)
         ]
+        head = ["T", *(LABELS[name] for name in runs)]
         tables.append(
             f"{network} on {result['dataset']}, {result['test_images']:,} test images, "
             f"ANN {result['ann_accuracy']:.2%}; accuracy in %, in brackets energy over "
-            f"the ANN's\n\n{common.markdown(head, rows, ['--:'] * len(head))}"
+            f"the ANN's\n\n{common.markdown(head, rows, '--:')}"
         )
     return "\n\n".join(tables)
 
 
-def cell(run: dict, t: int) -> str:
+def _cell(run: dict, t: int) -> str:
     """Accuracy and energy after `t` steps."""
     if t > len(run["accuracy"]):
         return ""
@@ -239,25 +204,13 @@ def cell(run: dict, t: int) -> str:
 
 def draw(record: dict, folder: Path) -> None:
     """Accuracy against energy and against time, one row for each network."""
-    results = record["results"]
+    results, path = record["results"], folder / f"{record['experiment']}.png"
     size = {"figsize": (11, 3.9 * len(results)), "squeeze": False}
-    path = folder / f"{record['experiment']}.png"
     with common.figure(path, len(results), 2, **size) as (_, axes):
         for (network, result), (left, right) in zip(results.items(), axes, strict=True):
-            images, runs, ann = (
-                result["test_images"],
-                result["runs"],
-                result["ann_accuracy"],
-            )
-            curves = {
-                LABELS[name]: jb.evaluation.Curves(
-                    np.array(run["accuracy"]), {}, images
-                )
-                for name, run in runs.items()
-            }
-            energy = {
-                LABELS[name]: run["energy_over_ann"] for name, run in runs.items()
-            }
-            title = f"{network}, {result['dataset']}, {images:,} test images"
-            jb.plot.accuracy(curves, energy=energy, ann=ann, title=title, axes=left)
-            jb.plot.accuracy(curves, ann=ann, title=title, axes=right)
+            runs = {LABELS[name]: run for name, run in result["runs"].items()}
+            energy = {label: run["energy_over_ann"] for label, run in runs.items()}
+            images = f"{result['test_images']:,} test images"
+            title = f"{network}, {result['dataset']}, {images}"
+            common.accuracies(runs, result, left, energy=energy, title=title)
+            common.accuracies(runs, result, right, title=title)

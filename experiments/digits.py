@@ -56,8 +56,7 @@ def whole(name: str, config: Config, run: common.Kept) -> dict:
     )
     module = jb.zoo.NETWORKS[name](dataset.classes)
     variables, _ = jb.fit(module, dataset.train, recipe, validation=dataset.validation)
-    network = common.trace(module, variables, dataset)
-    inputs = dataset, network, variables
+    inputs = dataset, common.trace(module, variables, dataset), variables
     result = conversion.compare(*inputs, config.simulation, run.within(name), folder)
     draw_spikes(*inputs, folder)
     return result

@@ -8,10 +8,8 @@ of the time steps of the typical, integrate-and-fire conversion. Here each metho
 the percentile and the initial potential that serve it best on training images that its
 calibration does not see; then the test set says when it comes within 1 point and 0.5
 points of the trained network, and what was spent until then. The released vgg9 on
-CIFAR-10 takes half an hour of one CPU core: bursts are within 1 point after 2 steps,
-integrate-and-fire after 41, and bursts take 0.36 of its energy; ResNet-20 takes longer.
-`--limit` and `--longest` shorten it, and the same command continues what was
-interrupted.
+CIFAR-10 takes half an hour of one CPU core, a ResNet-20 longer; `--limit` and
+`--longest` shorten it, and the same command continues what was interrupted.
 """
 
 from __future__ import annotations
@@ -44,18 +42,14 @@ class Config(common.Study):
       percentiles: those that each method may choose from.
       steps: longest simulation of bursts.
       longest: longest simulation of integrate-and-fire.
-      calibration: number of training images for the thresholds.
       selection: number of other training images, to choose percentile and v_0 on.
-      limit: number of test images.
     """
 
     gamma: int = 5
     percentiles: tuple[float, ...] = (99.9, 99.99, 99.0)
     steps: int = 64
     longest: int = 512
-    calibration: int = 1000
     selection: int = 500
-    limit: int = 10_000
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -72,29 +66,36 @@ def measure(config: Config, run: common.Kept) -> dict:
         ("burst", jb.Burst(config.gamma), config.steps),
         ("IF", jb.Burst(1), config.longest),
     ):
-        make, trials = partial(common.convert, *trained, images, neuron), []
+        trials = []
+
+        def make(neuron=neuron, **settings):
+            return common.Conversion(neuron=neuron, **settings)(*trained, images)
+
         for initial, percentile in product((0.5, 0.0), config.percentiles):
             settings = {"percentile": percentile, "initial": initial}
             try:
-                model, spiking = make(**settings)
+                converted = make(**settings)
             except jb.calibration.ZeroThreshold as error:
                 print(f"left out {settings}: {error}")
                 continue
             keep = run.within(f"{neuron}, {settings}")
-            curve = until_reached(model, spiking, selection, longest, expected, keep)
+            curve = until_reached(*converted, selection, longest, expected, keep)
             t = common.reached(curve["accuracy"], expected - min(GOALS))
             spent = curve["energy_over_ann"]["once"][t - 1] if t else None
             final = curve["accuracy"][-1]
             trials.append(settings | {"time": t, "energy": spent, "final": final})
         if not trials:
             raise ValueError("--percentiles: none leaves every threshold above 0")
-        best = min(trials, key=_rank)
+        # Least energy at the stricter goal; where none reaches it, the most accurate.
+        best = min(
+            trials, key=lambda x: (x["energy"] is None, x["energy"] or -x["final"])
+        )
         settings = {key: best[key] for key in ("percentile", "initial")}
         print(f"{method}: {settings} serve best on {len(selection):,} training images")
         keep = run.within(f"{neuron}, {settings}, test")
         curve = until_reached(*make(**settings), test, longest, ann, keep)
-        runs[method] = {"neuron": repr(neuron), "settings": settings} | curve
-        runs[method]["trials"] = trials
+        curve |= {"neuron": repr(neuron), "settings": settings, "trials": trials}
+        runs[method] = curve
     rows = compare(runs, ann)
     return {
         "test_images": len(test),
@@ -107,80 +108,61 @@ def measure(config: Config, run: common.Kept) -> dict:
     }
 
 
-def _rank(trial: dict):
-    """Least energy at the stricter goal; where none reaches it, the most accurate."""
-    return trial["energy"] is None, trial["energy"] or -trial["final"]
-
-
 def until_reached(model, spiking, split, longest: int, ann: float, keep) -> dict:
     """Accuracy and energy of every step until all goals are reached.
 
-    Steps are doubled until they are, or until the longest simulation.
+    Steps are doubled until they are, or until the longest simulation; a part of the
+    images after the other, each of which is kept.
     """
-    steps = min(FIRST, longest)
-    while True:
-        accuracy, events = simulate(model, spiking, split, steps, keep)
-        if steps == longest or common.reached(accuracy, ann - min(GOALS)):
-            energy = {
-                how: jb.energy.relative(model.network, events, first_layer=how)
-                for how in CONVENTIONS
-            }
-            return {"accuracy": accuracy, "energy_over_ann": energy}
-        steps = min(2 * steps, longest)
+    starts = range(0, len(split), PART)
 
-
-def simulate(model, spiking, split, steps, keep):
-    """Accuracy and events as of `evaluate`, a part of the images after the other."""
-
-    def one(part) -> dict:
+    def one(part, steps: int) -> dict:
         curves = jb.evaluate(model, spiking, part, steps)
         events = {name: mean * len(part) for name, mean in curves.events.items()}
         return {"correct": np.rint(curves.accuracy * len(part)), "events": events}
 
-    parts = []
-    for start in range(0, len(split), PART):
-        part = split[start : start + PART]
-        parts.append(keep(f"{steps} steps, {len(part)} images from {start}", one, part))
-
-    def mean(*values):
+    def mean(*values) -> np.ndarray:
         return np.sum(values, 0) / len(split)
 
-    means = jax.tree.map(mean, *parts, is_leaf=lambda node: isinstance(node, list))
-    return means["correct"], means["events"]
+    steps = min(FIRST, longest)
+    while True:
+        parts = [
+            keep(f"{steps} steps from {at}", one, split[at : at + PART], steps)
+            for at in starts
+        ]
+        means = jax.tree.map(mean, *parts, is_leaf=lambda x: isinstance(x, list))
+        accuracy = means["correct"]
+        if steps == longest or common.reached(accuracy, ann - min(GOALS)):
+            price = partial(jb.energy.relative, model.network, means["events"])
+            energy = {how: price(first_layer=how) for how in CONVENTIONS}
+            return {"accuracy": accuracy, "energy_over_ann": energy}
+        steps = min(2 * steps, longest)
 
 
 def compare(runs: dict, ann: float) -> list[dict]:
     """One row for each goal and way of counting the first layer."""
     rows = []
-    for goal in GOALS:
+    for goal, how in product(GOALS, CONVENTIONS):
         times = {
             name: common.reached(curve["accuracy"], ann - goal)
             for name, curve in runs.items()
         }
-        for how in CONVENTIONS:
-            energies = {
-                name: curve["energy_over_ann"][how][times[name] - 1]
-                for name, curve in runs.items()
-                if times[name]
-            }
-            rows.append(
-                {
-                    "goal": goal,
-                    "first_layer": how,
-                    "time": times,
-                    "energy_over_ann": energies,
-                    "time_ratio": _ratio(times),
-                    "energy_ratio": _ratio(energies),
-                }
-            )
+        energies = {
+            name: curve["energy_over_ann"][how][times[name] - 1]
+            for name, curve in runs.items()
+            if times[name]
+        }
+        row = {"goal": goal, "first_layer": how}
+        row |= {"time": times, "energy_over_ann": energies}
+        row |= {"time_ratio": _ratio(times), "energy_ratio": _ratio(energies)}
+        rows.append(row)
     return rows
 
 
 def _ratio(values: dict) -> float | None:
     """Bursts over integrate-and-fire, if both reached the goal."""
-    if not values.get("burst") or not values.get("IF"):
-        return None
-    return values["burst"] / values["IF"]
+    burst, single = values.get("burst"), values.get("IF")
+    return burst / single if burst and single else None
 
 
 def text(record: dict) -> str:
@@ -204,12 +186,11 @@ def verdicts(rows: list[dict]) -> list[str]:
         if row["first_layer"] != "once":
             continue
         within = f"within {100 * row['goal']:g} points"
+        if missing := [name for name, t in row["time"].items() if t is None]:
+            lines.append(f"{within}: no ratio, not reached by {', '.join(missing)}")
+            continue
         for kind, claimed in CLAIMED.items():
             ratio = row[f"{kind}_ratio"]
-            if ratio is None:
-                missing = [name for name, t in row["time"].items() if t is None]
-                lines.append(f"{within}: no ratio, not reached by {', '.join(missing)}")
-                break
             # A claim holds where bursts are at least as frugal, within a twentieth.
             holds = "as claimed" if ratio <= 1.05 * claimed else "OTHERWISE"
             lines.append(
@@ -221,31 +202,27 @@ def verdicts(rows: list[dict]) -> list[str]:
 
 def draw(record: dict, folder: Path) -> None:
     """Accuracy against energy and time; a large mark where a goal is first reached."""
-    runs, ann, images = record["runs"], record["ann_accuracy"], record["test_images"]
-    curves, energy, reached = {}, {}, {}
-    for name, curve in runs.items():
+    runs, energy, reached = {}, {}, {}
+    for name, curve in record["runs"].items():
         percentile, initial = curve["settings"].values()
         label = f"{LABELS[name]}, {percentile:g}th percentile, v₀ = {initial:g} θ"
-        curves[label] = jb.evaluation.Curves(np.array(curve["accuracy"]), {}, images)
-        energy[label] = curve["energy_over_ann"]["once"]
+        runs[label], energy[label] = curve, curve["energy_over_ann"]["once"]
         times = sorted({row["time"][name] for row in record["rows"]} - {None})
         reached[label] = np.array(times, int)
     with common.figure(folder / "energy.png", 1, 2, figsize=(11, 4.5)) as (whole, axes):
         for axis, spent in zip(axes, (energy, None), strict=True):
-            jb.plot.accuracy(curves, energy=spent, ann=ann, axes=axis)
-            for (label, times), colour in zip(
-                reached.items(), jb.plot.COLOURS, strict=False
-            ):
+            common.accuracies(runs, record, axis, energy=spent)
+            for i, (label, times) in enumerate(reached.items()):
                 x = np.array(energy[label])[times - 1] if spent else times
-                y = 100 * curves[label].accuracy[times - 1]
-                axis.plot(x, y, "o", color=colour, ms=9, mec="black", mew=1)
+                y = 100 * np.array(runs[label]["accuracy"])[times - 1]
+                style = {"color": jb.plot.COLOURS[i], "ms": 9, "mec": "black"}
+                axis.plot(x, y, "o", **style)
             axis.get_legend().remove()
         lines = axes[0].get_legend_handles_labels()
-        whole.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
+        whole.legend(*lines, loc="outside lower center", ncols=3)
         whole.suptitle(
-            f"{common.title_of(record)}, {images:,} test images; large: within 1 and "
-            "0.5 points of the ANN",
-            fontsize=11,
+            f"{common.title_of(record)}, {record['test_images']:,} test images; large: "
+            "within 1 and 0.5 points of the ANN"
         )
 
 

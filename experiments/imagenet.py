@@ -59,11 +59,6 @@ class Config(common.Experiment):
         conversion.Simulation(steps=32, calibration=200, at_once=25)
     )
 
-    @property
-    def name(self) -> str:
-        """The network's."""
-        return self.arch
-
 
 def measure(config: Config, run: common.Kept) -> dict:
     """The network as refining bursts, bursts and IF."""
@@ -74,9 +69,8 @@ def measure(config: Config, run: common.Kept) -> dict:
     variables = jb.load_pytorch(module, config.torch_weights, example).variables
     run.same(variables)
     dataset = jb.data.imagenet(config.data_dir)
-    network = common.trace(module, variables, dataset)
-    inputs = dataset, network, variables
-    result = conversion.compare(*inputs, config.simulation, run, run.folder)
+    task = dataset, common.trace(module, variables, dataset), variables
+    result = conversion.compare(*task, config.simulation, run, run.folder)
     return {"results": {config.arch: result}}
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import common
@@ -44,8 +45,6 @@ class Config(common.Study):
     Attributes:
       steps: number of time steps.
       bits: of the activations of the quantised networks.
-      calibration: number of training images.
-      limit: number of test images.
       balance: whether to try thresholds that are balanced for graded events.
       levels: of the thresholds that are balanced.
     """
@@ -53,47 +52,41 @@ class Config(common.Study):
     steps: int = 4
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     calibration: int = 500
-    limit: int = 10_000
     balance: bool = False
     levels: tuple[int, ...] = (3, 4, 6)
 
 
+BALANCED = {
+    "quanta": jb.energy.HOROWITZ_FP32,
+    "digits": jb.energy.HOROWITZ_INT8,
+    "events": jb.energy.LEMAIRE,
+}
+"""What thresholds are balanced for: a unit, and the cost model that charges it."""
+
+
 def measure(config: Config, run: common.Kept) -> dict:
     """The conventional networks, and every code in the units of its hardware."""
-    dataset, network, variables = config.load(run)
-    images = dataset.train[: config.calibration].inputs
+    dataset, *trained = config.load(run)
+    task = *trained, dataset.train[: config.calibration].inputs
     test = dataset.test[: config.limit]
-    ann = run("ANN", jb.accuracy, network, variables, test)
+    ann = run("ANN", jb.accuracy, *trained, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
-    quantised = {}
-    for bits in config.bits:
-        row = run(f"{bits} bits", once, network, variables, images, test, bits)
-        print(f"{bits} bits: {row['accuracy']:.2%}")
-        quantised[bits] = row
+    quantised = {b: run(f"{b} bits", once, *task, test, b) for b in config.bits}
     sent = {bits: row["events"] for bits, row in quantised.items()}
-
-    def preset():
-        return jb.presets.refining(network, variables, images)
-
-    def bursts():
-        return common.convert(network, variables, images, jb.Burst(5))
-
-    makers = {"refining": (preset, jb.energy.UNITS), "bursts": (bursts, ("quanta",))}
+    makers = {
+        "refining": (partial(jb.presets.refining, *task), jb.energy.UNITS),
+        "bursts": (partial(common.Conversion(neuron=jb.Burst(5)), *task), ("quanta",)),
+    }
     for levels in config.levels if config.balance else ():
-        for unit, cost in (
-            ("quanta", jb.energy.HOROWITZ_FP32),
-            ("digits", jb.energy.HOROWITZ_INT8),
-            ("events", jb.energy.LEMAIRE),
-        ):
-            task = partial(balanced, network, variables, images, levels, unit, cost)
-            makers[f"{levels} levels, balanced for {unit}, {cost.name}"] = task, (unit,)
+        for unit, cost in BALANCED.items():
+            make = partial(balanced, *task, levels, unit, cost)
+            makers[f"{levels} levels, balanced for {unit}, {cost.name}"] = make, (unit,)
     codes = {
         name: run(name, spikes, make, units, test, config.steps, sent)
         for name, (make, units) in makers.items()
     }
-    conventional = {
-        cost.name: opponents(network, cost, sent) for cost in jb.energy.PRESETS.values()
-    }
+    network, costs = trained[0], jb.energy.PRESETS.values()
+    conventional = {cost.name: opponents(network, cost, sent) for cost in costs}
     accuracies = {str(bits): row["accuracy"] for bits, row in quantised.items()}
     return {
         "test_images": len(test),
@@ -130,27 +123,25 @@ def balanced(network, variables, images, levels: int, unit: str, cost):
 def spikes(make, units, test, steps: int, sent: dict) -> dict:
     """Accuracy, operations and joules after each step, by model and unit."""
     model, weights = make()
-    curves = jb.evaluate(model, weights, test, steps)
+    curves, costs = jb.evaluate(model, weights, test, steps), jb.energy.PRESETS
     macs, operations = sum(jb.energy.macs(model.network).values()), {}
     for unit in ("quanta", "events"):
         counts = {node: getattr(c, unit) for node, c in curves.traffic.items()}
         done = sum(jb.energy.operations(model.network, counts).values())
         operations[unit] = np.cumsum(done) / macs
     joules = {
-        cost.name: {
-            unit: jb.energy.joules(model, curves, cost=cost, unit=unit)
-            for unit in units
-        }
-        for cost in jb.energy.PRESETS.values()
+        name: {u: jb.energy.joules(model, curves, cost=cost, unit=u) for u in units}
+        for name, cost in costs.items()
     }
     row = {"neuron": repr(model.neuron), "accuracy": curves.accuracy}
     row |= {"operations_per_mac": operations, "joules": joules}
     if units == jb.energy.UNITS:
         for cost, unit in ((USUAL, "quanta"), (MEMORY, "digits")):
-            cost = jb.energy.PRESETS[cost]
-            print(jb.energy.report(model, curves, cost=cost, unit=unit), end="\n\n")
-        costs = jb.energy.PRESETS.values()
-        row["break_even"] = {c.name: even(model, c, steps + 4, sent) for c in costs}
+            said = jb.energy.report(model, curves, cost=costs[cost], unit=unit)
+            print(said, end="\n\n")
+        row["break_even"] = {
+            name: even(model, cost, steps + 4, sent) for name, cost in costs.items()
+        }
     return row
 
 
@@ -206,21 +197,20 @@ def text(record: dict) -> str:
     """Accuracy and energy over the conventional network's, without and with memory."""
     of = record["conventional"]
     models = [name for name in of if name != USUAL]
+    kinds = [(USUAL, "no"), *product(models, REUSE)]
     head = ["code", "T", "accuracy", "unit", USUAL]
-    head += [f"{name}, {reuse} reuse" for name in models for reuse in REUSE]
+    head += [f"{name}, {reuse} reuse" for name, reuse in kinds[1:]]
     rows = []
     for name, row in record["codes"].items():
-        for unit in row["joules"][MEMORY]:
-            for t, accuracy in enumerate(row["accuracy"]):
-
-                def over(cost, reuse, row=row, unit=unit, t=t):
-                    spent = row["joules"][cost][unit][t]
-                    return spent / of[cost][f"{reuse}_reuse"]["full_width"]
-
-                cells = [name, str(t + 1), f"{accuracy:.2%}", unit]
-                cells += [f"{over(USUAL, 'no'):.3f}"]
-                cells += [f"{over(cost, r):.2f}" for cost in models for r in REUSE]
-                rows.append(cells)
+        for unit, (t, accuracy) in product(
+            row["joules"][MEMORY], enumerate(row["accuracy"])
+        ):
+            over = [
+                row["joules"][cost][unit][t] / of[cost][f"{reuse}_reuse"]["full_width"]
+                for cost, reuse in kinds
+            ]
+            cells = [name, str(t + 1), f"{accuracy:.2%}", unit, f"{over[0]:.3f}"]
+            rows.append(cells + [f"{ratio:.2f}" for ratio in over[1:]])
     bits = [f"{bits} {accuracy:.2%}" for bits, accuracy in record["quantised"].items()]
     lines = [
         f"{record['test_images']:,} test images, ANN {record['ann_accuracy']:.2%}; "
@@ -238,36 +228,36 @@ def draw(record: dict, folder: Path) -> None:
             for reuse, style, fill in (("no", "-", "full"), ("full", ":", "none")):
                 if name == USUAL and reuse == "full":
                     continue  # it knows no memory
-                even = np.array(curves[f"{reuse}_reuse"], float)
-                whole = even * np.arange(1, len(even) + 1)
+                whole = np.array(curves[f"{reuse}_reuse"], float)
+                whole *= np.arange(1, len(whole) + 1)
                 label = f"{name}, {reuse} reuse" if name != USUAL else name
                 label += "" if whole.max() > 0.01 else ": below 0.01"
                 look |= {"markevery": (i, 5), "fillstyle": fill, "ls": style}
                 whole = np.where(whole > 0, whole, np.nan)
-                axis.plot(range(1, len(even) + 1), whole, label=label, **look)
-        for name, mark in (("refining", "o"), ("bursts", "s")):
-            unit = "quanta" if name == "bursts" else "events"
+                axis.plot(range(1, len(whole) + 1), whole, label=label, **look)
+        for name, unit, mark in (
+            ("refining", "events", "o"),
+            ("bursts", "quanta", "s"),
+        ):
             values = record["codes"][name]["operations_per_mac"][unit]
-            times, style = np.arange(1, len(values) + 1), {"color": "black", "ms": 5}
-            label = f"measured: {name}, {unit}"
-            axis.plot(times, values, f"{mark}-", label=label, **style)
+            times, label = range(1, len(values) + 1), f"measured: {name}, {unit}"
+            axis.plot(times, values, f"k{mark}-", label=label)
         for name, (at, low, high) in record["published"].items():
             if at is None:
                 label = f"{name}, {low:g} to {high:g}"
                 axis.axhspan(low, high, color="0.92", label=label)
             else:
-                axis.plot(at, low, "kx", label=name)
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.set_ylim(0.01, 5)
-        axis.set_xlabel("time steps")
-        axis.set_ylabel("events per synapse and image")
-        axis.set_title(
-            f"{common.title_of(record)}: below its line a code costs less than the ANN",
-            fontsize=11,
+                axis.plot(at, low, "kx", ms=6, label=name)
+        common.logarithmic(axis)
+        axis.set(
+            xlabel="time steps",
+            ylabel="events per synapse and image",
+            ylim=(0.01, 5),
+            title=f"{common.title_of(record)}: below its line a code costs less than "
+            "the ANN",
         )
-        style = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
-        axis.legend(fontsize=7, title="break-even by cost model", **style)
+        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 7}
+        axis.legend(title="break-even by cost model", **place)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ no checkpoint of version 0.1 is left.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import Literal
 
+import common
 import jax
 import numpy as np
+import tyro
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
@@ -43,20 +45,14 @@ def release_of(folder: Path) -> tuple[dict, dict]:
     return jb.zoo.renamed(unflatten_dict(arrays, sep="/")), notes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--network", required=True, choices=jb.zoo.NETWORKS)
-    parser.add_argument("--classes", required=True, type=int)
-    parser.add_argument("--source", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    options = parser.parse_args()
-    released = (options.source / "network.json").is_file()
-    variables, notes = (release_of if released else run_of)(options.source)
-    path = jb.released.save(
-        options.out, options.network, options.classes, variables, notes
-    )
+def migrate(
+    network: Literal[tuple(jb.zoo.NETWORKS)], classes: int, source: Path, out: Path
+) -> None:
+    """Writes the network as those that are released."""
+    read = release_of if (source / "network.json").is_file() else run_of
+    path = jb.released.save(out, network, classes, *read(source))
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    common.run(lambda: tyro.cli(migrate, description=__doc__))

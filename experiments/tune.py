@@ -5,10 +5,9 @@
 
 For each budget of energy the settings found without labels, on training images, beside
 the refining preset and its relatives with other levels; then anytime inference, which
-stops each image when its decision is settled. Everything on the test images. With
-`--dataset cifar100 --budgets 0.15 --trials 16 --steps 3 --calibration 1000` and the
-released vgg9: tuned 71.01 %, the best preset within the budget 70.74 %; five minutes of
-one CPU core.
+stops each image when its decision is settled. The presets take the first 500 images of
+calibration. Everything on the test images. With `--dataset cifar100 --budgets 0.15
+--trials 16 --steps 3 --calibration 1000` five minutes of one CPU core.
 """
 
 from __future__ import annotations
@@ -32,12 +31,9 @@ class Config(common.Study):
 
     Attributes:
       budgets: of energy over the ANN's.
-      calibration: number of training images for `tune`; the presets take the first
-        500, as `settle` does.
       steps: largest number of time steps.
       trials: of the search.
       agreement: of anytime inference with the decisions after all steps.
-      limit: number of test images; all of them if not given.
       seed: of the draw of calibration images and of the search.
     """
 
@@ -46,7 +42,6 @@ class Config(common.Study):
     steps: int = 4
     trials: int = 20
     agreement: float = 0.99
-    limit: int | None = None
     seed: int = 0
 
 
@@ -136,43 +131,32 @@ def compare(tuned: list[dict], presets: dict[str, dict]) -> list[dict]:
             zip(curve["accuracy"], curve["energy_over_ann"], strict=True), 1
         )
     ]
-
-    def best(points: list[dict], allowed: float) -> dict | None:
-        within = [point for point in points if point["energy_over_ann"] <= allowed]
-        return max(within, key=lambda point: point["accuracy"], default=None)
-
     rows = []
     for network in tuned:
         own = {"steps": len(network["accuracy"])}
         own |= {key: network[key][-1] for key in ("accuracy", "energy_over_ann")}
         allowed = max(network["budget"], own["energy_over_ann"])
-        default = [point for point in points if point["preset"] == DEFAULT]
-        rows.append(
-            {
-                "budget": network["budget"],
-                "tuned": own,
-                "default": best(default, allowed),
-                "best": best(points, allowed),
-            }
-        )
+        within = [point for point in points if point["energy_over_ann"] <= allowed]
+        default = [point for point in within if point["preset"] == DEFAULT]
+        row = {"budget": network["budget"], "tuned": own}
+        for name, found in (("default", default), ("best", within)):
+            row[name] = max(found, key=lambda one: one["accuracy"], default=None)
+        rows.append(row)
     return rows
 
 
 def text(record: dict) -> str:
     """The table of budgets, and anytime inference in a sentence."""
     early, config = record["anytime"], record["config"]
+    kinds = {"tuned": "tuned", "default": "preset", "best": "best of the presets"}
     rows = [
-        [
-            f"{row['budget']:g}",
-            *(_shown(row[kind]) for kind in ("tuned", "default", "best")),
-        ]
+        [f"{row['budget']:g}", *(_shown(row[kind]) for kind in kinds)]
         for row in record["rows"]
     ]
-    head = ["budget", "tuned", "preset", "best of the presets"]
     return (
         f"{record['test_images']:,} test images, ANN {record['ann_accuracy']:.2%}: "
         "accuracy in %, in brackets energy over the ANN's and steps.\n\n"
-        + common.markdown(head, rows, ["--:"] * 4)
+        + common.markdown(["budget", *kinds.values()], rows, "--:")
         + f"\n\nAnytime, {DEFAULT}, up to {config['steps']} steps, agreement "
         f"{config['agreement']:g}: {early['accuracy']:.2%} after {early['steps']:.2f} "
         f"steps on average, energy {early['energy_over_ann']:.3f}, "
@@ -191,20 +175,16 @@ def _shown(point: dict | None) -> str:
 
 def draw(record: dict, folder: Path) -> None:
     """Accuracy against energy: a line for each preset, a star where tuned."""
-    ann, images = record["ann_accuracy"], record["test_images"]
-    curves, energy = {}, {}
-    for name, row in record["presets"].items():
-        curves[name] = jb.evaluation.Curves(np.array(row["accuracy"]), {}, images)
-        energy[name] = row["energy_over_ann"]
+    presets, ann = record["presets"], 100 * record["ann_accuracy"]
+    energy = {name: row["energy_over_ann"] for name, row in presets.items()}
+    title = f"{common.title_of(record)}, {record['test_images']:,} test images"
     with common.figure(folder / "tune.png", figsize=(7, 4.2)) as (_, axis):
-        title = f"{common.title_of(record)}, {images:,} test images"
-        jb.plot.accuracy(curves, energy=energy, ann=ann, title=title, axes=axis)
+        common.accuracies(presets, record, axis, energy=energy, title=title)
         spent = [row["energy_over_ann"][-1] for row in record["tuned"]]
         accuracy = [100 * row["accuracy"][-1] for row in record["tuned"]]
-        style = {"color": "black", "label": "tuned", "ms": 11, "zorder": 5}
-        axis.plot(spent, accuracy, "*", **style)
-        axis.set_ylim(100 * ann - 6, 100 * ann + 1)
-        axis.legend(frameon=False, fontsize=8)
+        axis.plot(spent, accuracy, "k*", label="tuned", ms=11, zorder=5)
+        axis.set_ylim(ann - 6, ann + 1)
+        axis.legend()
 
 
 if __name__ == "__main__":
