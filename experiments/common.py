@@ -46,18 +46,17 @@ from jaxburst.training.stopping import Stopped
 KINDS = {
     name: kind
     for kind, names in {
-        "count": "at_once batch_size bits calibration choice draws epochs frames gamma "
-        "gammas inputs levels limit lines selection step tones train_limit trials",
         "steps": "longest steps",
         "fraction": "agreement initial",
         "percentile": "percentile percentiles",
         "positive": "budgets",
-        "natural": "validation",
+        "natural": "cutout hops speeds validation",
         "seed": "seed",
     }.items()
     for name in names.split()
 }
-"""What settings of these names are, as for the arguments of functions."""
+"""What settings of these names are, as for the arguments of functions; others that
+are whole numbers are counts."""
 
 
 def check_settings(settings) -> None:
@@ -67,7 +66,8 @@ def check_settings(settings) -> None:
       ValueError: naming the option.
     """
     for field in dataclasses.fields(settings):
-        value, kind = getattr(settings, field.name), KINDS.get(field.name)
+        value, counts = getattr(settings, field.name), re.search(r"\bint\b", field.type)
+        kind = KINDS.get(field.name, counts and "count")
         if kind and value is not None:
             option = f"--{field.name.replace('_', '-')}"
             for one in value if isinstance(value, tuple) else (value,):

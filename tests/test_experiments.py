@@ -1,7 +1,10 @@
 """Every experiment runs on tiny settings and writes what it promises."""
 
+import dataclasses
 import importlib.util
+import inspect
 import json
+import re
 import runpy
 import signal
 import sys
@@ -605,6 +608,26 @@ def test_settings_are_refused_before_anything_is_read(
         run(experiment, option, value, "--data-dir", "nowhere")
     said = f"{stop.value.code} {capsys.readouterr().err}"
     assert f"{option}: expected" in said and "nowhere" not in said
+
+
+@pytest.mark.parametrize("name", [path.stem for path in EXPERIMENTS.glob("*.py")])
+def test_every_whole_number_among_the_settings_is_checked(name, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    common = importlib.import_module("common")
+    try:
+        found = vars(importlib.import_module(name)).values()
+    except ImportError as error:
+        pytest.skip(str(error))
+    for settings in found:
+        if inspect.isclass(settings) and issubclass(settings, common.Experiment):
+            fields = dataclasses.fields(settings)
+            given = {f.name: Path() for f in fields if f.default is f.default_factory}
+            for field in fields:
+                if re.search(r"\bint\b", field.type):
+                    bad = (-1,) if field.type.startswith("tuple") else -1
+                    option = f"--{field.name.replace('_', '-')}: expected"
+                    with pytest.raises(ValueError, match=option):
+                        settings(**given | {field.name: bad})
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
