@@ -38,15 +38,17 @@ STEPS = 2**16
 LARGEST = 2**31 - 1
 """The largest whole number where nothing else is said."""
 
+LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+"""Of positive numbers in single precision: what is less counts as 0."""
+
 KINDS: dict[str, Kind] = {}
 """Every kind of argument, and its check."""
 
 NAMES = {
     name: kind
     for kind, of in {
-        "count": "batch_size checkpoint_every iterations levels size steps_per_epoch "
-        "trials",
-        "natural": "image step validation",
+        "count": "batch_size checkpoint_every iterations size steps_per_epoch trials",
+        "natural": "image padding step validation",
         "fraction": "agreement ann initial",
         "positive": "ann_energy error logits z",
         "flag": "download each_step exact progress resume wires",
@@ -59,7 +61,7 @@ NAMES = {
         "events": "rounded sent",
         "json": "notes",
         "percentiles": "candidates",
-        "anything": "roles",
+        "anything": "cls roles self",
         "constants": "mean std",
     }.items()
     for name in of.split()
@@ -71,13 +73,14 @@ WHOLE = {
     "natural": (0, LARGEST),
     "seed": (0, 2**32 - 1),
     "bits": (1, 32),
+    "levels": (1, 2**20),
     "classes": (1, 10**6),
 }
 """Whole numbers: the least and the most."""
 
 NUMBERS = {
     "fraction": ("a number between 0 and 1", lambda x: 0 <= x <= 1),
-    "positive": ("a number greater than 0, up to 1e9", lambda x: 0 < x <= 1e9),
+    "positive": ("a number greater than 0, up to 1e9", lambda x: 1e-30 < x <= 1e9),
     "rate": ("a number in 0 < x <= 1", lambda x: 0 < x <= 1),
     "percentile": ("a number greater than 0, up to 100", lambda x: 0 < x <= 100),
 }
@@ -90,10 +93,11 @@ WORDS = {
     "reuse": ("no", "full"),
     "first_layer": ("once", "every step"),
     "shortcut": ("subsample", "conv"),
+    "head": ("mean", "max"),
+    "kind": ("none", "crop_flip", "li2022"),
 }
 """Words out of a list."""
 
-_ROWS = "the rows that report or errors returns"
 CLASSES = {
     "cost": ("jaxburst.costs:Cost", "a Cost", ""),
     "graph": ("jaxburst.graph:Graph", "a Graph", "network.graph is one"),
@@ -170,6 +174,12 @@ def door(function: Callable | None = None, /, **special: str) -> Any:
 
     vars(checked)["kinds"] = named
     return checked
+
+
+def fields(of, **kinds: str) -> None:
+    """Checks fields of an object, of kinds as for `door`."""
+    for name, kind in kinds.items():
+        KINDS[kind](f"{type(of).__name__}.{name}", getattr(of, name), {})
 
 
 def kind(check: Kind) -> Kind:
@@ -327,6 +337,22 @@ def schedule(name, value, given):
 
 
 @kind
+def sizes(name, value, given):
+    """Whole numbers of at least 1, if any."""
+    for one in instance(name, value, list | tuple, "whole numbers such as (64, 128)"):
+        whole(name, one, 1)
+    return value
+
+
+@kind
+def plan(name, value, given):
+    """Of a VGG: the channels of its convolutions, and `"M"` for a pool."""
+    entries = instance(name, value, list | tuple, "channels and 'M': (64, 'M', 128)")
+    sizes(name, [x for x in entries if not (isinstance(x, str) and x == "M")], given)
+    return value
+
+
+@kind
 def zoo(name, value, given):
     from jaxburst.zoo import NETWORKS
 
@@ -373,9 +399,11 @@ def json(name, value, given):
 
 def network_of(given: dict[str, Any]) -> Any:
     """The network that a call is about, if it is about one."""
-    one = given.get("network", given.get("model"))
+    from jaxburst.network import Network
+
+    one = given.get("network", given.get("model", given.get("self")))
     one = getattr(one, "network", one)
-    return one if hasattr(one, "program") else None
+    return one if isinstance(one, Network) else None
 
 
 @kind
@@ -404,14 +432,20 @@ def spiking(name, value, given):
 
     one = network_of(given)
     instance(name, value, dict, "what convert returns", "run.prepare is internal")
+    for node, own in value.items():
+        for leaf in own if isinstance(own, tuple) else ():
+            if not hasattr(leaf, "dtype") and not isinstance(leaf, float):
+                refuse(f"{name}: {node}", "arrays", leaf)
     if one is not None:
         check_spiking(one, value)
         known = {node.name for node in one.graph.nodes} | one.program.uses.keys()
         for other in value.keys() - known:
             refuse(name, "what convert made of this network", other, "of another one")
         for population in one.neurons if not traced(value) else ():
-            _threshold(f"{name}: {population}", value[population], one, population)
-            _corrected(f"{name}: {population}", value[population], given.get("model"))
+            place = f"{name}: {population}"
+            finite(place, value[population], "calibrate and convert again")
+            _threshold(place, value[population], one, population)
+            _corrected(place, value[population], given.get("model"))
     numeric(name, value)
     finite(name, value, "calibrate and convert again", masks=True)
     return value
@@ -450,13 +484,13 @@ def _corrected(name: str, own, model) -> None:
 def _threshold(name: str, own, one, population: str) -> None:
     """Refuses thresholds that no neuron can have."""
     theta, initial = np.asarray(own.theta), np.asarray(own.initial)
-    if not (theta > 0).all():
+    if not (theta >= LEAST).all():
         refuse(f"{name}.theta", "thresholds greater than 0", theta.min())
     if not ((initial >= 0) & (initial <= 1)).all():
         refuse(f"{name}.initial", "potentials of 0 .. 1 thresholds", initial.max())
     shape = one.graph[population].image_shape
     channels = shape[one.graph.channel_axes[population]]
-    if np.shape(own.bias) == (channels,) and channels > 1:
+    if np.shape(own.bias)[:1] == (0,) or np.shape(own.bias) == (channels,) != (1,):
         refuse(
             f"{name}.bias",
             "rows [T, ...], one for each step, or a scalar",
@@ -488,10 +522,11 @@ def thresholds(name, value, given):
             )
         if traced(theta):
             continue
-        theta = np.asarray(theta)
-        if theta.dtype.kind not in "iufV":
-            refuse(place, "a number", theta.dtype.name)
-        if not (np.isfinite(theta.astype(float)) & (theta > 0)).all():
+        plain = theta if hasattr(theta, "dtype") else np.asarray(theta)
+        if not is_numeric(plain):
+            refuse(place, _NUMERIC, theta)
+        theta = np.asarray(plain).astype(float)
+        if not ((theta >= LEAST) & (theta <= MOST)).all():
             refuse(
                 place,
                 "finite thresholds greater than 0",
@@ -535,7 +570,9 @@ def calibration(name, value, given):
     """Inputs of which not every number is 0, which would say nothing."""
     value = inputs(name, value, given)
     leaves = [] if traced(value) else jax.tree.leaves(value)
-    if leaves and not any(np.asarray(row).any() for leaf in leaves for row in leaf):
+    if leaves and not any(
+        (abs(np.asarray(row, float)) >= LEAST).any() for leaf in leaves for row in leaf
+    ):
         refuse(name, "inputs that show what activations are like", "zeros alone")
     return value
 
@@ -591,6 +628,9 @@ def data(name, value, given):
         inputs("inputs", found, given)
     if isinstance(targets, list):
         targets = np.asarray(targets)
+    for leaf in jax.tree.leaves(targets):
+        if isinstance(leaf, np.ma.MaskedArray):
+            refuse("labels", _NUMERIC, leaf)
     check_targets(network_of(given), targets, length(found), given.get("metric"))
     return value if hasattr(value, "pair") else (found, targets)
 
@@ -610,6 +650,7 @@ def margins(name, value, given):
     threshold = np.asarray(value.threshold)
     if threshold.ndim != 1 or not threshold.size or threshold.dtype.kind not in "iuf":
         refuse(f"{name}.threshold", "one number for each step, [T]", threshold)
+    steps(f"{name}: its number of steps", len(threshold), given)
     if not (threshold >= 0).all():
         expected = "numbers of at least 0, inf where no image stops"
         refuse(f"{name}.threshold", expected, threshold.min())
@@ -629,6 +670,9 @@ def arguments(name, value, given):
     """What is traced: variables, and last an example of the inputs; or by name."""
     if isinstance(value, Mapping):
         return value
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, np.ndarray) and not is_numeric(leaf, "biufc"):
+            refuse(name, _NUMERIC, leaf)
     for leaf in jax.tree.leaves(value[-1:]):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             refuse(name, "arrays [N, ...], as an example of the inputs", leaf)
@@ -643,7 +687,8 @@ def events(name, value, given):
     instance(name, counts, Mapping, "Curves, a Trace, or {name: events}")
     for sender, leaf in counts.items():
         for one in map(np.asarray, jax.tree.leaves(leaf) or [leaf]):
-            if one.dtype.kind not in "iuf" or not ((one >= 0) & (one < np.inf)).all():
+            fine = is_numeric(one) and one.size and ((one >= 0) & (one < np.inf)).all()
+            if not fine:
                 refuse(f"{name}: {sender}", "counts [T, ...], of at least 0", leaf)
     return value
 
@@ -675,11 +720,10 @@ def energies(name, value, given):
 @kind
 def reports(name, value, given):
     """`{label: rows of analysis.report}`, or the rows of one."""
-    expected = "the rows that analysis.report returns"
-    for one in value.values() if isinstance(value, Mapping) else [value]:
-        for row in rows(name, one, given) or [None]:
-            has(name, row, "events", expected)
-    return value or refuse(name, expected, value)
+    several = value.values() if isinstance(value, Mapping) else [value]
+    if not all(rows(name, one, given) for one in several) or not several:
+        refuse(name, "the rows that analysis.report returns", value)
+    return value
 
 
 @kind
@@ -705,6 +749,44 @@ def axes(name, value, given):
 
 
 @kind
+def batch(name, value, given):
+    """Images `[B, H, W, C]`."""
+    fine = isinstance(value, np.ndarray | jax.Array) and value.ndim == 4
+    if not fine or not traced(value) and not is_numeric(value, "biuf"):
+        refuse(name, "images [B, H, W, C]", value)
+    return value
+
+
+@kind
+def key(name, value, given):
+    """Of JAX's random numbers: one, in either form."""
+    kind, shape = getattr(value, "dtype", np.dtype(object)), np.shape(value)
+    if jnp.issubdtype(kind, jax.dtypes.prng_key) and not shape:
+        return value
+    if not isinstance(value, np.ndarray | jax.Array) or (kind, shape) != (_RAW, (2,)):
+        refuse(name, "a key of jax.random, one", value)
+    return value
+
+
+_RAW = np.dtype("uint32")
+
+
+@kind
+def flips(name, value, given):
+    """Which images are flipped, bool `[B]`."""
+    kind, shape = getattr(value, "dtype", None), np.shape(value)
+    if kind != np.dtype(bool) or shape != given["images"].shape[:1]:
+        refuse(name, "True or False for each image, [B]", value)
+    return value
+
+
+@kind
+def side(name, value, given):
+    """Of a square: a whole number, which may be traced."""
+    return value if traced(value) else whole(name, np.asarray(value)[()])
+
+
+@kind
 def share(name, value, given):
     found = np.asarray(value)
     fine = found.dtype.kind in "iuf" and found.size
@@ -723,11 +805,18 @@ def sample(name, value, given):
 
 
 @kind
-def rows(name, value, given):
-    """What a report returns."""
-    for one in instance(name, value, list | tuple, _ROWS):
-        instance(name, one, tuple, _ROWS)
+def rows(name, value, given, of: str = "theta", source: str = "report"):
+    """What `analysis.report` returns."""
+    expected = f"the rows that analysis.{source} returns"
+    for one in instance(name, value, list | tuple, expected):
+        has(name, one, of, expected)
     return value
+
+
+@kind
+def errors(name, value, given):
+    """What `analysis.errors` returns."""
+    return rows(name, value, given, "size", "errors")
 
 
 @kind
@@ -751,18 +840,28 @@ def array(name: str, value) -> None:
         return  # they are read when they are asked for
     if not shape:
         refuse(name, "arrays [N, ...]", value)
-    kind = np.dtype(getattr(value, "dtype", object))
-    if kind.kind not in "biufV":
-        refuse(name, "numbers", str(kind))
+    if not is_numeric(value, "biuf"):
+        refuse(name, _NUMERIC, value)
+
+
+_NUMERIC = "numbers, as NumPy or JAX have them, nothing masked"
+
+
+def is_numeric(value, kinds: str = "iuf") -> bool:
+    """Whether an array holds real numbers, all of them, of a type that JAX knows."""
+    kind = getattr(value, "dtype", None)
+    if not isinstance(kind, np.dtype) or isinstance(value, np.ma.MaskedArray):
+        return False
+    known = jnp.issubdtype(kind, jnp.number) if kind.kind == "V" else kind.kind in kinds
+    return known and kind.itemsize <= 8
 
 
 def numeric(name: str, tree) -> None:
     """Refuses arrays that do not hold real numbers."""
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        kind = getattr(getattr(leaf, "dtype", None), "kind", "O")
-        if kind not in "iufV" and not isinstance(leaf, int | float | Tracer):
+        if not is_numeric(leaf) and not isinstance(leaf, int | float | Tracer):
             place = jax.tree_util.keystr(where, simple=True, separator="/")
-            refuse(f"{name}: {place}", "numbers", str(getattr(leaf, "dtype", leaf)))
+            refuse(f"{name}: {place}", _NUMERIC, leaf)
 
 
 _SEEN: dict[int, weakref.ref] = {}  # arrays of JAX, which never change, by their id
@@ -783,9 +882,9 @@ def finite(name: str, tree, hint: str, masks: bool = False) -> None:
             continue
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             continue
-        host = np.asarray(leaf)
-        if host.dtype.kind == "V":  # bfloat16 and the like
-            host = host.astype(np.float32)
+        kind = jnp.result_type(leaf)  # of double precision that of JAX, by default
+        with np.errstate(over="ignore"):
+            host = np.asarray(leaf, kind if kind.kind in "fc" else np.float32)
         known = np.isfinite(host)
         if not (known | (masks & np.isneginf(host) & ~host[known].any())).all():
             place = jax.tree_util.keystr(where, simple=True, separator="/")

@@ -195,7 +195,7 @@ class Info(_Command):
 
             return _listed("NIR graph", nir.describe(path))
         if path.is_file() and is_sealed(path, integers.FORMAT):
-            found, arrays = unseal(path, integers.FORMAT)
+            found, arrays = unseal(path, integers.FORMAT, parts=list, links=list)
             parts = [{k: row[k] for k in ("name", "kind", "shape") if k in row}
                      for row in found.pop("parts")]  # fmt: skip
             del found["links"]

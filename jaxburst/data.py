@@ -317,8 +317,8 @@ def normalise(images, mean, std):
     channels = images.shape[-1:]
     if not mean.shape == std.shape == channels or not _are_of_pixels(mean, std):
         raise ValueError(
-            f"normalise: images {images.shape} have {images.shape[-1]} channel(s), "
-            "each needs a mean in 0 .. 1 and a std in 0 < x <= 1, in units of "
+            f"normalise: of images {images.shape} each channel, along the last axis, "
+            "needs a mean in 0 .. 1 and a std in 0 < x <= 1, in units of "
             f"pixel/255; found mean {mean.tolist()}, std {std.tolist()}"
         )
     along_channels = (1,) * (images.ndim - 1) + channels

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxburst.batching import batches, even_size, length, sweep, together
-from jaxburst.checks import door
+from jaxburst.checks import door, refuse
 from jaxburst.circuit import prepared
 from jaxburst.convert import Spiking
 from jaxburst.devices import data_parallel, per_device, share
@@ -140,7 +140,10 @@ def _rows(targets, rows: int):
 
 def _each(found, rows: int, when: str) -> np.ndarray:
     """What a metric returned: a finite number for each image."""
-    found = np.asarray(found, np.float64)
+    found = np.asarray(found)
+    if found.dtype.kind not in "biufV":
+        refuse("metric", "a number for each image", found)
+    found = found.astype(np.float64)
     if found.shape != (rows,):
         raise ValueError(
             "metric: expected one number for each image, of shape "

@@ -124,9 +124,10 @@ def _present(network: Network, node: Node, weights: dict | None) -> tuple:
     own = weights[node.name]
     if not synapse:
         return tuple(np.asarray(x) != 0 for x in own) if _multiplies(node) else own
-    if own[0].shape != node.role.kernel:
+    found = np.shape(own[0]) if isinstance(own, tuple) else own
+    if found != node.role.kernel:
         raise ValueError(
-            f"{node.name}: the kernel must be {node.role.kernel}, found {own[0].shape}"
+            f"{node.name}: the kernel must be {node.role.kernel}, found {found!r:.80}"
         )
     return (np.asarray(own[0]) != 0,)
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxburst.checks import door
+from jaxburst.checks import door, finite, one_of, refuse
 from jaxburst.io.files import write
 from jaxburst.io.sealed import seal, unseal
 from jaxburst.zoo import NETWORKS
@@ -138,12 +138,7 @@ def save(
     if bits not in (8, 16):
         raise ValueError(f"bits: expected 8 or 16, found {bits!r}")
     flat = flatten_dict(variables, sep="/")
-    image = jnp.zeros((1, 32, 32, 3))  # names do not depend on its size
-    init = NETWORKS[network](classes).init
-    own = flatten_dict(jax.eval_shape(init, jax.random.key(0), image), sep="/")
-    if flat.keys() != own.keys():
-        odd = min(flat.keys() ^ own.keys())
-        raise ValueError(f"variables: {odd} is in only one of {network} and these")
+    _check_own("variables", network, classes, flat)
     arrays = {}
     for name, value in flat.items():
         value = np.asarray(value, np.float32)
@@ -179,23 +174,31 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict, dict[str, Any]]:
       >>> module.classes, variables["params"]["dense0"]["bias"].shape
       (10, (10,))
     """
-    about, arrays = unseal(path, FORMAT, "a trained network")
+    about, arrays = unseal(path, FORMAT, "a trained network", notes=dict)
     floats = {}
     for name, value in arrays.items():
         if not name.endswith(_SCALE):
             scale = arrays.get(name + _SCALE, np.float32(1))
             floats[name] = jnp.asarray(value * scale, jnp.float32)
-    network = about.get("network")
-    if network not in NETWORKS:
-        raise ValueError(
-            f"{path}: is of the network {network!r}, expected one of "
-            f"{', '.join(NETWORKS)}"
-        )
-    return (
-        NETWORKS[network](about["classes"]),
-        unflatten_dict(floats, sep="/"),
-        about["notes"],
-    )
+    network, classes = about.get("network"), about.get("classes")
+    one_of(f"{path}: its network", network, NETWORKS)
+    _check_own(str(path), network, classes, floats)
+    return NETWORKS[network](classes), unflatten_dict(floats, sep="/"), about["notes"]
+
+
+def _check_own(name: str, network: str, classes: int, flat: dict) -> None:
+    """Refuses variables that are not a network's: what the size of an image and its
+    channels decide aside, shapes are compared, too."""
+    image = jnp.zeros((1, 32, 32, 3))
+    init = NETWORKS[network](classes).init
+    own = flatten_dict(jax.eval_shape(init, jax.random.key(0), image), sep="/")
+    for odd in sorted(flat.keys() ^ own.keys()):
+        raise ValueError(f"{name}: {odd} is in only one of {network} and these")
+    for place, leaf in own.items():
+        found = np.shape(flat[place])
+        if (len(found), *found[-1:]) != (leaf.ndim, *leaf.shape[-1:]):
+            refuse(f"{name}: {place}", f"a shape such as {leaf.shape}", found)
+    finite(name, flat, "train it again")
 
 
 _SCALE = ".scale"  # beside a kernel in 8 bits

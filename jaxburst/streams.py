@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxburst.checks import door
+from jaxburst.checks import door, finite, traced
 from jaxburst.circuit import Info, State, block, constants, outputs_first, prepare, rest
 from jaxburst.convert import Spiking
 from jaxburst.graph import Wire
@@ -27,10 +27,12 @@ class Streamed(NamedTuple):
     Attributes:
       state: of the neurons, pools, products and outputs.
       held: what the last frame was, as far as no neuron leads to it.
+      made: a mark of the weights, and the quantum, that it was made with.
     """
 
     state: State
     held: dict[str, jax.Array]
+    made: jax.Array
 
 
 @door(step="count")
@@ -56,7 +58,8 @@ def stream(
       model: the network, neuron and pooling.
       spiking: its converted weights.
       frames: `[T, B, ...]`, as the network takes them, with time in front.
-      state: what the call before returned; None at the beginning.
+      state: what the call before returned; None at the beginning. Weights and `step`
+        stay the same.
       step: of refining neurons, the step `s` whose quantum is sent. A correction for
         that step stands for all frames; limits and silence are not used.
 
@@ -83,7 +86,15 @@ def stream(
     if not model.neuron.repeats:
         _check_masks(model)
     model, spiking = _still(model, spiking, step)
-    found, after = _stream(model, spiking, frames, state)
+    made = _mark(spiking)
+    if state is not None and not traced((state, made)):
+        finite("state", state, "begin anew: leave it out")
+        if state.made != made:
+            raise ValueError(
+                "state: was made with other weights, or another step, than it is to go "
+                "on with; leave it out to begin anew"
+            )
+    found, after = _stream(model, spiking, frames, state, made)
     return found._replace(logits=model.network.outputs(found.logits)), after
 
 
@@ -107,8 +118,19 @@ def _still(model: Model, spiking: Spiking, step: int) -> tuple[Model, Spiking]:
     return dataclasses.replace(model, neuron=neuron), found
 
 
+@jax.jit
+def _mark(spiking: Spiking) -> jax.Array:
+    """A number that other weights would hardly have: of their bits, and exact."""
+    total = jnp.uint32(0)
+    for leaf in map(jnp.ravel, jax.tree.leaves(spiking)):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        odd = jnp.arange(leaf.size, dtype=jnp.uint32) * 2 + 1
+        total = total * 31 + (bits * odd).sum(dtype=jnp.uint32)
+    return total
+
+
 @partial(jax.jit, static_argnames="model")
-def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None):
+def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None, made):
     circuit, network = prepare(model, spiking), model.network
     leaves = jax.tree.leaves(frames)
     count = leaves[0].shape[1]
@@ -118,7 +140,8 @@ def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None):
 
     def start() -> Streamed:
         held = of([jnp.zeros_like(x[0]) for x in leaves])
-        return Streamed(rest(model, circuit, count), jax.tree.map(jnp.zeros_like, held))
+        held = jax.tree.map(jnp.zeros_like, held)
+        return Streamed(rest(model, circuit, count), held, made)
 
     def shapes(tree):
         return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -132,7 +155,7 @@ def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None):
         )
 
     def advance(carried: Streamed, frame: list):
-        state, before = carried
+        state, before, _ = carried
         after = of(frame)
         changes = not model.neuron.repeats
         arriving = after
@@ -142,7 +165,7 @@ def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None):
                 for name, x in after.items()
             }
         state, info = block(model, circuit, arriving, state, changes=changes)
-        return Streamed(state, after), _seen(network, info)
+        return Streamed(state, after, made), _seen(network, info)
 
     carried, seen = jax.lax.scan(advance, carried, leaves)
     return seen, carried

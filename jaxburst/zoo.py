@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxburst.checks import door
+from jaxburst.checks import door, fields, one_of, refuse, whole
 
 
 def _conv(features: int, kernel: int, stride: int, name: str, bias: bool = False):
@@ -59,6 +59,10 @@ class VGG(nn.Module):
     classes: int
     bias: bool = True
     hidden: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        fields(self, plan="plan", classes="classes", bias="flag", hidden="sizes")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -107,6 +111,21 @@ class ResNet(nn.Module):
     stem: int | str = 1
     head: str = "mean"
     excite: bool = False
+
+    def __post_init__(self):
+        fields(self, widths="sizes", classes="classes", shortcut="shortcut")
+        fields(self, head="head", excite="flag")
+        if isinstance(self.stem, str):
+            one_of("ResNet.stem", self.stem, ("imagenet",))
+        else:
+            whole("ResNet.stem", self.stem, 1)
+        if isinstance(self.blocks, int):
+            whole("ResNet.blocks", self.blocks, 1)
+        else:
+            fields(self, blocks="sizes")
+            if len(self.blocks) != len(self.widths):
+                refuse("ResNet.blocks", "one for each of the widths", self.blocks)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -163,13 +182,14 @@ class Block(nn.Module):
     shortcut: str = "subsample"
     excite: bool = False
 
+    def __post_init__(self):
+        fields(self, features="count", stride="count")
+        fields(self, shortcut="shortcut", excite="flag")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """`[B, H, W, C]` to `[B, H / stride, W / stride, features]`."""
-        if self.shortcut not in ("subsample", "conv"):
-            raise ValueError(
-                f"shortcut must be 'subsample' or 'conv', found {self.shortcut!r}"
-            )
         activation = nn.hard_swish if self.excite else nn.relu
         y = _conv(self.features, 3, self.stride, "conv0")(x)
         y = activation(_norm(train, "norm0")(y))
@@ -215,6 +235,13 @@ class ViT(nn.Module):
     heads: int = 4
     hidden: int = 256
 
+    def __post_init__(self):
+        fields(self, classes="classes", patch="count", width="count", depth="count")
+        fields(self, heads="count", hidden="count")
+        if self.width % self.heads:
+            refuse("ViT.heads", f"a divisor of the width {self.width}", self.heads)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[B, classes]` of normalised images `[B, H, W, C]`."""
@@ -244,6 +271,10 @@ class Encoder(nn.Module):
 
     heads: int
     hidden: int
+
+    def __post_init__(self):
+        fields(self, heads="count", hidden="count")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import pytest
 
 import jaxburst as jb
 from jaxburst import checks
+from jaxburst.training import augmentation
 
 matplotlib.use("Agg")
 plt = importlib.import_module("matplotlib.pyplot")
@@ -53,9 +54,6 @@ def public() -> dict:
         and inspect.signature(thing).parameters
         and thing.__name__ not in INTERNAL
     }
-
-
-FUNCTIONS = public()
 
 
 def net(weights, x):
@@ -95,6 +93,7 @@ def one(**fields):
     return SPIKING | {"relu0": OWN._replace(**fields)}
 
 
+PIXELS = np.zeros((2, 3, 3, 1), np.uint8)
 CURVES = jb.evaluate(MODEL, SPIKING, (X, Y), 2, progress=False)
 EVENTS = {"relu0": np.ones(4)}
 TRACE = jb.simulate(MODEL, SPIKING, X, 2, record="relu0")
@@ -142,10 +141,12 @@ GOOD = {
     "integers": jb.to_integers(MODEL, SPIKING, X, 2),
     "mapping": {},
     "rows": [],
+    "errors": [],
+    "levels": 4,
     "constants": (0.5,),
     "arguments": (WEIGHTS, X),
     "classes": 3,
-    "images": np.zeros((2, 3, 3, 1), np.uint8),
+    "images": PIXELS,
     "optimiser": optax.sgd(0.1),
     "rate": 0.1,
     "source": {},
@@ -162,7 +163,26 @@ GOOD = {
     "calibration": X,
     "state": jb.stream(MODEL, SPIKING, X[None])[1],
     "anything": optax.sgd(0.1),
+    "sizes": (4, 5),
+    "plan": (4, "M"),
+    "head": "mean",
+    "kind": "none",
+    "batch": PIXELS,
+    "key": jax.random.key(0),
+    "flips": np.array([True, False]),
+    "side": 2,
 }
+FUNCTIONS = public() | {  # and what has a door elsewhere, methods among it
+    f"augmentation.{name}": thing
+    for name, thing in vars(augmentation).items()
+    if hasattr(thing, "kinds")
+}
+FUNCTIONS |= {
+    f"Integers.{name}": getattr(GOOD["integers"], name)
+    for name, method in inspect.getmembers(jb.Integers)
+    if hasattr(method, "kinds")
+}
+TINY, HUGE, MASKED = np.float32(1e-42), np.float64(1e300), np.ma.masked_less(X, 0)
 WHOLE = [-1, 1.5, True, "3", np.nan, 2**70, np.array([1, 2]), [3], 1j, b"1"]
 NUMBER = [-0.1, np.nan, np.inf, "0.5", True, 1j, [0.5], np.ones(2), object()]
 WORD = ["", "no such", 1, True, b"auto", ["auto"]]
@@ -178,11 +198,19 @@ BAD = {
             WEIGHTS | {"out": changed(WEIGHTS["out"], v)}
             for v in (np.nan, np.inf, -np.inf)
         ),
+        *(WEIGHTS | {"out": WEIGHTS["out"].astype(v)} for v in ("longdouble", "V4")),
+        *(
+            WEIGHTS | {"out": v}
+            for v in (np.ma.masked_less(WEIGHTS["out"], 0), WEIGHTS["out"] * HUGE)
+        ),
         *(WEIGHTS | {"out": v} for v in ("out", None, WEIGHTS["out"] * 1j)),
     ],
     "spiking": [
         *({}, [], 3, "spiking", WEIGHTS, SPIKING2, SPIKING | {"other": OWN}),
-        *(one(theta=np.float32(v)) for v in (0, -1, np.nan, np.inf)),
+        *(one(theta=np.float32(v)) for v in (0, -1, np.nan, np.inf, TINY)),
+        *(one(theta=v) for v in (HUGE, [0.5] * 4, "0.5", None)),
+        *(one(bias=v) for v in (np.ones((0, 4), np.float32), -HUGE)),
+        *(SPIKING | {"out": SPIKING["out"]._replace(kernel=v)} for v in ("a", [[1.0]])),
         *(one(initial=np.float32(v)) for v in (7, -1, np.nan)),
         *(one(bias=np.float32(v)) for v in (np.nan, np.inf)),
         *(one(bias=np.ones(4, np.float32)), one(theta=np.ones(3, np.float32))),
@@ -195,11 +223,13 @@ BAD = {
     "thresholds": [
         *(None, {}, [], 3, "relu0", {"relu1": 1.0}, {"relu0": 1.0, "relu1": 1.0}),
         *({"relu0": v} for v in (0, -1.0, np.nan, np.inf, "1", None, True, 1j, [])),
+        *({"relu0": v} for v in (TINY, 1e300, MASKED[0], np.longdouble(1))),
         *({"relu0": v} for v in (np.ones(3), np.ones((4, 4)), changed(np.ones(4), 0))),
     ],
     "inputs": [
         *(None, 3, "images", [], {}, (), X[0], X[:0], X[None], X[:, :2], X.T),
         *(changed(X, np.nan), changed(X, np.inf), X * 1j, X > 0, X.astype(str)),
+        *(MASKED, X * HUGE, X.astype("longdouble"), X.astype("V4")),
         *(
             X.astype(np.uint8),
             X.astype(object),
@@ -213,7 +243,16 @@ BAD = {
         *(None, X, 3, "data", (X,), (X, Y, Y), (Y, X), (X, None), (None, Y), [X, Y]),
         *((X, v) for v in (np.eye(5)[Y], Y[:, None], Y * 1.0, Y - 1, Y + 1, Y[:5])),
         *((X, v) for v in (Y.astype(str), Y > 0, Y * 1j, [*Y[:5], None], 3, "abcdef")),
-        *((X, v) for v in (Y + 2**32, changed(Y * 1.0, np.nan), Y[:0], [Y, Y])),
+        *(
+            (X, v)
+            for v in (
+                np.ma.masked_less(Y, 2),
+                Y + 2**32,
+                changed(Y * 1.0, np.nan),
+                Y[:0],
+                [Y, Y],
+            )
+        ),
         *((v, Y) for v in (changed(X, np.nan), X[:, :2], X * 1j, X[:0], "x", X[:5])),
     ],
     "split": [None, X, 3, "data", (X,), (X, Y, Y)],
@@ -224,7 +263,7 @@ BAD = {
     "natural": WHOLE,
     "seed": [*WHOLE, 2**33],
     "fraction": [1.1, *NUMBER],
-    "positive": [0, *NUMBER],
+    "positive": [0, 1e-300, *NUMBER],
     "rate": [0, 1e9, *NUMBER],
     "classes": [0, *WHOLE, 10**9],
     "images": [None, 3, "images", [[1]], {}],
@@ -248,26 +287,45 @@ BAD = {
     "names": [3, 1.5, (3,), [None], b"relu0", ("relu0", "relu0")],
     "frames": [
         *(None, 3, "frames", [], X, [X, X], np.stack([X, X])[:0], X[None, :0]),
-        *(X[None] * np.nan, X[None] * 1j, X[None].astype(str), X[None, :, :2]),
+        *(
+            MASKED[None],
+            X[None] * np.nan,
+            X[None] * 1j,
+            X[None].astype(str),
+            X[None, :, :2],
+        ),
     ],
-    "state": [3, (1, 2), TRACE, jb.stream(MODEL, SPIKING, X[None, :2])[1]],
+    "state": [
+        *(3, (1, 2), TRACE, jb.stream(MODEL, SPIKING, X[None, :2])[1]),
+        jb.stream(MODEL, one(theta=np.float32(0.25)), X[None])[1],
+        jax.tree.map(lambda x: x * np.nan, GOOD["state"]),
+    ],
     "kinds": [3, "Burst", jb.Burst, (3,), (jb.Burst(),), [len], [dict]],
     "json": [3, "notes", {1: 2}, {"a": object()}, {"a": np.nan}, {"a": np.ones(2)}],
     "events": [
         *(None, 3, "events", np.ones(4), [EVENTS]),
-        *({"relu0": v} for v in (-np.ones(4), np.ones(4) * np.nan, "a", [None])),
+        *({"relu0": v} for v in (-np.ones(4), np.ones(4) * np.nan, "a", [None], [])),
     ],
     "cost": [None, 3, "horowitz"],
     "margins": [
         *(None, 3, "margins", np.ones(2), (np.ones(2),), [0.5]),
-        *(jb.anytime.Margins(v) for v in (np.nan, [], np.ones((2, 2)), [np.nan], "a")),
+        *(
+            jb.anytime.Margins(v)
+            for v in (np.ones(2**17), np.nan, [], np.ones((2, 2)), [np.nan], "a")
+        ),
     ],
     "module": [None, net, NETWORK, "vgg", jb.zoo.VGG],
     "recipe": [None, {}, "li2022", jb.Recipe],
     "trace": [None, X, {}, MODEL],
     "integers": [None, X, MODEL, SPIKING, "net.c"],
     "mapping": [3, "curves", [3]],
-    "rows": [3, "rows", [3], None],
+    "rows": [3, "rows", [3], None, [(1, 2)], jb.analysis.errors(MODEL, SPIKING, X, 2)],
+    "errors": [3, "rows", [3], None, [(1, 2)], GOOD["reports"]],
+    "levels": [0, *WHOLE, 2**31 - 1],
+    "batch": [None, 3, PIXELS[0], PIXELS.tolist(), PIXELS * 1j, PIXELS.astype(str)],
+    "key": [None, 0, "key", np.zeros(2), jax.random.split(jax.random.key(0))],
+    "flips": [True, [True, False], np.ones(2), np.ones(3, bool), "no"],
+    "side": WHOLE,
     "constants": [None, 3, "mean", (), (np.nan,), ("a",), [[0.5]]],
     **dict.fromkeys(
         (
@@ -278,6 +336,8 @@ BAD = {
             "reuse",
             "first_layer",
             "shortcut",
+            "head",
+            "kind",
             "zoo",
         ),
         WORD,
@@ -285,14 +345,16 @@ BAD = {
 }
 
 
-BAD["calibration"] = [*BAD["inputs"], X * 0]
+BAD["sizes"] = [None, 3, "45", b"45", *([value] for value in BAD["count"])]
+BAD["plan"] = [*BAD["sizes"], ["X"]]
+BAD["calibration"] = [*BAD["inputs"], X * 0, X * TINY]
 
 
 def test_every_kind_has_values_to_try():
     assert checks.KINDS.keys() == GOOD.keys()
     assert checks.KINDS.keys() - {"anything"} == BAD.keys()
     for kind in checks.KINDS:
-        given = {"network": NETWORK, "curves": GOOD["curves"]}
+        given = {"network": NETWORK, "curves": GOOD["curves"], "images": PIXELS}
         checks.KINDS[kind]("argument", GOOD[kind], given)
 
 
@@ -315,6 +377,8 @@ def test_bad_values_are_refused_at_the_door(name):
         for value in BAD.get(kind, ()):
             if value is None and parameters[argument].default is None:
                 continue
+            if name.startswith("Integers") and isinstance(value, dict) and value:
+                continue  # of inputs they know the order, and no names
             required = {
                 other: GOOD[function.kinds[other]]
                 for other, one in parameters.items()
@@ -333,6 +397,27 @@ def test_bad_values_are_refused_at_the_door(name):
             else:
                 wrong.append(f"{argument}={value!r:.60}: accepted")
     assert not wrong, "\n".join([name, *wrong])
+
+
+FIELDS = {
+    jb.zoo.VGG: {"plan": "plan", "classes": "classes", "bias": "flag"},
+    jb.zoo.ResNet: {"widths": "sizes", "blocks": "count", "classes": "classes"}
+    | {"stem": "count", "shortcut": "shortcut", "head": "head", "excite": "flag"},
+    jb.zoo.Block: {"features": "count", "stride": "count", "shortcut": "shortcut"},
+    jb.zoo.ViT: {"classes": "classes"}
+    | dict.fromkeys(("patch", "width", "depth", "heads", "hidden"), "count"),
+    jb.zoo.Encoder: {"heads": "count", "hidden": "count"},
+}
+
+
+@pytest.mark.parametrize("module", FIELDS)
+def test_networks_of_the_zoo_check_their_fields(module):
+    good = {name: GOOD[kind] for name, kind in FIELDS[module].items()}
+    module(**good)
+    for name, kind in FIELDS[module].items():
+        for value in BAD[kind]:
+            with pytest.raises((TypeError, ValueError), match=f"{name}: expected"):
+                module(**good | {name: value})
 
 
 def test_missing_and_unknown_arguments_are_named():

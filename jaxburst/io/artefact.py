@@ -36,7 +36,7 @@ import numpy as np
 from jax import export as lowering
 
 from jaxburst import circuit as circuits
-from jaxburst.checks import array, door, finite
+from jaxburst.checks import array, door, finite, one_of, refuse
 from jaxburst.convert import Spiking
 from jaxburst.graph import Input
 from jaxburst.io.files import archive, as_path, folder, write
@@ -280,18 +280,30 @@ class Artefact:
         inputs = self._checked(inputs)
         if state is None:
             state = self._run("rest", self._circuit, inputs)
+        fresh = jax.eval_shape(self._compiled("rest"), self._circuit, inputs)
+        kinds = [
+            jax.tree.map(lambda x: (np.shape(x), getattr(x, "dtype", None)), one)
+            for one in (state, fresh)
+        ]
+        if kinds[0] != kinds[1]:
+            refuse("state", "what step returned for as many inputs, or None", state)
         return self._run("step", self._circuit, state, inputs)
 
     def program(self, name: str, platform: str | None = None) -> lowering.Exported:
         """One of the four programs, for a platform of the header."""
         platform = platform or self.platform
+        one_of("name", name, ("prepare", "infer", "rest", "step"))
+        one_of("platform", platform, self.header["platforms"])
         content = self._entries[f"{name}/{platform}"]
         return lowering.deserialize(bytearray(content))
 
     def _run(self, name: str, *arguments):
+        return self._compiled(name)(*arguments)
+
+    def _compiled(self, name: str) -> Callable:
         if name not in self._programs:
             self._programs[name] = jax.jit(self.program(name).call)
-        return self._programs[name](*arguments)
+        return self._programs[name]
 
     @cached_property
     def _programs(self) -> dict[str, Callable]:

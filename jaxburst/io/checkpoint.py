@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst import neurons
-from jaxburst.checks import corrected_for, door, instance
-from jaxburst.convert import Spiking, check_spiking
+from jaxburst.checks import KINDS, corrected_for, door, instance
+from jaxburst.convert import Spiking
 from jaxburst.graph import Constant, Graph, Input, Node, Synapse, Wire
 from jaxburst.graph import Neuron as Rectifier
 from jaxburst.io.files import as_path, write
@@ -138,10 +138,10 @@ def load(
     """
     path = _file(path)
     traced = restored(path)[0] if network is None else network
-    description, arrays = unseal(path, FORMAT)
+    description, arrays = _read(path)
     try:
         difference = _difference(description, traced.graph)
-    except (TypeError, LookupError) as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path}: says nothing of its network ({error!r})") from error
     if difference:
         raise ValueError(
@@ -159,7 +159,7 @@ def load(
         spiking = _assembled(description["parts"], arrays)
         neuron: Any = _decoded(description["neuron"], known)
         model = Model(traced, neuron, **description["settings"])
-        check_spiking(traced, spiking)
+        KINDS["spiking"]("weights", spiking, {"model": model})
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: {error}") from error
     return model, corrected_for(neuron, spiking)
@@ -191,7 +191,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
       >>> describe(path)["notes"]
       {'data': 'two rows'}
     """
-    description, arrays = unseal(_file(path), FORMAT)
+    description, arrays = _read(_file(path))
     del description["parts"]
     return description | {"source": _SOURCE in arrays}
 
@@ -209,7 +209,7 @@ def restored(path: str | os.PathLike) -> tuple[Network, dict[str, jax.Array]]:
       ImportError: if the package onnx is missing.
     """
     path = _file(path)
-    description, arrays = unseal(path, FORMAT)
+    description, arrays = _read(path)
     if _SOURCE not in arrays:
         raise ValueError(
             f"{path}: does not hold the trained network; pass load the network, traced "
@@ -248,6 +248,12 @@ def example(nodes: list[dict[str, Any]], names: list[str] | None = None):
         return arrays[0]
     names = names or [row["name"] for row in rows]
     return dict(zip(sorted(names), arrays, strict=True))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    fields = {"nodes": list, "outputs": list}
+    fields |= dict.fromkeys(("neuron", "settings", "parts", "notes"), dict)
+    return unseal(path, FORMAT, **fields)
 
 
 def _file(path: str | os.PathLike) -> Path:

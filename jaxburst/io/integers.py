@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from jaxburst.checks import door
+from jaxburst.checks import door, is_whole, refuse
 from jaxburst.convert import Spiking
 from jaxburst.graph import (
     Graph,
@@ -58,7 +58,7 @@ from jaxburst.graph import (
     read,
 )
 from jaxburst.io.files import write
-from jaxburst.io.sealed import seal, unseal
+from jaxburst.io.sealed import WRONG, seal, unseal
 from jaxburst.model import Model
 from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.units import shifts
@@ -276,31 +276,39 @@ class Integers:
         """How many of the last step's quanta one of the first is."""
         return self.ratio ** (self.steps - 1)
 
+    @door
     def quantised(self, inputs) -> list[np.ndarray]:
         """Inputs as whole numbers, `[B, places]` each, int16.
 
         .. math:: x = \\mathrm{clip}(\\mathrm{round}(x / u), -1023, 1023)
         """
+        return self._quantised("inputs", inputs)
+
+    def _quantised(self, name: str, inputs) -> list[np.ndarray]:
         leaves, parts = jax.tree.leaves(inputs), self.of("input")
         if len(leaves) != len(parts):
             raise ValueError(
-                f"inputs: the network takes {len(parts)}, found {len(leaves)}"
+                f"{name}: the network takes {len(parts)}, found {len(leaves)}"
             )
         found = []
         for part, leaf in zip(parts, leaves, strict=True):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                refuse(
+                    f"{part.name}: {name}", "floating-point numbers", leaf,
+                    "normalise pixels as for training", TypeError,
+                )  # fmt: skip
             leaf = np.asarray(leaf, np.float64)
             if leaf.shape[1:] != part.given or not len(leaf):
                 raise ValueError(
-                    f"{part.name}: inputs must have the shape [B, "
+                    f"{part.name}: {name} must have the shape [B, "
                     f"{', '.join(map(str, part.given))}], found {list(leaf.shape)}"
                 )
-            if not np.isfinite(leaf).all():
-                raise ValueError(f"{part.name}: an input is not finite")
             leaf = leaf.transpose(part.order).reshape(len(leaf), -1)
             whole = np.rint(leaf / part.arrays["unit"]).clip(-RANGE, RANGE)
             found.append(whole.astype(np.min_scalar_type(-RANGE)))
         return found
 
+    @door(record="flag")
     def simulate(self, inputs, steps: int, *, record: bool = True) -> IntegerTrace:
         """Presents inputs for some steps.
 
@@ -315,7 +323,7 @@ class Integers:
         Raises:
           ValueError: for inputs that do not fit, or more steps than cannot overflow.
         """
-        if not isinstance(steps, int) or not 1 <= steps <= self.steps:
+        if steps > self.steps:
             raise ValueError(
                 f"steps must be a whole number from 1 to {self.steps}, for which "
                 f"overflow is ruled out, found {steps!r}; pass steps= to to_integers"
@@ -323,6 +331,7 @@ class Integers:
         run = _Run(self, self.quantised(inputs), stream=False)
         return self._collect(run, [run.step() for _ in range(steps)], record)
 
+    @door(record="flag")
     def stream(self, frames, *, record: bool = True) -> IntegerTrace:
         """Presents a new frame at every step; the state is carried on.
 
@@ -343,15 +352,15 @@ class Integers:
         Returns:
           The `IntegerTrace`, a step for each frame.
         """
-        leaves, tree = jax.tree.flatten(frames)
-        count = min(len(leaf) for leaf in leaves)
+        leaves = jax.tree.leaves(frames)
+        count = len(leaves[0])
         if not self.refining and count > self.steps:
             raise ValueError(
                 f"frames: overflow is ruled out for {self.steps} steps, found {count} "
                 "frames; pass steps= to to_integers"
             )
         each = [
-            self.quantised(jax.tree.unflatten(tree, [leaf[t] for leaf in leaves]))
+            self._quantised("frames", [leaf[t] for leaf in leaves])
             for t in range(count)
         ]
         run = _Run(self, each[0], stream=True)
@@ -376,6 +385,7 @@ class Integers:
                     spikes[part.name] = part.shown(sent)
         return IntegerTrace(logits, spikes, events)
 
+    @door
     def save(self, path: str | os.PathLike) -> Path:
         """Writes one safetensors file with a JSON header; replaces one, all or nothing.
 
@@ -404,13 +414,26 @@ class Integers:
         return write(path, seal(FORMAT, description, arrays))
 
     @classmethod
+    @door
     def load(cls, path: str | os.PathLike) -> Integers:
         """Reads what `save` wrote, and verifies every byte of it.
 
         Raises:
           FileNotFoundError, ValueError: it is not there, damaged, or of another kind.
         """
-        described, arrays = unseal(path, FORMAT, "a file of Integers.save")
+        described, arrays = unseal(
+            path, FORMAT, "a file of Integers.save",
+            parts=list, links=list, settings=dict, refining=bool, steps=int,
+        )  # fmt: skip
+        try:
+            return cls._assembled(described, arrays)
+        except (*WRONG, MemoryError) as error:
+            raise ValueError(
+                f"{path}: its parts do not fit together ({error!r}); save it again"
+            ) from error
+
+    @classmethod
+    def _assembled(cls, described: dict[str, Any], arrays) -> Integers:
         parts, links = [], []
         for row in described["parts"]:
             axes = tuple(Axis(*axis) for axis in row.pop("axes"))
@@ -430,10 +453,30 @@ class Integers:
                 shape = math.prod(sizes[target].received), sizes[source].size
                 own = tuple(arrays[f"links/{i}/{name}"] for name in names)
                 matrix = sparse.csr_array(own, shape=shape)
+                matrix.check_format()  # all indices are within
             links.append(Link(source, target, matrix))
         settings = described["settings"]
         refining, steps = described["refining"], described["steps"]
-        return cls(tuple(parts), tuple(links), refining, settings, steps)
+        found = cls(tuple(parts), tuple(links), refining, settings, steps)
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Refuses what `to_integers` does not make: an image goes through it."""
+        for part in self.parts:
+            if part.size > 2**26 or not is_whole(part.bits, 0, 62):
+                raise ValueError(f"{part.name}: its size or bits are out of range")
+            for name, value in part.arrays.items():
+                fine = value.dtype.kind == "i" if name != "unit" else (value > 0).all()
+                if not fine:
+                    raise ValueError(f"{part.name}: its {name} is out of range")
+        outputs = [self.arriving(part.name) for part in self.of("output")]
+        ends = {name for link in self.links for name in link[:2]}
+        if not outputs or not all(outputs) or ends - self._by_name.keys():
+            raise ValueError("its links are not those of its parts")
+        if not is_whole(self.ratio, 1) or not is_whole(self.steps, 1):
+            raise ValueError("its ratio or steps are out of range")
+        self.simulate([np.zeros((1, *p.given), "f") for p in self.of("input")], 1)
 
 
 # The simulation.
@@ -639,7 +682,7 @@ def _passed(part: Part, x: np.ndarray) -> np.ndarray:
 # From the graph.
 
 
-@door
+@door(inputs="calibration")
 def to_integers(model: Model, spiking: Spiking, inputs, steps: int = 4) -> Integers:
     """Writes a converted network in whole numbers.
 

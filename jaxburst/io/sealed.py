@@ -1,7 +1,7 @@
 """Arrays and plain data in one safetensors file, with the SHA-256 of every byte.
 
     write(path, seal("jaxburst 1", {"notes": "..."}, {"kernel": kernel}))
-    description, arrays = unseal(path, "jaxburst 1")
+    description, arrays = unseal(path, "jaxburst 1", notes=str)
 
 Nothing in a file is executed, no other file is opened for it, and no memory is taken
 that is larger than the file.
@@ -26,7 +26,7 @@ _ABOUT = "jaxburst"  # the entry of the header that says what a file is
 _UNKNOWN = "0" * 64  # in the place of the SHA-256 while it is computed
 _LARGEST = 100_000_000  # bytes of a header
 _KINDS = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}
-_WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+WRONG = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def seal(form: str, description: dict[str, Any], arrays: dict[str, Any]) -> bytes:
@@ -49,9 +49,18 @@ def seal(form: str, description: dict[str, Any], arrays: dict[str, Any]) -> byte
 
 
 def unseal(
-    path: str | os.PathLike, form: str, what: str = "a file of jaxburst's save"
+    path: str | os.PathLike,
+    form: str,
+    what: str = "a file of jaxburst's save",
+    **fields: type,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Description and arrays of a file; every byte of it is verified.
+
+    Args:
+      path: the file.
+      form: the kind of file that it should be.
+      what: that in words.
+      fields: what the description must hold, and of which type.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -73,8 +82,12 @@ def unseal(
         if found != expected:
             raise ValueError(f"its SHA-256 is {found[:12]}…, expected {expected[:12]}…")
         arrays = {name: _array(row) for name, row in deserialize(content)}
-        return about["description"], arrays
-    except (*_WRONG, SafetensorError) as error:
+        description = about["description"]
+        for name, kind in fields.items():
+            if not isinstance(description[name], kind):
+                raise TypeError(f"its {name}: expected a {kind.__name__}")
+        return description, arrays
+    except (*WRONG, SafetensorError) as error:
         raise ValueError(
             f"{path}: damaged, or not {what} ({error}); copy or save it again"
         ) from error
@@ -86,7 +99,7 @@ def is_sealed(path: Path, form: str) -> bool:
         with open(path, "rb") as file:
             found = _about(file)["format"]
         return found.rpartition(" ")[0] == form.rpartition(" ")[0]
-    except (OSError, *_WRONG):
+    except (OSError, *WRONG):
         return False
 
 

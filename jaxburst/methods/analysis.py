@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.batching import at_once
-from jaxburst.checks import door
+from jaxburst.checks import door, whole
 from jaxburst.circuit import Circuit, prepare
 from jaxburst.convert import Spiking
-from jaxburst.graph import apply_pool, over
+from jaxburst.graph import execute, over
 from jaxburst.methods.channels import by_channel
 from jaxburst.model import Model
 from jaxburst.network import forward
@@ -312,7 +312,7 @@ def _errors(model: Model, steps: int):
             """What a pool passes on, and the pool of what enters it, as rates."""
             total, sent = state[name]
             unit = over(circuit.units.get(name, jnp.ones((), sent.dtype)), sent) / time
-            return unit * sent, unit * apply_pool(graph[name], total, images)
+            return unit * sent, unit * execute(graph[name], total, batch=images)
 
         def observe(state, _):
             shown, seen = {}, state["seen"]
@@ -354,7 +354,7 @@ def _means(found: dict[str, jax.Array]) -> tuple[dict, dict]:
     return {cause: mean(value) for cause, value in found.items()}, sizes
 
 
-@door(step="count")
+@door(rows="errors", step="count")
 def error_table(rows: list[LayerErrors], step: int) -> str:
     """The mean absolute errors after a step as text, a line per layer.
 
@@ -365,6 +365,8 @@ def error_table(rows: list[LayerErrors], step: int) -> str:
       >>> text.splitlines()[1].split()[:6]  # of the initial charge as much is left
       ['relu0', '0.8125', '0.00%', '0.00%', '5.77%', '5.77%']
     """
+    for row in rows:
+        whole("step", step, 1, len(row.size["total"]))
     causes = [*CAUSES, "total"]
     lines = [["name", "activation", *causes]]
     for row in rows:

@@ -21,15 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxburst.checks import one_of
+from jaxburst.checks import WORDS, door
 
-KINDS = ("none", "crop_flip", "li2022")
+KINDS = WORDS["kind"]
 """What `augment` can do."""
 
 _LEVELS = 10
 _GREY = 128  # of what comes into view from outside the image
 
 
+@door(images="batch")
 def augment(
     kind: str,
     key: jax.Array,
@@ -52,7 +53,6 @@ def augment(
     Returns:
       As `images`.
     """
-    one_of("kind", kind, KINDS)
     crop_key, policy_key, cutout_key = jax.random.split(key, 3)
     height = images.shape[1]
     if kind != "none":
@@ -63,6 +63,7 @@ def augment(
     return images if side is None else cutout(cutout_key, images, side)
 
 
+@door(images="batch")
 def crop_and_flip(
     key: jax.Array,
     images: jax.Array,
@@ -106,6 +107,7 @@ def alternating_flips(key: jax.Array, rows: jax.Array, epoch: jax.Array) -> jax.
     return first(rows) ^ (epoch % 2 == 1)
 
 
+@door(images="batch")
 def auto_augment(key: jax.Array, images: jax.Array) -> jax.Array:
     """Applies a random sub-policy of AutoAugment's CIFAR-10 policy to each image.
 
@@ -143,6 +145,7 @@ def auto_augment(key: jax.Array, images: jax.Array) -> jax.Array:
     return augmented.astype(jnp.uint8)
 
 
+@door(images="batch")
 def cutout(key: jax.Array, images: jax.Array, side: int | jax.Array = 16) -> jax.Array:
     """Blackens a square in each image (DeVries and Taylor, arXiv 1708.04552).
 

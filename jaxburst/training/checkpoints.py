@@ -13,11 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxburst.checks import finite
 from jaxburst.io import files
 from jaxburst.io.sealed import seal, unseal
 
 FORMAT = "jaxburst run 1"
 _KEPT = 2
+_RECORD = {"recipe": dict, "split": dict} | dict.fromkeys(
+    ("parameters", "module", "example", "history", "losses", "hits"), list
+)
 
 
 @contextlib.contextmanager
@@ -62,7 +66,7 @@ def latest(directory: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
     while steps := _steps(folder):
         path = _file(folder, steps[-1])
         try:
-            return unseal(path, FORMAT, "a checkpoint")
+            return unseal(path, FORMAT, "a checkpoint", **_RECORD)
         except FileNotFoundError:  # there are newer ones, since the folder was read
             continue
         except ValueError as error:
@@ -110,6 +114,7 @@ def load(arrays: dict[str, np.ndarray], like: Any) -> Any:
                 f"{name}: expected {kinds[0]}, found {kinds[1] or 'nothing'}; this is "
                 "the checkpoint of something else"
             )
+        finite(name, found, "the checkpoint before it may be whole")
     leaves = [arrays[name] for name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

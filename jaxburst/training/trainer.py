@@ -30,7 +30,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxburst.checks import door, finite, refuse
+from jaxburst.checks import door, finite, is_numeric, refuse
 from jaxburst.data import OnDisk, Split, batch_indices, normalise
 from jaxburst.devices import evenly, share
 from jaxburst.kernels.training import accelerate
@@ -347,6 +347,9 @@ def _read(name: str, split: Split | tuple[Any, Any]) -> _Data:
             f"{name}: expected images in memory, found them on disk; read some of them "
             "with np.asarray, images and labels, into another Split"
         )
+    for what, array in (("inputs", inputs), ("labels", labels)):
+        if isinstance(array, np.ma.MaskedArray):
+            refuse(f"{name}: {what}", "numbers, nothing masked", array)
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if inputs.ndim == 0 or labels.ndim == 0 or not 0 < len(labels) == len(inputs):
         counts = [len(array) if array.ndim else "no" for array in (inputs, labels)]
@@ -358,7 +361,7 @@ def _read(name: str, split: Split | tuple[Any, Any]) -> _Data:
         raise ValueError(
             f"{name}: expected labels that are whole numbers, found {labels.dtype}"
         )
-    if inputs.dtype.kind not in "biufV":
+    if not is_numeric(inputs, "biuf"):
         refuse(f"{name}: inputs", "numbers", str(inputs.dtype))
     finite(name, inputs, "normalise the data again")
     if (labels != labels.astype(np.int32)).any():
@@ -418,7 +421,8 @@ def _check(module: nn.Module, name: str, data: _Data) -> None:
             f"{', '.join(kept)}, which change in training only; found none of them"
         )
     try:
-        logits = jax.eval_shape(static.infer, variables, x)
+        two = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+        logits = jax.eval_shape(static.infer, variables, two)
     except InvalidRngError as error:
         raise ValueError(
             f"module: {kind} draws random numbers when it does not train, too "
@@ -426,9 +430,10 @@ def _check(module: nn.Module, name: str, data: _Data) -> None:
         ) from error
     expected = data.labels.shape[1:]
     shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) < 2 or shape[1:-1] != expected:
+    if shape is None or len(shape) < 2 or shape[:-1] != (2, *expected):
         places = "".join(f"{side}, " for side in (len(data.labels), *expected))
-        found = shape and f"[{', '.join(map(str, ('N', *shape[1:])))}]"
+        first = "N" if shape and shape[0] == 2 else 1
+        found = shape and f"[{', '.join(map(str, (first, *shape[1:])))}]"
         raise ValueError(
             f"{name}: expected {kind} to return logits for every label, [{places}"
             f"classes], found {found or jax.tree.structure(logits)}; train a module "
