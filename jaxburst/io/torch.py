@@ -45,9 +45,11 @@ _KEPT = """
 """.split()
 
 
-def from_torch(
-    module: torch.nn.Module, example: Any, *, tolerance: float = 1e-3
-) -> tuple[Callable, dict]:
+TOLERANCE = 1e-3
+"""By how much, relative to the largest output, a function may differ from PyTorch's."""
+
+
+def from_torch(module: torch.nn.Module, example: Any) -> tuple[Callable, dict]:
     """Turns a PyTorch module in eval mode into a pure JAX function.
 
     The function takes what the module takes, channel-first, for any batch: the first
@@ -58,8 +60,6 @@ def from_torch(
       module: the module, after `module.eval()`. It is left as it was.
       example: what it is called with: a tensor `[B, ...]`, or a tuple of them. NumPy
         and JAX arrays do as well. Shapes matter, and the values for the check.
-      tolerance: by how much, relative to the largest output, the function's outputs on
-        the example may differ from the module's.
 
     Returns:
       `(function, variables)`: `function(variables, inputs)` returns what the module
@@ -110,7 +110,7 @@ def from_torch(
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             return program(flat, [jnp.asarray(x) for x in values])
 
-    _check_outputs(module, tensors, function, variables, alone, tolerance)
+    _check_outputs(module, tensors, function, variables, alone)
     return function, variables
 
 
@@ -402,7 +402,7 @@ def _check_inputs(inputs, tensors):
             )
 
 
-def _check_outputs(module, tensors, function, variables, alone, tolerance):
+def _check_outputs(module, tensors, function, variables, alone):
     """Both functions on the example: the table is only as good as its rows."""
     with torch.no_grad():
         wanted = module(*[x.clone() for x in tensors])
@@ -418,7 +418,7 @@ def _check_outputs(module, tensors, function, variables, alone, tolerance):
             w, f = w.double().cpu().numpy(), np.asarray(f, float)
             scale = np.abs(w[np.isfinite(w)]).max(initial=0)
             with np.errstate(invalid="ignore"):
-                close = np.isclose(f, w, rtol=0, atol=tolerance * scale, equal_nan=True)
+                close = np.isclose(f, w, rtol=0, atol=TOLERANCE * scale, equal_nan=True)
             if not close.all():
                 worst = np.nanmax(np.abs(f - w))
                 raise ValueError(
@@ -442,79 +442,41 @@ def _aten(*names) -> Callable[[Callable], Callable]:
     return register
 
 
+def _those_of(module, names: str) -> dict[str, Callable]:
+    """Functions that have ATen's name there."""
+    return {name: getattr(module, name) for name in names.split()}
+
+
 _SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy"
 _ONE: dict[str, Callable] = {  # argument, of any name
+    **_those_of(
+        jnp,
+        """abs acos asin atan bitwise_not ceil cos cosh exp exp2 expm1 floor isinf isnan
+        log log10 log1p log2 logical_not round sign sin sinh sqrt tan tanh trunc""",
+    ),
+    **_those_of(jax.nn, "mish relu relu6 selu sigmoid silu"),
+    **_those_of(lax, "erf neg rsqrt"),
     _SAME: lambda x: x,
-    "abs": jnp.abs,
-    "acos": jnp.arccos,
-    "asin": jnp.arcsin,
-    "atan": jnp.arctan,
-    "bitwise_not": jnp.bitwise_not,
-    "ceil": jnp.ceil,
-    "cos": jnp.cos,
-    "cosh": jnp.cosh,
-    "erf": lax.erf,
-    "exp": jnp.exp,
-    "exp2": jnp.exp2,
-    "expm1": jnp.expm1,
-    "floor": jnp.floor,
     "hardsigmoid": jax.nn.hard_sigmoid,
     "hardswish": jax.nn.hard_swish,
-    "isinf": jnp.isinf,
-    "isnan": jnp.isnan,
-    "log": jnp.log,
-    "log10": jnp.log10,
-    "log1p": jnp.log1p,
-    "log2": jnp.log2,
-    "logical_not": jnp.logical_not,
-    "mish": jax.nn.mish,
-    "neg": jnp.negative,
     "reciprocal": lambda x: 1 / x,
-    "relu relu_": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "round": jnp.round,
-    "rsqrt": lax.rsqrt,
-    "selu": jax.nn.selu,
-    "sigmoid": jax.nn.sigmoid,
-    "sign": jnp.sign,
-    "silu": jax.nn.silu,
-    "sin": jnp.sin,
-    "sinh": jnp.sinh,
-    "sqrt": jnp.sqrt,
-    "tan": jnp.tan,
-    "tanh": jnp.tanh,
-    "trunc": jnp.trunc,
+    "relu_": jax.nn.relu,
 }
 _TWO: dict[str, Callable] = {
-    "atan2": jnp.arctan2,
-    "bitwise_and": jnp.bitwise_and,
-    "bitwise_or": jnp.bitwise_or,
-    "bitwise_xor": jnp.bitwise_xor,
+    **_those_of(
+        jnp,
+        """atan2 bitwise_and bitwise_or bitwise_xor fmod logical_and logical_or
+        logical_xor maximum minimum remainder""",
+    ),
     "eq": jnp.equal,
-    "fmod": jnp.fmod,
     "ge": jnp.greater_equal,
     "gt": jnp.greater,
     "le": jnp.less_equal,
-    "logical_and": jnp.logical_and,
-    "logical_or": jnp.logical_or,
-    "logical_xor": jnp.logical_xor,
     "lt": jnp.less,
-    "maximum": jnp.maximum,
-    "minimum": jnp.minimum,
     "mul": jnp.multiply,
     "ne": jnp.not_equal,
-    "remainder": jnp.remainder,
 }
-_REDUCTIONS: dict[str, Callable] = {
-    "amax": jnp.max,
-    "amin": jnp.min,
-    "any": jnp.any,
-    "argmax": jnp.argmax,
-    "argmin": jnp.argmin,
-    "mean": jnp.mean,
-    "prod": jnp.prod,
-    "sum": jnp.sum,
-}
+_REDUCTIONS = _those_of(jnp, "amax amin any argmax argmin mean prod sum")
 _OTHERS: dict[str, Callable] = {
     "add": lambda x, other, alpha=1: jnp.add(x, _times(alpha, other)),
     "sub": lambda x, other, alpha=1: jnp.subtract(x, _times(alpha, other)),
