@@ -840,25 +840,12 @@ class _Program:
         self.set(f"t_{i}", self.places(part, 1))
         axes = part.axes[:-1] if width > 1 or part.axes[-1].size == 1 else part.axes
         axes = axes or (Axis(1, 1),)
-        back, rest, place = "", "p", "0"
-        for a, axis in reversed(list(enumerate(axes))):
-            back += f"const int32_t o{a} = (int32_t)({rest} % {axis.out});\n"
-            rest = f"{rest} / {axis.out}"
-        for a, axis in enumerate(axes):
-            low, gap = axis.low, axis.apart
-            back += (
-                f"for (int32_t k{a} = 0; k{a} < {axis.taps}; k{a}++) {{\n"
-                f"const int32_t j{a} = o{a} * {axis.stride} + k{a} * {axis.dilation}"
-                f" - {low};\n"
-                f"if (j{a} < 0 || j{a} % {gap} || j{a} / {gap} >= {axis.size}) "
-                "continue;\n"
-            )
-            place = f"({place} * {axis.size} + j{a} / {gap})"
-        back += (
-            f"const int32_t *restrict v = v_{i} + {place} * {width};\n"
+        best = (
+            f"const int32_t *restrict v = v_{i} + $o * {width};\n"
             f"for (uint32_t c = 0; c < {width}; c++) "
-            "best[c] = v[c] > best[c] ? v[c] : best[c];\n" + "}\n" * len(axes)
+            "best[c] = v[c] > best[c] ? v[c] : best[c];\n"
         )
+        back = self.loops(tuple(axis.back for axis in axes), best)
         text = _POOL.replace("BACK", back)
         text = text.replace("LOOPS", self.loops(axes, f"mark(q_{i}, $o);\n"))
         half, bits = 1 << part.bits >> 1, part.bits
@@ -1005,6 +992,8 @@ class _Program:
         elif part.kind in ("pool", "charge"):
             text += self.present(part) if not constant else ""
             always = "!now" if constant else "now == 1"
+            if part.kind == "charge" and net.ratio > 1 and not constant:
+                always = "!streaming || now == 1"  # rounds more finely at every step
             always = "1" if self.present(part) else always
             text += self.calls[f"pool_{i}"].replace("ALL", always)
         elif part.kind == "output":
