@@ -758,6 +758,8 @@ def _unnested(graph, prefix: str = "") -> tuple[dict[str, Any], list[tuple[str, 
             nodes[full] = node
             ends[name] = full, full
     for a, b in dict.fromkeys((str(a), str(b)) for a, b in graph.edges):
+        if a not in ends or b not in ends:
+            raise ValueError(f"from_nir: an edge from {a} to {b}: there are no such")
         edges.append((ends[a][1], ends[b][0]))
     return nodes, edges
 

@@ -36,7 +36,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
-from jaxburst.checks import door, finite
+from jaxburst.checks import door, finite, refuse
 from jaxburst.graph import Neuron, Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
 from jaxburst.network import Network
@@ -254,6 +254,8 @@ def _array(value: Any) -> np.ndarray:
         if value.is_floating_point() and value.element_size() < 4:
             value = value.float()
         value = value.numpy()
+    if isinstance(value, np.ma.MaskedArray):
+        refuse("source", "numbers, nothing masked", value)
     value = np.asarray(value)
     if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
         value = value.astype(np.float32)

@@ -20,6 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
+from jaxburst.checks import finite, instance
 from jaxburst.io import _operations as ops
 
 try:
@@ -83,6 +84,7 @@ def from_torch(module: torch.nn.Module, example: Any) -> tuple[Callable, dict]:
       PyTorch, "torch.export" and "Core ATen IR",
       https://docs.pytorch.org/docs/stable/export.html
     """
+    instance("module", module, torch.nn.Module, "a torch.nn.Module, in eval mode")
     training = [n or "the module" for n, m in module.named_modules() if m.training]
     if training:
         raise ValueError(
@@ -101,10 +103,13 @@ def from_torch(module: torch.nn.Module, example: Any) -> tuple[Callable, dict]:
         tensors = [torch.cat([x, x]) for x in tensors]
     program = _export(module, tensors)
     program, variables = _read(program)
+    finite("module", variables, "train it again", masks=True)
+    finite("example", [np.asarray(x) for x in tensors], "normalise it again")
 
     def function(variables: dict, inputs: Any) -> Any:
         values = (inputs,) if alone else tuple(inputs)
         _check_inputs(values, tensors)
+        instance("variables", variables, dict, "those that from_torch returned")
         flat = flatten_dict(variables, sep=".")
         # PyTorch broadcasts and promotes, whatever the user of JAX has forbidden.
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
