@@ -10,7 +10,7 @@ import pytest
 from jaxburst.convert import convert
 from jaxburst.methods.channels import shape_of
 from jaxburst.methods.direct import direct
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.run import Model, simulate
 from jaxburst.streams import stream
 from jaxburst.tracing import trace
@@ -119,3 +119,72 @@ def test_what_streams_refuse():
     frames = jax.tree.map(lambda x: x[None], inputs)
     with pytest.raises(ValueError, match="mask of the inputs"):
         stream(Model(network, Refining()), spiking, frames)
+
+
+def test_bursts_on_a_moving_scene_depend_on_the_sums_alone():
+    """Signed and unbounded, after T frames: those of T steps of the mean frame."""
+    network, spiking = build("plain")
+    model, frames = Model(network, Burst(None, signed=True)), moving(6)
+    found, _ = stream(model, spiking, frames)
+    spiking = jax.tree.map(jnp.asarray, spiking)
+    for steps in (1, 3, 6):
+        (expected,) = direct(model, spiking, frames[:steps].mean(0), (steps,))
+        np.testing.assert_allclose(found.logits[steps - 1], expected, atol=1e-9)
+    assert all(counts[1:].any() for counts in found.events.values())
+
+
+def test_scenes_of_a_batch_do_not_meet_and_jit_changes_nothing():
+    network, spiking = build("gated")
+    model, frames, order = Model(network, Refining()), moving(4), [2, 0, 1]
+    found, _ = stream(model, spiking, frames)
+    mixed, _ = jax.jit(lambda x: stream(model, spiking, x))(frames[:, order])
+    np.testing.assert_allclose(mixed.logits, found.logits[:, order], atol=1e-9)
+    for name, counts in found.events.items():
+        assert len({*counts.sum(0).tolist()}) > 1  # the scenes differ
+        np.testing.assert_array_equal(mixed.events[name], counts[:, order])
+
+
+def test_refining_at_its_first_step_streams_as_sigma_delta():
+    network, spiking = build("gated")
+    for name in network.neurons:
+        spiking[name] = spiking[name]._replace(bias=jnp.zeros(()))
+    found = [
+        stream(Model(network, neuron), spiking, moving(4), step=1)[0]
+        for neuron in (Refining(), SigmaDelta())
+    ]
+    np.testing.assert_array_equal(found[0].logits, found[1].logits)
+    for name, counts in found[0].events.items():
+        np.testing.assert_array_equal(counts, found[1].events[name])
+        assert counts.any()
+
+
+def test_words_that_change():
+    """Inputs that are whole numbers, and two inputs of which one stays."""
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=shape) for shape in ((7, 5), (2, 5), (5, 3))]
+
+    def function(w, inputs):
+        words, numbers = inputs
+        return jax.nn.relu(w[0][words].sum(1) + numbers @ w[1]) @ w[2]
+
+    frames = rng.integers(0, 7, (4, 3, 6)), np.stack([rng.normal(size=(3, 2))] * 4)
+    network = trace(function, weights, jax.tree.map(lambda x: x[0], frames))
+    spiking = convert(network, weights, {"relu0": 0.3})
+    found, _ = stream(Model(network, Refining()), spiking, frames, step=2)
+    exact = Model(network, Refining(gamma=None, silence=0))
+    for t, logits in enumerate(found.logits):
+        inputs = jax.tree.map(lambda x, t=t: x[t], frames)
+        (expected,) = direct(exact, spiking, inputs, (2,))
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9)
+    assert found.events["relu0"].any(1).all()
+
+
+def test_a_state_is_of_its_weights_and_step():
+    network, spiking = build("plain")
+    model, frames = Model(network, Refining()), moving(2)
+    _, state = stream(model, spiking, frames, step=3)
+    stream(model, jax.tree.map(jnp.copy, spiking), frames, state, step=3)
+    other = spiking | {"relu0": spiking["relu0"]._replace(theta=jnp.asarray(0.32))}
+    for weights, step in ((spiking, 2), (other, 3)):
+        with pytest.raises(ValueError, match="state: was made with other weights"):
+            stream(model, weights, frames, state, step=step)
