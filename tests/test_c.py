@@ -120,7 +120,7 @@ NETS = {
     "inception": (Burst(5), WIDE), "three dimensions": (SIGNED, WIDE),
     "averages": (REFINING, FLAGS), "maxima": (REFINING, FLAGS),
     "capped": (REFINING, WIDE), "spellings": (REFINING, FLAGS),
-    "preactivation": (SIGNED, FLAGS), "shared": (SigmaDelta(), FLAGS),
+    "preactivation": (REFINING, FLAGS), "shared": (SigmaDelta(), FLAGS),
     "several": (Burst(1), FLAGS), "channels first": (Burst(2, reset="zero"), FLAGS),
 }  # fmt: skip
 

@@ -111,6 +111,13 @@ class Axis(NamedTuple):
         return first, f"{least} && {place} + {self.low} < {self.out}"
 
     @property
+    def back(self) -> Axis:
+        """From places of the output to those of the input."""
+        step = -self.dilation if self.taps > 1 else self.dilation
+        sizes = self.out, self.size, self.taps
+        return Axis(*sizes, self.apart, -self.low, self.stride, step)
+
+    @property
     def meets(self) -> np.ndarray:
         """`[size, taps]`: the place of the output, or -1."""
         place, tap = np.ogrid[: self.size, : self.taps]
@@ -234,6 +241,12 @@ class Integers:
     refining: bool
     settings: dict[str, Any]
     steps: int
+
+    def __post_init__(self):
+        place = {part.name: i for i, part in enumerate(self.parts)}
+        for source, target, _ in self.links:
+            if place[source] >= place[target]:
+                raise ValueError(f"{target}: comes before {source}, which it reads")
 
     def __getitem__(self, name: str) -> Part:
         return self._by_name[name]
@@ -1025,8 +1038,9 @@ class _Builder:
         )
         total = geometric or (bound >> bits) + 1 + self.ratio
         count = gamma if gamma and not self.refining else total
+        # After the charges that it reads.
         self.parts[name] = dataclasses.replace(
-            self.parts[name], bits=bits, arrays=arrays, total=total, count=count
+            self.parts.pop(name), bits=bits, arrays=arrays, total=total, count=count
         )
         self.units[name] = thetas
 
@@ -1097,7 +1111,7 @@ class _Builder:
         bits, arrays, bound = self.settle(name, value, places, group, theta, attempt, 0)
         arrays["unit"] = np.array(reference / 2**bits)
         self.parts[name] = dataclasses.replace(
-            self.parts[name], arrays=arrays, total=bound, count=bound
+            self.parts.pop(name), arrays=arrays, total=bound, count=bound
         )
 
     def settle(self, target: str, value, places, group, theta, attempt, spikes: int):
