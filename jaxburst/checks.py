@@ -434,8 +434,8 @@ def spiking(name, value, given):
     instance(name, value, dict, "what convert returns", "run.prepare is internal")
     for node, own in value.items():
         for leaf in own if isinstance(own, tuple) else ():
-            if not hasattr(leaf, "dtype") and not isinstance(leaf, float):
-                refuse(f"{name}: {node}", "arrays", leaf)
+            if not is_numeric(leaf) and not isinstance(leaf, float):
+                refuse(f"{name}: {node}", f"arrays of {_NUMERIC}", leaf)
     if one is not None:
         check_spiking(one, value)
         known = {node.name for node in one.graph.nodes} | one.program.uses.keys()
@@ -446,7 +446,6 @@ def spiking(name, value, given):
             finite(place, value[population], "calibrate and convert again")
             _threshold(place, value[population], one, population)
             _corrected(place, value[population], given.get("model"))
-    numeric(name, value)
     finite(name, value, "calibrate and convert again", masks=True)
     return value
 

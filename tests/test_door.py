@@ -208,7 +208,7 @@ BAD = {
     "spiking": [
         *({}, [], 3, "spiking", WEIGHTS, SPIKING2, SPIKING | {"other": OWN}),
         *(one(theta=np.float32(v)) for v in (0, -1, np.nan, np.inf, TINY)),
-        *(one(theta=v) for v in (HUGE, [0.5] * 4, "0.5", None)),
+        *(one(theta=v) for v in (HUGE, [0.5] * 4, "0.5", None, np.complex64(1))),
         *(one(bias=v) for v in (np.ones((0, 4), np.float32), -HUGE)),
         *(SPIKING | {"out": SPIKING["out"]._replace(kernel=v)} for v in ("a", [[1.0]])),
         *(one(initial=np.float32(v)) for v in (7, -1, np.nan)),
