@@ -8,6 +8,7 @@ import os
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import nets
 import numpy as np
 import pytest
@@ -191,6 +192,32 @@ def test_vectors_add_as_single_numbers_do(tmp_path):
     for part, values in expected.items():
         assert values.any()
         got = found[part].reshape(nets.IMAGES, 3, -1).swapaxes(0, 1)
+        np.testing.assert_array_equal(got, values, err_msg=part)
+
+
+def test_rounded_sums_are_rounded_again_where_nothing_arrives(tmp_path):
+    """Inputs and spikes that meet in one product are rounded, finer at every step."""
+    rng = np.random.default_rng(0)
+    shapes = (3, 4), (7, 4), (11, 4), (4, 3)
+    weights = [rng.normal(size=s).astype(np.float32) for s in shapes]
+
+    def function(weights, x):
+        for w in weights[:2]:
+            x = jnp.concatenate([x, jax.nn.relu(x @ w)], -1)
+        return jax.nn.relu(x @ weights[2]).mean(1) @ weights[3]
+
+    x = rng.normal(size=(20, 64, 3)).astype(np.float32)
+    network = trace(function, weights, x[:1])
+    spiking = convert(network, weights, dict.fromkeys(network.neurons, 0.4))
+    integers = to_integers(Model(network, REFINING), spiking, x, 3)
+    assert integers.of("charge")
+    images = integers.quantised(x)
+    expected = states(_Run(integers, images, stream=False), 3)
+    build(integers, tmp_path, FLAGS)
+    found, _ = run(integers, tmp_path, images, 3)
+    for part, values in expected.items():
+        assert values.any()
+        got = found[part].reshape(len(x), 3, -1).swapaxes(0, 1)
         np.testing.assert_array_equal(got, values, err_msg=part)
 
 
