@@ -32,6 +32,12 @@ from jaxburst.network import Network
 from jaxburst.tracing import trace
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
+SHAPES = {
+    "digits": (8, 8, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar": (32, 32, 3),
+    "imagenet": (224, 224, 3),
+}
 INPUTS, LABELS = ("inputs", "x", "images"), ("labels", "y", "targets")
 
 
@@ -118,19 +124,19 @@ class Unread:
           ValueError: where a network does not say.
         """
         if self.kind == "onnx":
-            return _declared(_onnx(self.text))
+            from jaxburst.io.onnx import declared, read
+
+            rows = []
+            for name, dtype, shape in declared(read(self.text).graph):
+                image = shape and shape[1:]
+                rows.append((name, None if None in (image or ()) else image, dtype))
+            return rows
         if self.kind == "python":
             _imported(self.text)
+            return [("", None, np.dtype("float32"))]
         name = Path(self.text).stem
-        for known, shape in {
-            "digits": (8, 8, 1),
-            "fashion_mnist": (28, 28, 1),
-            "cifar": (32, 32, 3),
-            "imagenet": (224, 224, 3),
-        }.items():
-            if self.kind != "python" and known in name:
-                return [("", shape, np.dtype("float32"))]
-        return [("", None, np.dtype("float32"))]
+        shape = next((shape for known, shape in SHAPES.items() if known in name), None)
+        return [("", shape, np.dtype("float32"))]
 
     def open(self, example) -> Source:
         """Traces it for inputs like the example's.
@@ -141,9 +147,9 @@ class Unread:
           ValueError: for weights that do not fit.
         """
         if self.kind == "onnx":
-            from jaxburst.io.onnx import from_onnx
+            from jaxburst.io.onnx import from_onnx, read
 
-            proto = _onnx(self.text)
+            proto = read(self.text)
             function, variables = from_onnx(proto)
             network = trace(function, variables, example)
             return Source(network, variables, proto.SerializeToString())
@@ -220,27 +226,6 @@ def _weights(path: str, module, example):
     if arrays is None:
         raise ValueError(f"{path}: expected .npz or .safetensors, for a function")
     return unflatten_dict(arrays, sep="/")
-
-
-def _onnx(path: str):
-    from jaxburst.io.onnx import read
-
-    return read(path)
-
-
-def _declared(proto) -> list[tuple[str, tuple | None, Any]]:
-    import onnx
-
-    held = {tensor.name for tensor in proto.graph.initializer}
-    rows = []
-    for value in proto.graph.input:
-        if value.name not in held:
-            kind = value.type.tensor_type
-            sizes = [d.dim_value or None for d in kind.shape.dim][1:]
-            shape = None if None in sizes or not kind.HasField("shape") else sizes
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-            rows.append((value.name, shape and tuple(shape), dtype))
-    return rows
 
 
 def zeros(rows, shape: Sequence[int] | None = None):

@@ -222,19 +222,8 @@ def _dtype(code: int, place: str):
 
 def _nodes(graph, opset: int, known: set[str]) -> _Graph:
     """Looks every node up in the table. `known` are names from outside."""
-    known = known | {t.name for t in graph.initializer}
-    inputs = []
-    for value in graph.input:
-        if value.name not in known:
-            kind = value.type.tensor_type
-            if not value.type.HasField("tensor_type"):
-                raise ValueError(f"input {value.name}: expected a tensor")
-            dims = kind.shape.dim if kind.HasField("shape") else None
-            shape = dims and tuple(
-                d.dim_value if d.dim_value > 0 else None for d in dims
-            )
-            inputs.append((value.name, _dtype(kind.elem_type, value.name), shape))
-    known |= {name for name, _, _ in inputs}
+    inputs = [row for row in declared(graph) if row[0] not in known]
+    known = known | {t.name for t in graph.initializer} | {row[0] for row in inputs}
     used = {o.name for o in graph.output} | _read_names(graph)
     nodes = []
     for i, proto in enumerate(graph.node):
@@ -250,6 +239,22 @@ def _nodes(graph, opset: int, known: set[str]) -> _Graph:
                 f"output {output.name} is made by no node: the file is damaged"
             )
     return _Graph(tuple(nodes), tuple(inputs), tuple(o.name for o in graph.output))
+
+
+def declared(graph) -> list[tuple[str, Any, tuple | None]]:
+    """Name, type and shape of every input but initializers; None where it is open."""
+    held, rows = {t.name for t in graph.initializer}, []
+    for value in graph.input:
+        if value.name not in held:
+            if not value.type.HasField("tensor_type"):
+                raise ValueError(f"input {value.name}: expected a tensor")
+            kind = value.type.tensor_type
+            dims = kind.shape.dim if kind.HasField("shape") else None
+            shape = dims and tuple(
+                d.dim_value if d.dim_value > 0 else None for d in dims
+            )
+            rows.append((value.name, _dtype(kind.elem_type, value.name), shape))
+    return rows
 
 
 def _read_names(graph) -> set[str]:
@@ -548,41 +553,21 @@ def _named(name: str):
     return call
 
 
-for _name, _function in {
-    "Abs": "abs",
-    "Acos": "arccos",
-    "Add": "add",
+_NUMPY = """Abs Acos Add Asin Atan Ceil Cos Cosh Equal Exp Floor Greater IsNaN Less Log
+    Round Sign Sin Sinh Sqrt Tan Tanh""".split()
+_RENAMED = {
     "And": "logical_and",
-    "Asin": "arcsin",
-    "Atan": "arctan",
-    "Ceil": "ceil",
-    "Cos": "cos",
-    "Cosh": "cosh",
-    "Equal": "equal",
-    "Exp": "exp",
-    "Floor": "floor",
-    "Greater": "greater",
     "GreaterOrEqual": "greater_equal",
-    "IsNaN": "isnan",
-    "Less": "less",
     "LessOrEqual": "less_equal",
-    "Log": "log",
     "Mul": "multiply",
     "Neg": "negative",
     "Not": "logical_not",
     "Or": "logical_or",
-    "Reciprocal": "reciprocal",
-    "Round": "round",
-    "Sign": "sign",
-    "Sin": "sin",
-    "Sinh": "sinh",
-    "Sqrt": "sqrt",
     "Sub": "subtract",
-    "Tan": "tan",
-    "Tanh": "tanh",
     "Xor": "logical_xor",
-}.items():
-    _onnx(_name)(_named(_function))
+}
+for _name in (*_NUMPY, *_RENAMED):
+    _onnx(_name)(_named(_RENAMED.get(_name, _name.lower())))
 
 
 @_onnx("Div")
@@ -595,34 +580,12 @@ def _div(x, y):
     return x / y
 
 
-@_onnx("Mod")
-def _mod(x, y, *, fmod=0):
-    module, x, y = _together(x, y)
-    return module.fmod(x, y) if fmod else module.mod(x, y)
-
-
 @_onnx("Pow")
 def _pow(x, y):
     if _static(y) and not _static(x) and y.size == 1 and y.ndim <= x.ndim:
         return ops.integer_power(x, y.item())
     module, x, y = _together(x, y)
     return module.power(x, y).astype(x.dtype)
-
-
-def _variadic(name):
-    def call(*values):
-        return functools.reduce(_named(name), values)
-
-    return call
-
-
-for _name, _function in {"Sum": "add", "Max": "maximum", "Min": "minimum"}.items():
-    _onnx(_name)(_variadic(_function))
-
-
-@_onnx("Mean")
-def _mean(*values):
-    return _variadic("add")(*values) * (1 / len(values))
 
 
 @_onnx("Where")
@@ -641,50 +604,11 @@ def _clip(x, low=None, high=None, *, min=None, max=None):
     return x if high is None else module.minimum(x, np.asarray(high, x.dtype))
 
 
-# Nonlinearities
-
-
-for _name, _call_of_x in {
-    "Celu": lambda x, *, alpha=1.0: jax.nn.celu(x, alpha),
-    "Elu": lambda x, *, alpha=1.0: jax.nn.elu(x, alpha),
-    "Erf": lambda x: lax.erf(_dynamic(x)),
-    "Gelu": lambda x, *, approximate="none": jax.nn.gelu(x, approximate == "tanh"),
-    "HardSigmoid": lambda x, *, alpha=0.2, beta=0.5: jnp.minimum(
-        jnp.maximum(alpha * x + beta, 0), 1
-    ),
-    "HardSwish": lambda x: jax.nn.hard_swish(x),
-    "Identity": lambda x: x,
-    "LeakyRelu": lambda x, *, alpha=0.01: jax.nn.leaky_relu(x, alpha),
-    "Mish": lambda x: jax.nn.mish(x),
-    "PRelu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
-    "Relu": lambda x: jax.nn.relu(_dynamic(x)),
-    "Selu": lambda x, *, alpha=1.67326319217681884765625, gamma=1.050701022148132: (
-        gamma * jax.nn.elu(x, alpha)
-    ),
-    "Sigmoid": lambda x: jax.nn.sigmoid(_dynamic(x)),
-    "Softplus": lambda x: jax.nn.softplus(_dynamic(x)),
-    "Softsign": lambda x: jax.nn.soft_sign(_dynamic(x)),
-    "Swish": lambda x, *, alpha=1.0: x * jax.nn.sigmoid(alpha * x),
-    "ThresholdedRelu": lambda x, *, alpha=1.0: jnp.where(x > alpha, x, 0),
-}.items():
-    _onnx(_name)(_call_of_x)
-
-
 def _softmax_axes(x, axis, opset):
     """Until opset 12, all axes from this one on, the first by default."""
     if opset >= 13:
         return -1 if axis is None else axis
     return tuple(range((1 if axis is None else axis) % x.ndim, x.ndim))
-
-
-@_onnx("Softmax")
-def _softmax(x, *, axis=None, opset):
-    return jax.nn.softmax(x, _softmax_axes(x, axis, opset))
-
-
-@_onnx("LogSoftmax")
-def _log_softmax(x, *, axis=None, opset):
-    return jax.nn.log_softmax(x, _softmax_axes(x, axis, opset))
 
 
 @_onnx("Dropout", static=(1, 2), ignored="ratio seed")
@@ -774,16 +698,6 @@ def _average_pool(x, *, kernel_shape, ceil_mode=0, count_include_pad=0, **window
     )
 
 
-@_onnx("GlobalAveragePool")
-def _global_average_pool(x):
-    return x.mean(tuple(range(2, x.ndim)), keepdims=True)
-
-
-@_onnx("GlobalMaxPool")
-def _global_max_pool(x):
-    return x.max(tuple(range(2, x.ndim)), keepdims=True)
-
-
 @_onnx("Gemm")
 def _gemm(x, y, bias=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
     contracted = ((0 if transA else 1,), (1 if transB else 0,))
@@ -794,16 +708,6 @@ def _gemm(x, y, bias=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
     return z + (bias if beta == 1 else beta * bias)
 
 
-@_onnx("MatMul")
-def _matmul(x, y):
-    return jnp.matmul(_dynamic(x), _dynamic(y))
-
-
-@_onnx("Einsum")
-def _einsum(*values, equation):
-    return jnp.einsum(equation, *map(_dynamic, values))
-
-
 @_onnx("BatchNormalization", ignored="momentum")
 def _batch_norm(
     x, scale, shift, mean, variance, *, epsilon=1e-5, training_mode=0, spatial=1
@@ -811,11 +715,6 @@ def _batch_norm(
     if training_mode or not spatial:
         raise ValueError("it is in training mode: export the model for inference")
     return ops.batch_norm(x, scale, shift, mean, variance, epsilon)
-
-
-@_onnx("InstanceNormalization")
-def _instance_norm(x, scale, shift, *, epsilon=1e-5):
-    return ops.group_norm(x, x.shape[1], scale, shift, epsilon)
 
 
 @_onnx("GroupNormalization", ignored="stash_type")
@@ -837,11 +736,6 @@ def _layer_norm(x, scale, shift=None, *, axis=-1, epsilon=1e-5):
 def _rms_norm(x, scale, *, axis=-1, epsilon=1e-5):
     axes = tuple(range(axis % x.ndim, x.ndim))
     return x * lax.rsqrt((x * x).mean(axes, keepdims=True) + epsilon) * scale
-
-
-@_onnx("MeanVarianceNormalization")
-def _mean_variance_norm(x, *, axes=(0, 2, 3)):
-    return ops.standardize(x, tuple(axes), 1e-9)
 
 
 @_onnx("LpNormalization")
@@ -1014,21 +908,14 @@ for _name, _functions in {
     _onnx(_name, static=(1,))(_reduction(*_functions))
 
 
-@_onnx("ArgMax")
-def _arg_max(x, *, axis=0, keepdims=1, select_last_index=0):
-    return _arg(jnp.argmax, x, axis, keepdims, select_last_index)
-
-
-@_onnx("ArgMin")
-def _arg_min(x, *, axis=0, keepdims=1, select_last_index=0):
-    return _arg(jnp.argmin, x, axis, keepdims, select_last_index)
-
-
-def _arg(function, x, axis, keepdims, last):
-    if last:
+def _arg(function):
+    def call(x, *, axis=0, keepdims=1, select_last_index=0):
+        if not select_last_index:
+            return function(x, axis, keepdims=bool(keepdims))
         index = function(jnp.flip(x, axis), axis, keepdims=bool(keepdims))
         return x.shape[axis] - 1 - index
-    return function(x, axis, keepdims=bool(keepdims))
+
+    return call
 
 
 @_onnx("CumSum", static=(1,))
@@ -1041,16 +928,6 @@ def _cumsum(x, axis, *, exclusive=0, reverse=0):
 
 
 # Shapes
-
-
-@_onnx("Shape")
-def _shape(x, *, start=0, end=None):
-    return np.array(x.shape[start:end], object)
-
-
-@_onnx("Size")
-def _size(x):
-    return math.prod(x.shape)
 
 
 @_onnx("Reshape", static=(1,))
@@ -1067,11 +944,6 @@ def _flatten(x, *, axis=1):
     if axis < 0:
         axis += x.ndim
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
-@_onnx("Transpose")
-def _transpose(x, *, perm=None):
-    return x.transpose(range(x.ndim)[::-1] if perm is None else perm)
 
 
 @_onnx("Squeeze", static=(1,))
@@ -1237,11 +1109,6 @@ def _cast(x, *, to):
     return x.astype(dtype)
 
 
-@_onnx("CastLike", ignored="saturate round_mode")
-def _cast_like(x, like):
-    return x.astype(like.dtype)
-
-
 @_onnx("ConstantOfShape", static=(0,))
 def _constant_of_shape(shape, *, value=None):
     value = np.zeros(1, np.float32) if value is None else value
@@ -1256,11 +1123,6 @@ def _range(start, limit, delta):
     if object in (start.dtype, limit.dtype, delta.dtype):
         return jnp.arange(*numbers)
     return np.arange(*numbers, dtype=start.dtype)
-
-
-@_onnx("NonZero", static=(0,))
-def _non_zero(x):
-    return np.stack(np.nonzero(x))
 
 
 @_onnx("OneHot", static=(1, 2))
@@ -1285,3 +1147,71 @@ def _if(condition, *, then_branch, else_branch, outer=(), count):
     values = {**dict(outer), **tensors}
     _evaluate(graph, values)
     return [values[name] for name in graph.outputs]
+
+
+# Operators that a line says.
+
+
+def _all_of(name: str):
+    """A function of two, of any number."""
+    return lambda *values: functools.reduce(_named(name), values)
+
+
+def _spatial(x):
+    return tuple(range(2, x.ndim))
+
+
+for _name, _call_of in {
+    "ArgMax": _arg(jnp.argmax),
+    "ArgMin": _arg(jnp.argmin),
+    "Celu": lambda x, *, alpha=1.0: jax.nn.celu(x, alpha),
+    "Einsum": lambda *values, equation: jnp.einsum(equation, *map(_dynamic, values)),
+    "Elu": lambda x, *, alpha=1.0: jax.nn.elu(x, alpha),
+    "Erf": lambda x: lax.erf(_dynamic(x)),
+    "Gelu": lambda x, *, approximate="none": jax.nn.gelu(x, approximate == "tanh"),
+    "GlobalAveragePool": lambda x: x.mean(_spatial(x), keepdims=True),
+    "GlobalMaxPool": lambda x: x.max(_spatial(x), keepdims=True),
+    "HardSigmoid": lambda x, *, alpha=0.2, beta=0.5: jnp.minimum(
+        jnp.maximum(alpha * x + beta, 0), 1
+    ),
+    "HardSwish": lambda x: jax.nn.hard_swish(x),
+    "Identity": lambda x: x,
+    "InstanceNormalization": lambda x, scale, shift, *, epsilon=1e-5: ops.group_norm(
+        x, x.shape[1], scale, shift, epsilon
+    ),
+    "LeakyRelu": lambda x, *, alpha=0.01: jax.nn.leaky_relu(x, alpha),
+    "LogSoftmax": lambda x, *, axis=None, opset: jax.nn.log_softmax(
+        x, _softmax_axes(x, axis, opset)
+    ),
+    "MatMul": lambda x, y: jnp.matmul(_dynamic(x), _dynamic(y)),
+    "Max": _all_of("maximum"),
+    "Mean": lambda *values: _all_of("add")(*values) * (1 / len(values)),
+    "MeanVarianceNormalization": lambda x, *, axes=(0, 2, 3): ops.standardize(
+        x, tuple(axes), 1e-9
+    ),
+    "Min": _all_of("minimum"),
+    "Mish": lambda x: jax.nn.mish(x),
+    "Mod": lambda x, y, *, fmod=0: _named("fmod" if fmod else "mod")(x, y),
+    "PRelu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "Reciprocal": lambda x: 1 / x,
+    "Relu": lambda x: jax.nn.relu(_dynamic(x)),
+    "Selu": lambda x, *, alpha=1.67326319217681884765625, gamma=1.050701022148132: (
+        gamma * jax.nn.elu(x, alpha)
+    ),
+    "Shape": lambda x, *, start=0, end=None: np.array(x.shape[start:end], object),
+    "Sigmoid": lambda x: jax.nn.sigmoid(_dynamic(x)),
+    "Size": lambda x: math.prod(x.shape),
+    "Softmax": lambda x, *, axis=None, opset: jax.nn.softmax(
+        x, _softmax_axes(x, axis, opset)
+    ),
+    "Softplus": lambda x: jax.nn.softplus(_dynamic(x)),
+    "Softsign": lambda x: jax.nn.soft_sign(_dynamic(x)),
+    "Sum": _all_of("add"),
+    "Swish": lambda x, *, alpha=1.0: x * jax.nn.sigmoid(alpha * x),
+    "ThresholdedRelu": lambda x, *, alpha=1.0: jnp.where(x > alpha, x, 0),
+    "Transpose": lambda x, *, perm=None: x.transpose(perm or range(x.ndim)[::-1]),
+}.items():
+    _onnx(_name)(_call_of)
+
+_onnx("CastLike", ignored="saturate round_mode")(lambda x, like: x.astype(like.dtype))
+_onnx("NonZero", static=(0,))(lambda x: np.stack(np.nonzero(x)))
