@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.checks import door, finite
+from jaxburst.checks import array, door, finite
 from jaxburst.graph import (
     Function,
     Graph,
@@ -162,8 +162,10 @@ def _checked(network: Network, inputs, name: str) -> list:
     found, tree = jax.tree.flatten(inputs)
     if tree != network.tree[0]:
         raise ValueError(
-            f"{name}: expected the structure {network.tree[0]}, found {tree}"
+            f"{name}: expected the structure {network.tree[0]}, found {tree!s:.200}"
         )
+    for value in found:
+        array(name, value)
     first = next((n.name for n in network.graph.of(Synapse)), "the network")
     leaves, batch = [], None
     for node, value in zip(network.graph.of(Input), found, strict=True):

@@ -420,6 +420,15 @@ def test_networks_of_the_zoo_check_their_fields(module):
                 module(**good | {name: value})
 
 
+@pytest.mark.parametrize("value", [v for v in BAD["inputs"] if v is not None])
+def test_functions_of_inputs_say_what_they_take(value):
+    compiled = jb.compiled(MODEL, SPIKING, 2)
+    for function in (compiled, lambda x: NETWORK(WEIGHTS, x)):
+        with pytest.raises((TypeError, ValueError), match="inputs") as found:
+            function(value)
+        assert len(str(found.value)) < 600
+
+
 def test_missing_and_unknown_arguments_are_named():
     with pytest.raises(TypeError, match="simulate: missing a required argument: 'ste"):
         jb.simulate(MODEL, SPIKING, X)
