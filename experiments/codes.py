@@ -19,22 +19,20 @@ are left out.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+from catalogue import CODES, Code, Draw, once
 
 import jaxburst as jb
-from jaxburst.batching import sweep
+from jaxburst.batching import gather
 from jaxburst.circuit import prepared
-from jaxburst.methods.rounding import quantise
 from jaxburst.methods.silencing import silenced_of
-from jaxburst.neurons import Burst, Differential, Phase, Refining, SigmaDelta
 from jaxburst.run import compiler_options, trace_of
 
 NETWORKS = ("resnet20-cifar10", "vgg9-cifar100", "vgg9-cifar10", "resnet56-cifar10")
@@ -77,214 +75,6 @@ class Config(common.Experiment):
         return dataclasses.replace(super().identity, network=(), code=())
 
 
-# The codes.
-
-
-class Draw:
-    """One draw of calibration images, and the thresholds that several codes ask of it.
-
-    Attributes:
-      network: the traced network.
-      variables: its trained variables.
-      images: of calibration.
-    """
-
-    def __init__(self, network, variables, images):
-        self.network, self.variables, self.images = network, variables, images
-        self.kept = {}
-
-    def thresholds(self, levels: int, percentile: float | None = None) -> dict:
-        """By least squares, or a percentile divided by the levels."""
-        if percentile is None:
-            return self._once(jb.methods.calibrate_mse, Burst(levels))
-        ranges = self._once(jb.calibrate, Burst(1), percentile=percentile)
-        return {name: theta / levels for name, theta in ranges.items()}
-
-    def allotted(self, error: float) -> dict:
-        """Those of the preset `once`; for another error they are scaled."""
-        if "allotted" not in self.kept:
-            self.kept["allotted"] = jb.methods.allot(
-                self.network, self.variables, self.images[:200], error=1.0
-            )
-        return {n: theta * error**0.5 for n, theta in self.kept["allotted"].items()}
-
-    def _once(self, calibrate, neuron, **settings) -> dict:
-        key = repr((neuron, settings))
-        if key not in self.kept:
-            self.kept[key] = calibrate(
-                self.network, self.variables, self.images, neuron, **settings
-            )
-        return self.kept[key]
-
-    def convert(self, neuron, thresholds, initial: float):
-        """`(model, spiking)`."""
-        spiking = jb.convert(self.network, self.variables, thresholds, initial=initial)
-        return jb.Model(self.network, neuron), spiking
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """A code: how a network is converted to it, and with which settings.
-
-    Attributes:
-      make: `make(draw, **setting)` gives `(model, spiking)`.
-      steps: the most time steps it is given.
-      unit: what its hardware is charged by.
-      settings: those to choose from.
-      slots: of a time step, given the setting.
-      alike: the code that sends the same numbers, as other spikes.
-      before: steps of a first run that silences neurons (SRP); they count.
-      preset: the setting that `jb.presets` has, measured in full whatever is chosen.
-      spikes: whether it is one; else it is priced as a conventional network of as many
-        bits as its activations need.
-    """
-
-    make: Callable
-    steps: int
-    unit: str
-    settings: tuple[dict, ...] = ({},)
-    slots: Callable[..., int] = lambda **_: 1
-    alike: str | None = None
-    before: int = 0
-    preset: dict | None = None
-    spikes: bool = True
-
-
-def repeating(
-    draw, *, neuron, percentile=None, initial=0.5, correct=0, each_step=False
-):
-    """Codes that are presented the input at every step: a percentile for the range, or
-    least squares; corrected means if asked for."""
-    thresholds = draw.thresholds(neuron.levels, percentile)
-    model, spiking = draw.convert(neuron, thresholds, initial)
-    if correct:
-        spiking = jb.methods.correct(
-            model, spiking, draw.images[:100], steps=correct, each_step=each_step
-        )
-    return model, spiking
-
-
-def changing(draw, *, neuron=None, levels, initial=0.5, rows=1, balanced=True):
-    """Codes that are presented the input once: least squares, balanced, corrected."""
-    neuron = neuron or SigmaDelta(levels)
-    thresholds = draw.thresholds(levels)
-    if balanced:
-        thresholds = jb.methods.balance(
-            draw.network, draw.variables, thresholds, draw.images[:100], neuron,
-            steps=rows,
-        )  # fmt: skip
-    model, spiking = draw.convert(neuron, thresholds, initial)
-    return model, jb.methods.correct(model, spiking, draw.images[:200], steps=rows)
-
-
-def once(draw, *, error):
-    """The preset."""
-    model, spiking = draw.convert(SigmaDelta(), draw.allotted(error), 0.5)
-    return model, jb.methods.correct(model, spiking, draw.images[:200], steps=1)
-
-
-def refining(draw):
-    """The preset."""
-    return jb.presets.refining(
-        draw.network, draw.variables, draw.images, progress=False
-    )
-
-
-def exact(draw):
-    """The whole range of activations, in as many slots as there are."""
-    slots = 2**16 - 1
-    return draw.convert(SigmaDelta(slots), draw.thresholds(slots, 100), 0.5)
-
-
-def phases(draw, *, period):
-    """Weighted spikes: thresholds of the numbers that a period can say."""
-    return draw.convert(Phase(period), draw.thresholds(2**period - 1), 0.5)
-
-
-def quantised(draw, *, bits):
-    """`jb.methods.rounded`: weights in 8 bits, activations in so many."""
-    most = 2**bits - 1
-    model, spiking = changing(
-        draw, neuron=Refining(most, silence=0), levels=most, balanced=False
-    )
-    return model, quantise(model, spiking, 8)
-
-
-def some(name: str, *values, **others) -> tuple[dict, ...]:
-    """Settings that differ in one thing."""
-    return tuple({name: value, **others} for value in values)
-
-
-RANGES = some("percentile", 99.9, 99.0, None)
-WINDOWS = some("levels", 7, 15, 31)
-from_zero = partial(repeating, initial=0.0)
-signed = partial(Burst, signed=True)
-
-# fmt: off
-CODES = {
-    "once":
-        Code(once, 1, "digits", some("error", 0.003, 0.005, 0.01, 0.02, 0.03),
-             preset={"error": 0.005}),
-    "refining":
-        Code(refining, 4, "digits"),
-    "quantised ANN":
-        Code(quantised, 1, "events", some("bits", 3, 4, 5, 6), spikes=False),
-    "refining, no silence":
-        Code(partial(changing, neuron=Refining(15, silence=0), rows=4), 4, "digits",
-             some("levels", 2, 4, 7)),
-    "radix":
-        Code(changing, 1, "digits", WINDOWS, lambda levels: levels.bit_length()),
-    "parallel, after Hao":
-        Code(changing, 1, "quanta", WINDOWS, lambda levels: levels, "radix"),
-    "first spike":
-        Code(changing, 1, "events", WINDOWS, lambda levels: levels, "radix"),
-    "first spike, exact":
-        Code(exact, 1, "events", slots=lambda: 2**16 - 1),
-    "few spikes":
-        Code(partial(changing, initial=0.0), 1, "digits",
-             some("levels", 15, 31, 63), lambda levels: levels.bit_length()),
-    "once, two digits":
-        Code(partial(changing, neuron=SigmaDelta(digits=2)), 1, "digits",
-             some("levels", 8, 16)),
-    "sigma-delta, one digit a step":
-        Code(partial(changing, neuron=SigmaDelta(digits=1), rows=3), 4, "digits",
-             some("levels", 8, 16)),
-    "hierarchical thresholds, after H-MT":
-        Code(repeating, 4, "digits", some("neuron", Burst(15), Burst(63))),
-    "signed bursts, each step corrected (FTBC)":
-        Code(partial(repeating, neuron=signed(5), correct=4, each_step=True), 4,
-             "quanta"),
-    "differential, after DCGS":
-        Code(partial(changing, rows=4), 8, "digits",
-             some("levels", 4, 8, neuron=Differential(8))
-             + some("levels", 16, neuron=Differential(128))),
-    "signed bursts (SNM)":
-        Code(partial(repeating, correct=2), 8, "quanta",
-             some("neuron", signed(5), signed(10))),
-    "bursts, means corrected (AdaFire)":
-        Code(partial(repeating, neuron=Burst(5), correct=4), 16, "quanta"),
-    "phase, after Kim":
-        Code(phases, 16, "quanta", some("period", 4, 8)),
-    "bursts (the paper)":
-        Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
-    "bursts, SpiCalib":
-        Code(partial(from_zero, neuron=Burst(5, allowance=16)), 32, "quanta", RANGES),
-    "signed spikes (ST-BIF)":
-        Code(partial(repeating, neuron=signed(1)), 32, "quanta", RANGES),
-    "integrate-and-fire, means corrected (SNNC)":
-        Code(partial(repeating, neuron=Burst(1), correct=8), 32, "quanta"),
-    "integrate-and-fire, some silenced (SRP)":
-        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES, before=4),
-    "integrate-and-fire from θ/2 (OPI)":
-        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES),
-    "integrate-and-fire":
-        Code(partial(from_zero, neuron=Burst(1)), 32, "quanta", RANGES),
-}
-# fmt: on
-"""Parallel, radix and first spike are told apart by what they send: the numbers are the
-same, and measured once."""
-
-
 # Measurements.
 
 
@@ -294,82 +84,53 @@ class Bench:
     Attributes:
       network, variables: the network.
       draws: of calibration images.
-      test, held: test images, and the training images on which settings are chosen.
-      ann: `{id of a split: classes}` of the trained network.
+      parts: test images, and the training images on which settings are chosen.
+      ann: the classes of the trained network, of both.
     """
 
     def __init__(self, title: str, config: Config):
         self.config = config
-        dataset, self.network, self.variables = load(title, config)
+        dataset, *trained = source(title, config).load_trained(title.split("-")[1])
+        self.network, self.variables = trained
         rng = np.random.default_rng(config.seed)
         order = rng.permutation(len(dataset.train))
         choice, order = order[: config.choice], order[config.choice :]
-        self.draws = [
-            Draw(
-                self.network,
-                self.variables,
-                dataset.train[
-                    rng.choice(order, config.calibration, replace=False)
-                ].inputs,
-            )
+        drawn = [
+            rng.choice(order, config.calibration, replace=False)
             for _ in range(config.draws)
         ]
-        self.held, self.test = dataset.train[choice], dataset.test[: config.limit]
+        self.draws = [Draw(*trained, dataset.train[rows].inputs) for rows in drawn]
+        test, held = dataset.test[: config.limit], dataset.train[choice]
+        self.parts = {"test": test, "held": held}
         self.ann = {
-            part: answers(self.network, self.variables, split.inputs)
-            for part, split in (("held", self.held), ("test", self.test))
+            part: common.outputs(*trained, split.inputs).argmax(-1)
+            for part, split in self.parts.items()
         }
 
     def run(self, code: Code, setting: dict, draw: int, part: str, count, steps):
         """`(model, spiking, logits [N, T, C], traffic {name: [N, T, 3]})` of the first
         images of a part."""
         model, spiking = code.make(self.draws[draw], **setting)
-        split = getattr(self, part)
-        images = split.inputs[:count]
+        images = self.parts[part].inputs[:count]
         return model, spiking, *record(model, spiking, images, steps, code.before)
 
     def right(self, part: str, classes) -> tuple[np.ndarray, np.ndarray]:
         """`[N, T]`: whether classes are right, less whether the trained network's are;
         whether they are the same."""
-        own, labels = self.ann[part][: len(classes)], getattr(self, part).labels
-        labels = labels[: len(classes), None]
-        own = own[:, None]
+        count = len(classes)
+        own = self.ann[part][:count, None]
+        labels = self.parts[part].labels[:count, None]
         return (classes == labels) - 1.0 * (own == labels), classes == own
 
 
-def load(title: str, config: Config):
-    """The dataset, the traced network and its variables."""
-    arch, data = title.split("-")
-    source = common.Source(arch, data_dir=config.data_dir)
-    if not released(title):
-        source = dataclasses.replace(
-            source,
-            torch_weights=weights(title, config),
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        )
-    return source.load_trained(data)
-
-
-def released(title: str) -> bool:
-    """Whether the weights are."""
-    return title in jb.released.names()
-
-
-def weights(title: str, config: Config) -> Path:
-    """Where the weights would be."""
-    return (config.weights or Path()) / f"{title.replace('-', '_')}.safetensors"
-
-
-@lru_cache(maxsize=8)
-def _answering(network):
-    return lambda variables, batch: network(variables, batch).argmax(-1)
-
-
-def answers(network, variables, inputs) -> np.ndarray:
-    """The classes of the trained network, `[N]`."""
-    parts = sweep(_answering(network), variables, inputs, 100)
-    return np.concatenate([found[:rows] for rows, found in parts])
+def source(title: str, config: Config) -> common.Source:
+    """Where a network comes from: released, or from a state dict."""
+    own = common.Source(title.split("-")[0], data_dir=config.data_dir)
+    if title in jb.released.names():
+        return own
+    weights = (config.weights or Path()) / f"{title.replace('-', '_')}.safetensors"
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return dataclasses.replace(own, torch_weights=weights, mean=mean, std=std)
 
 
 @lru_cache(maxsize=8)
@@ -393,14 +154,8 @@ def _running(model, steps: int, before: int):
 
 def record(model, spiking, inputs, steps: int, before: int = 0):
     """Logits `[N, T, C]`, and what is sent at each step `{name: [N, T, 3]}`."""
-    parts = [
-        jax.tree.map(lambda x, rows=rows: x[:rows], found)
-        for rows, found in sweep(
-            _running(model, steps, before), prepared(model, spiking), inputs, 100,
-            options=compiler_options(model.network),
-        )
-    ]  # fmt: skip
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    task = _running(model, steps, before), prepared(model, spiking), inputs, 100
+    return gather(*task, options=compiler_options(model.network))
 
 
 def operations(network, traffic) -> np.ndarray:
@@ -412,14 +167,22 @@ def operations(network, traffic) -> np.ndarray:
 
 def conventional(bench: Bench) -> dict:
     """What the trained network reaches, and what it costs by every model."""
-    network, costs = bench.network, jb.energy.PRESETS.values()
+    network, costs, shapes = (
+        bench.network,
+        jb.energy.PRESETS.values(),
+        bench.network.graph,
+    )
+    right = {
+        part: float((bench.ann[part] == split.labels).mean())
+        for part, split in bench.parts.items()
+    }
     return {
-        "accuracy": float((bench.ann["test"] == bench.test.labels).mean()),
-        "held": float((bench.ann["held"] == bench.held.labels).mean()),
-        "images": len(bench.test),
+        "accuracy": right["test"],
+        "held": right["held"],
+        "images": len(bench.parts["test"]),
         "depth": jb.energy.depth(network),
         "neurons": sum(
-            int(np.prod(network.graph[name].image_shape)) for name in network.neurons
+            int(np.prod(shapes[name].image_shape)) for name in network.neurons
         ),
         "macs": int(sum(jb.energy.macs(network).values())),
         "joules": {
@@ -475,20 +238,18 @@ def measured(
     model, spiking, logits, traffic = bench.run(
         code, setting, draw, "test", count, steps
     )
-    classes = logits.argmax(-1)
+    classes, labels = logits.argmax(-1), bench.parts["test"].labels[: len(logits)]
     apart, same = bench.right("test", classes)
-    common_ = apart[: images_of(code, bench.config)[1]]
     mean = {name: own.mean(0) for name, own in traffic.items()}
-    sent = sum(mean[name].cumsum(0) for name in bench.network.neurons)
     row = {
         "images": len(classes),
-        "accuracy": (classes == bench.test.labels[: len(classes), None]).mean(0),
+        "accuracy": (classes == labels[:, None]).mean(0),
         "difference": apart.mean(0),
         "deviation": apart.std(0),
-        "shared": common_.mean(0),
+        "shared": apart[: images_of(code, bench.config)[1]].mean(0),
         "agreement": same.mean(0),
         "operations": operations(bench.network, means(traffic)),
-        "sent": sent,
+        "sent": sum(mean[name].cumsum(0) for name in bench.network.neurons),
     }
     row = {name: np.asarray(value).tolist() for name, value in row.items()}
     if draw:
@@ -499,11 +260,9 @@ def measured(
     curves = jb.evaluation.Curves(np.array(row["accuracy"]), counted, len(classes))
     row["joules"] = priced(code, model, curves)
     if steps > 1 and not code.before:
-        margins = jb.anytime.settle(
-            model, spiking, bench.held.inputs[:500], steps, agreement=0.99
-        )
+        some = bench.parts["held"].inputs[:500]
+        margins = jb.anytime.settle(model, spiking, some, steps, agreement=0.99)
         spent = operations(bench.network, traffic)
-        labels = bench.test.labels[: len(classes)]
         row["anytime"] = stopped(logits, spent, labels, margins)
     return row
 
@@ -518,7 +277,7 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
     """Chooses settings, and measures them; each measurement is kept by itself."""
     code, numbers = CODES[name], CODES[name].alike or name
     tries = [
-        keep(f"{numbers}: {setting} tried", partial(tried, bench, code, setting))
+        keep(f"{numbers}: {setting} tried", tried, bench, code, setting)
         for setting in code.settings
     ]
     goals = choose(code, tries)
@@ -530,11 +289,12 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         if i in full:
             plans = [(0, first, code.steps)]
             last = main[1] if code.steps > LONG else code.steps
+            last = max(last, code.before + 1)
             plans += [(d, others, last) for d in range(1, bench.config.draws)]
         draws = [
             keep(
                 f"{numbers}: {setting} draw {plan[0]} of {plan[1]} images, T {plan[2]}",
-                partial(measured, bench, code, setting, *plan),
+                *(measured, bench, code, setting, *plan),
             )
             for plan in plans
         ]
@@ -601,7 +361,7 @@ def streamed(bench: Bench) -> list[dict]:
     """A second frame in which a square of another image appears: operations per MAC of
     what it changes (sigma-delta), and of the whole frame sent once."""
     rng = np.random.default_rng(bench.config.seed)
-    frame = bench.test[:100].inputs
+    frame = bench.parts["test"][:100].inputs
     model, spiking = once(bench.draws[0], error=0.01)
     height, width = frame.shape[1:3]
     found = []
@@ -634,48 +394,30 @@ def measure(config: Config, run: common.Kept) -> dict:
     """Every code on every network."""
     run.whole = not config.code and set(NETWORKS) <= set(config.network)
     common.one_device_per_core()
-    chosen = [
-        name
-        for name in CODES
-        if not config.code
-        or any(
-            name == one or (one not in CODES and name.startswith(one))
-            for one in config.code
-        )
-    ]
+
+    def asked(name: str) -> bool:
+        begins = [one for one in config.code if one not in CODES]
+        return name in config.code or name.startswith(tuple(begins))
+
+    chosen = [name for name in CODES if not config.code or asked(name)]
     if not chosen:
         raise ValueError(f"code: expected beginnings of {list(CODES)}")
     records = {}
     for title in config.network:
-        if not released(title) and not weights(title, config).exists():
+        file = source(title, config).torch_weights
+        if file is not None and not file.exists():
             print(f"{title}: left out, for want of its weights in --weights")
             continue
-        bench, scope, rows = Bench(title, config), run.within(title), {}
-
-        def keep(name: str, measure: Callable, scope=scope) -> dict:
-            return scope(name, timed, name, measure)
-
-        ann = keep("ANN", partial(conventional, bench))
+        bench, keep, rows = Bench(title, config), run.within(title), {}
+        ann = keep("ANN", conventional, bench)
         print(f"{title}: ANN {ann['accuracy']:.2%} of {ann['images']:,} test images")
         for name in chosen:
             rows[name] = examine(bench, name, keep)
             print(line(name, rows[name]), flush=True)
             jax.clear_caches()
-        streams = keep("streams", partial(streamed, bench))
+        streams = keep("streams", streamed, bench)
         records[title] = {"ann": ann, "rows": rows, "streams": streams}
     return {"networks": records}
-
-
-def timed(name: str, measure: Callable) -> dict:
-    """What is measured, and says how long it took."""
-    start, spent = time.perf_counter(), time.process_time()
-    found = measure()
-    print(
-        f"  {name}: {time.process_time() - spent:.0f} s of CPU, "
-        f"{time.perf_counter() - start:.0f} s",
-        flush=True,
-    )
-    return found
 
 
 # Tables and figures.
@@ -804,36 +546,23 @@ def draw_codes(path: Path, records: dict, units) -> None:
                     if name == "quantised ANN" and unit == "quanta":
                         continue  # it has no unary spikes
                     cost, accuracy = curve_of(row, unit, ann)
-                    label, draws, t = name, *at(row)
+                    label, (draws, t) = name, at(row)
                     if accuracy.max() < ann - 3.2:
                         label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
-                    axis.plot(cost, accuracy, label=label, lw=1.2, ms=5, **look[name])
+                    axis.plot(cost, accuracy, label=label, **look[name])
                     costs.append(draws[0]["operations"][t][UNITS.index(unit)])
                     axis.errorbar(
                         costs[-1], ann + 100 * draws[0]["difference"][t],
                         100 * interval(draws, t), color=look[name]["color"], lw=0.8,
                     )  # fmt: skip
-                axis.axhline(ann, color="0.35", linestyle="--", lw=0.9)
-                axis.set(title=f"{title}: cost in {unit}",
-                         xlabel=f"{unit} that reach a synapse, per MAC of the ANN",
-                         ylim=(ann - 3.2, ann + 0.8))  # fmt: skip
-                doubling(axis)
-                axis.set_xlim(min(costs) / 2, max(costs) * 2)
-                axis.grid(alpha=0.3, which="both")
+                axis.axhline(ann, color="0.35", ls="--", lw=0.9)
+                doubling(axis, f"{unit} that reach a synapse, per MAC of the ANN")
+                axis.set(title=f"{title}: cost in {unit}", ylim=(ann - 3.2, ann + 0.8))
+                if costs:
+                    axis.set_xlim(min(costs) / 2, max(costs) * 2)
             panels[0].set_ylabel("test accuracy (%); dashed: the ANN")
-        handles, labels = axes[0, -1].get_legend_handles_labels()
-        whole.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8,
-                     frameon=False)  # fmt: skip
-
-
-def doubling(axis) -> None:
-    """A logarithmic axis of costs with plain numbers."""
-    from matplotlib.ticker import LogLocator
-
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_minor_locator(LogLocator(2, subs=[1.5]))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
+        lines = axes[0, -1].get_legend_handles_labels()
+        whole.legend(*lines, loc="outside lower center", ncols=3)
 
 
 def draw_goals(path: Path, records: dict) -> None:
@@ -843,36 +572,25 @@ def draw_goals(path: Path, records: dict) -> None:
     size = {"figsize": (11, 4.6 * rows + 0.8), "squeeze": False}
     with common.figure(path, rows, 2, **size) as (whole, axes):
         for (title, found), panels in zip(records.items(), axes, strict=True):
-            for axis, kinds in zip(panels, (("quanta",), ("digits", "events")),
-                                   strict=True):  # fmt: skip
+            for axis, kinds in zip(panels, (UNITS[:1], UNITS[1:]), strict=True):
                 for name, row in found["rows"].items():
-                    if row["unit"] not in kinds:
-                        continue
-                    points, k = [], UNITS.index(row["unit"])
-                    for goal in GOALS:
-                        if str(goal) in row["goals"]:
-                            draws, t = at(row, goal)
-                            one = draws[0]
-                            points.append((one["operations"][t][k],
-                                           -100 * one["difference"][t]))  # fmt: skip
-                    if points:
-                        points = np.array(sorted(points)).T
-                        axis.plot(*points, label=name, lw=1, ms=6, **look[name])
+                    goals = [goal for goal in GOALS if str(goal) in row["goals"]]
+                    if row["unit"] in kinds and goals:
+                        k, met = UNITS.index(row["unit"]), [at(row, g) for g in goals]
+                        points = sorted(
+                            (one["operations"][t][k], -100 * one["difference"][t])
+                            for (one, *_), t in met
+                        )
+                        axis.plot(*zip(*points, strict=True), label=name, **look[name])
                 for goal in GOALS:
-                    axis.axhline(goal, color="0.5", linestyle=":", lw=0.9)
-                axis.set(title=f"{title}: paid in {' or '.join(kinds)}",
-                         xlabel="operations per MAC of the ANN",
-                         ylabel="points lost on test images",
-                         ylim=(-0.5, 4))  # fmt: skip
-                doubling(axis)
+                    axis.axhline(goal, color="0.5", ls=":", lw=0.9)
+                doubling(axis, "operations per MAC of the ANN")
+                axis.set_title(f"{title}: paid in {' or '.join(kinds[::-1])}")
+                axis.set(ylabel="points lost on test images", ylim=(4, -0.5))
                 axis.margins(x=0.3)
-                axis.invert_yaxis()
-                axis.grid(alpha=0.3)
-                if len(axis.lines) > len(GOALS):
-                    axis.legend(fontsize=7, frameon=False, loc="lower right")
+                legend(axis)
         whole.suptitle(
-            "least cost for a loss of 1, 0.5 and 0.2 points on training images",
-            fontsize=10,
+            "least cost for a loss of 1, 0.5 and 0.2 points on training images"
         )
 
 
@@ -885,28 +603,37 @@ def draw_anytime(path: Path, records: dict) -> None:
             ann, costs = 100 * found["ann"]["accuracy"], [1.0]
             for name, row in found["rows"].items():
                 first, k = at(row)[0][0], UNITS.index(row["unit"])
-                if "anytime" not in first:
-                    continue
-                cost = np.array(first["operations"])[:, k]
                 accuracy = 100 * np.array(first["accuracy"])
-                if accuracy.max() < ann - 6:
+                if "anytime" not in first or accuracy.max() < ann - 6:
                     continue
+                cost, own = np.array(first["operations"])[:, k], first["anytime"]
                 costs += cost[accuracy > ann - 6].tolist()
-                axis.plot(cost, accuracy, lw=1, ms=3, **look[name])
-                own = first["anytime"]
-                axis.plot(own["operations"][k], 100 * own["accuracy"], ms=10, ls="",
-                          label=f"{name}: {own['steps']:.1f} of {len(cost)} steps",
-                          **look[name])  # fmt: skip
-            axis.axhline(ann, color="0.35", linestyle="--", lw=0.9)
+                axis.plot(cost, accuracy, **look[name])
+                label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
+                style = look[name] | {"ms": 10, "ls": "", "label": label}
+                axis.plot(own["operations"][k], 100 * own["accuracy"], **style)
+            axis.axhline(ann, color="0.35", ls="--", lw=0.9)
+            doubling(axis, "operations per MAC, in the unit of each code")
             axis.set(ylabel="accuracy (%)", ylim=(ann - 6, ann + 1),
-                     title=f"{title}: all images as long (lines), or each as it needs",
-                     xlabel="operations per MAC, in the unit of each code")  # fmt: skip
-            doubling(axis)
-            axis.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
-            axis.title.set_fontsize(9)
-            axis.grid(alpha=0.3)
-            if len(axis.lines) > 1:
-                axis.legend(fontsize=7, frameon=False, loc="lower right")
+                     xlim=(min(costs) / 1.5, max(costs) * 1.5))  # fmt: skip
+            title = f"{title}: all images as long (lines), or each as it needs"
+            axis.set_title(title, fontsize=9)
+            legend(axis)
+
+
+def doubling(axis, label: str) -> None:
+    """A logarithmic axis of costs."""
+    from matplotlib.ticker import LogLocator
+
+    jb.plot.doubling(axis, label)
+    axis.xaxis.set_minor_locator(LogLocator(2, subs=[1.5]))
+    axis.xaxis.set_minor_formatter("{x:g}")
+
+
+def legend(axis) -> None:
+    """If there is anything to tell apart."""
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=7, loc="lower right")
 
 
 def draw_streams(path: Path, records: dict) -> None:
@@ -914,16 +641,14 @@ def draw_streams(path: Path, records: dict) -> None:
     with common.figure(path, 1, len(UNITS), figsize=(12, 3.8)) as (_, axes):
         for k, (unit, axis) in enumerate(zip(UNITS, axes, strict=True)):
             for i, (title, found) in enumerate(records.items()):
-                rows = found["streams"]
-                share = [100 * row["share"] for row in rows]
+                share = [100 * row["share"] for row in found["streams"]]
                 for kind, style in (("changes", "o-"), ("whole", "--")):
                     label = f"{title}, {kind}" + (" sent once" if "--" in style else "")
-                    spent = [row[kind][k] for row in rows]
-                    axis.plot(share, spent, style, color=f"C{i}", ms=4, label=label)
-            axis.set(xlabel="pixels that change (%)", xscale="log",
-                     ylabel=f"{unit} per MAC and frame", ylim=(0, None))  # fmt: skip
-            axis.grid(alpha=0.3)
-        axes[0].legend(fontsize=7, frameon=False)
+                    spent = [row[kind][k] for row in found["streams"]]
+                    axis.plot(share, spent, style, color=f"C{i}", label=label)
+            axis.set(xlabel="pixels that change (%)", xscale="log", ylim=(0, None),
+                     ylabel=f"{unit} per MAC and frame")  # fmt: skip
+        axes[0].legend(fontsize=7)
 
 
 if __name__ == "__main__":

@@ -505,7 +505,7 @@ def write_record(folder: Path, name: str, config, *optional: str, **found) -> No
     if dataclasses.is_dataclass(config):
         config = dataclasses.asdict(config)
     record = {"experiment": name, "config": config, "provenance": provenance(*optional)}
-    write_text(folder / f"{name}.json", _json(record | found))
+    write_json(folder / f"{name}.json", record | found)
 
 
 def provenance(*optional: str) -> dict:
@@ -533,8 +533,12 @@ def versions(*optional: str) -> dict[str, str]:
     return found
 
 
+def write_json(path: Path, record: dict) -> None:
+    """Writes a record, all or nothing: an array on a line, five digits of a number."""
+    write_text(path, _json(record))
+
+
 def _json(value) -> str:
-    """With an array on a line, and five digits of a number."""
     exact = json.dumps(value, default=_plain)
     rounded = json.loads(
         exact,

@@ -17,11 +17,13 @@ import jaxburst as jb
 
 def measured(factors: dict[str, dict], run: common.Kept, one: Callable) -> list[dict]:
     """A row for every value; what several factors have in common is measured once."""
-    return [
-        {"factor": factor, "value": value} | run(repr(setting), one, setting)
-        for factor, settings in factors.items()
-        for value, setting in settings.items()
-    ]
+    rows = []
+    for factor, settings in factors.items():
+        for value, setting in settings.items():
+            print(f"{factor}: {value}", flush=True)
+            found = run(repr(setting), one, setting)
+            rows.append({"factor": factor, "value": value} | found)
+    return rows
 
 
 def table(rows: list[dict], head: list[str], cells: Callable) -> str:

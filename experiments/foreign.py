@@ -36,37 +36,22 @@ import jaxburst as jb
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.Experiment):
+class Config(refined.Config):
     """Converts a network of others and measures it on inputs that are made here.
 
     Attributes:
       network: which.
       file: its ONNX file.
-      inputs: how many inputs to measure on.
-      calibration: how many others thresholds are chosen on.
-      steps: time steps.
-      at_once: inputs at a time; memory grows with it.
-      bits: of the activations that are rounded once.
-      levels: of the first step of refining spikes; more cost more, and are closer.
+      inputs: how many inputs to measure on; thresholds are chosen on others.
       data_dir: folder of the prepared CIFAR-10, for focus and nsfw.
-      seed: of the inputs.
     """
 
     network: Literal["orientation", "recogniser", "magika", "focus", "nsfw"]
     file: Path
     inputs: int = 100
-    calibration: int = 32
-    steps: int = 8
-    at_once: int = 8
-    bits: int = 5
-    levels: int = 4
     data_dir: Path = Path("data")
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """The network's."""
-        return self.network
+    calibration: int = 32
+    at_once: int = 8
 
 
 class Task(NamedTuple):
@@ -83,11 +68,6 @@ class Task(NamedTuple):
     targets: Any
     metric: Callable
     says: str
-
-
-def right(outputs, targets) -> np.ndarray:
-    """Which inputs get the right class."""
-    return outputs.argmax(-1) == targets
 
 
 # Text.
@@ -129,7 +109,7 @@ def pages(config: Config, model: onnx.ModelProto, count: int) -> Task:
             draw.text((8, top), words(rng, 12), fill=0, font=kind)
         grey = np.rot90(noisy(page, rng), -turn)
         inputs[i] = (grey / 255 - mean) / std
-    return Task(inputs, turns, right, "right")
+    return Task(inputs, turns, refined.right, "right")
 
 
 def lines(config: Config, model: onnx.ModelProto, count: int) -> Task:
@@ -226,7 +206,7 @@ def files(config: Config, model: onnx.ModelProto, count: int) -> Task:
         targets.append(labels.index(SUFFIXES[suffix]))
     order = rng.permutation(count)
     inputs = np.array(tokens, np.int32)[order]
-    return Task(inputs, np.array(targets)[order], right, "right")
+    return Task(inputs, np.array(targets)[order], refined.right, "right")
 
 
 def magika_tokens(content: bytes) -> np.ndarray:
@@ -297,18 +277,10 @@ def measure(config: Config, run: common.Kept) -> dict:
     some, inputs = np.split(made.inputs, [config.calibration])
     network = jb.trace(function, variables, some[:1])
     targets = None if made.targets is None else made.targets[config.calibration :]
-    names = ("steps", "bits", "at_once", "levels")
-    options = {name: getattr(config, name) for name in names}
-    task = network, variables, some, (inputs, targets), made.metric, made.says
-    return run("all", refined.compared, *task, **options)
-
-
-def draw(record: dict, folder: Path) -> None:
-    """The metric over time."""
-    refined.draw({record["config"]["network"]: record}, folder / "foreign.png")
+    task = config, network, variables, some, (inputs, targets)
+    return run("all", refined.compared, *task, made.metric, made.says)
 
 
 if __name__ == "__main__":
-    common.answer(
-        "foreign", Config, measure, refined.table, draw, __doc__, "onnx", "pillow"
-    )
+    task = Config, measure, refined.text, refined.draw, __doc__
+    common.answer("foreign", *task, "onnx", "pillow")

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import common
-import jax
+import factors
 import numpy as np
 
 import jaxburst as jb
@@ -32,8 +33,6 @@ class Config(common.Study):
 
     Attributes:
       steps: number of time steps.
-      calibration: number of training images for the thresholds.
-      limit: number of other training images to measure on.
       at_once: images at a time.
     """
 
@@ -72,7 +71,7 @@ class Setting:
     corrected: bool = True
 
 
-def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
+def settings(network: jb.Network) -> dict[str, dict[str, Setting]]:
     """`{factor: {value: setting}}`; the first value is the preset's."""
     other = any(node.role.function for node in network.graph.of(jb.graph.Neuron))
     most, ratio = (None, 4) if other else (15, 2)
@@ -109,85 +108,58 @@ def factors(network: jb.Network) -> dict[str, dict[str, Setting]]:
     return found
 
 
-class Bench:
-    """A network, its calibration images, and others to measure on."""
+def measure(config: Config, run: common.Kept) -> dict:
+    """Every setting, on training images that calibration does not see."""
+    dataset, network, variables = config.load(run)
+    trained, size = (network, variables), config.at_once
+    images = dataset.train[: config.calibration].inputs
+    held = dataset.train[config.calibration :][: config.limit].inputs
+    logits = common.outputs(*trained, held, size)
+    spread = float(np.square(centred(logits)).mean())
 
-    def __init__(self, config: Config, run: common.Kept):
-        dataset, self.network, self.variables = config.load(run)
-        self.config, self.kept = config, {}
-        self.images = dataset.train[: config.calibration].inputs
-        stop = config.calibration + config.limit
-        inputs = dataset.train[config.calibration : stop].inputs
-        own, size = jax.jit(self.network.__call__), config.at_once
-        parts = np.array_split(inputs, -(-len(inputs) // size))
-        logits = np.concatenate([own(self.variables, part) for part in parts])
-        self.held = inputs, logits
-        self.spread = float(np.square(centred(logits)).mean())
+    @cache
+    def exact(levels: int):
+        return jb.methods.calibrate_mse(*trained, images, Burst(levels))
 
-    def thresholds(self, setting: Setting):
-        """Those of the levels; balanced for the neuron."""
-        key, some = repr(setting.levels), self.images[: self.config.at_once]
-        task = self.network, self.variables
-        if key not in self.kept:
-            self.kept[key] = jb.methods.calibrate_mse(
-                *task, self.images, Burst(setting.levels)
-            )
-        if not setting.balanced:
-            return self.kept[key]
-        return jb.methods.balance(*task, self.kept[key], some, setting.neuron)
+    def errors(found, wanted) -> np.ndarray:
+        """Squared, over the variance; a shift of all logits decides nothing. Whether
+        the class is the network's own."""
+        error = np.square(centred(found) - centred(wanted)).mean(-1) / spread
+        return np.stack([error, found.argmax(-1) == wanted.argmax(-1)], -1)
 
-    def one(self, setting: Setting) -> dict:
-        """Error, agreement and energy of every step."""
-        config, (inputs, logits) = self.config, self.held
-        model = jb.Model(self.network, setting.neuron)
-        spiking = jb.convert(
-            self.network, self.variables, self.thresholds(setting), initial=0.4
-        )
+    def one(setting: Setting) -> dict:
+        thresholds, neuron = exact(setting.levels), setting.neuron
+        if setting.balanced:
+            start, some = thresholds, images[:size]
+            thresholds = jb.methods.balance(*trained, start, some, neuron)
+        model = jb.Model(network, neuron)
+        spiking = jb.convert(*trained, thresholds, initial=0.4)
         if setting.corrected:
-            some = self.images[: 2 * config.at_once]
-            spiking = jb.methods.correct(model, spiking, some, steps=4)
-        options = {"steps": config.steps, "batch_size": config.at_once}
-        errors = jb.evaluate(model, spiking, self.held, metric=self.error, **options)
-        right = jb.evaluate(model, spiking, (inputs, logits.argmax(-1)), **options)
-        traffic = errors.traffic.values()
+            spiking = jb.methods.correct(model, spiking, images[: 2 * size], steps=4)
+        task = model, spiking, (held, logits), config.steps, errors, size
+        numbers, curves = common.scores(*task)
+        traffic, (error, agreement) = curves.traffic.values(), numbers.mean(1).T
         return {
-            "error": errors.accuracy,
-            "agreement": right.accuracy,
-            "energy_over_ann": jb.energy.relative(self.network, errors.events),
+            "error": error,
+            "agreement": agreement,
+            "energy_over_ann": jb.energy.relative(network, curves.events),
             "quanta": sum(of.quanta for of in traffic),
             "events": sum(of.events for of in traffic),
         }
 
-    def error(self, found, wanted) -> np.ndarray:
-        """Of logits, squared, over their variance; a shift of all decides nothing."""
-        apart = centred(np.asarray(found)) - centred(wanted)
-        return np.square(apart).mean(-1) / self.spread
-
-
-def measure(config: Config, run: common.Kept) -> dict:
-    """Every setting, on training images."""
-    bench, rows = Bench(config, run), []
-    for factor, settings in factors(bench.network).items():
-        for value, setting in settings.items():
-            print(f"{factor}: {value}", flush=True)
-            found = run(repr(setting), bench.one, setting)
-            rows.append({"factor": factor, "value": value} | found)
-    return {"images": len(bench.held[0]), "rows": rows}
+    rows = factors.measured(settings(network), run, one)
+    return {"images": len(held), "rows": rows}
 
 
 def text(record: dict) -> str:
     """Root of the relative squared error in % and, in brackets, energy."""
     times = [t for t in SHOWN if t <= record["config"]["steps"]]
-    head = ["factor", "value", *(f"T = {t}" for t in times)]
-    lines, previous = [], None
-    for row in record["rows"]:
-        error = 100 * np.sqrt(row["error"])
-        cells = ["" if row["factor"] == previous else row["factor"], row["value"]]
-        previous = row["factor"]
-        for t in times:
-            cells.append(f"{error[t - 1]:.1f} ({row['energy_over_ann'][t - 1]:.2f})")
-        lines.append(cells)
-    return common.markdown(head, lines) + (
+
+    def cells(row: dict) -> list[str]:
+        error, spent = 100 * np.sqrt(row["error"]), row["energy_over_ann"]
+        return [f"{error[t - 1]:.1f} ({spent[t - 1]:.2f})" for t in times]
+
+    return factors.table(record["rows"], [f"T = {t}" for t in times], cells) + (
         "\n\nRelative error of the logits in % (energy by operations over the "
         f"network's own) on {record['images']:,} training images that calibration "
         "does not see. The first value of each factor is the preset's."
@@ -196,34 +168,17 @@ def text(record: dict) -> str:
 
 def draw(record: dict, folder: Path) -> None:
     """Error against energy, a panel for each factor; black: the preset's."""
-    names = list(dict.fromkeys(row["factor"] for row in record["rows"]))
-    columns = 4
-    lines = -(-len(names) // columns)
-    size = {"figsize": (13, 3.2 * lines), "sharex": True, "sharey": True}
-    path = folder / "parts.png"
-    with common.figure(path, lines, columns, squeeze=False, **size) as (whole, axes):
-        for axis in axes.flat[len(names) :]:
-            axis.remove()
-        for name, axis in zip(names, axes.flat, strict=False):
-            rows = [row for row in record["rows"] if row["factor"] == name]
-            for i, row in enumerate(rows):
-                look = {"color": jb.plot.COLOURS[i - 1], "lw": 1.4, "ms": 4}
-                if i == 0:
-                    look = {"color": "black", "lw": 2.5, "ms": 5}
-                error = 100 * np.sqrt(row["error"])
-                cost = row["energy_over_ann"]
-                axis.plot(cost, error, "o-", label=row["value"], **look)
-            axis.set_title(name, fontsize=9)
-            axis.legend(frameon=False, fontsize=8)
-            axis.grid(alpha=0.3, which="both")
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set_major_formatter("{x:g}")
-        whole.supxlabel("energy by operations, over the network's own", fontsize=10)
-        whole.supylabel("relative error of the logits (%)", fontsize=10)
+
+    def curve(row: dict):
+        return row["energy_over_ann"], 100 * np.sqrt(row["error"])
+
+    path, rows = folder / "parts.png", record["rows"]
+    with factors.figure(path, rows, 4, curve, marker="o") as (whole, _):
+        whole.supxlabel("energy by operations, over the network's own")
+        whole.supylabel("relative error of the logits (%)")
         whole.suptitle(
             f"{common.title_of(record)}: refining bursts, one factor at a time (black: "
-            "the preset); a point for each time step",
-            fontsize=11,
+            "the preset); a point for each time step"
         )
 
 

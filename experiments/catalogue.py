@@ -1,0 +1,195 @@
+"""Every training-free code: how a network is converted to it, with which settings.
+
+What each sends, its source, and what its hardware must be able to do: docs/codes.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
+
+import jaxburst as jb
+from jaxburst.methods.rounding import rounded
+from jaxburst.neurons import Burst, Differential, Phase, Refining, SigmaDelta
+
+
+class Draw:
+    """One draw of calibration images, and the thresholds that several codes ask of it.
+
+    Attributes:
+      network: the traced network.
+      variables: its trained variables.
+      images: of calibration.
+    """
+
+    def __init__(self, network, variables, images):
+        self.network, self.variables, self.images = network, variables, images
+        task = network, variables, images
+        self.least_squares = cache(lambda n: jb.methods.calibrate_mse(*task, Burst(n)))
+        self.ranges = cache(lambda p: jb.calibrate(*task, Burst(1), percentile=p))
+        some = network, variables, images[:200]
+        self.allotted = cache(lambda: jb.methods.allot(*some, error=1.0))
+
+    def thresholds(self, levels: int, percentile: float | None = None) -> dict:
+        """By least squares, or a percentile divided by the levels."""
+        if percentile is None:
+            return self.least_squares(levels)
+        return {name: top / levels for name, top in self.ranges(percentile).items()}
+
+    def convert(self, neuron, thresholds, initial: float = 0.5):
+        """`(model, spiking)`."""
+        spiking = jb.convert(self.network, self.variables, thresholds, initial=initial)
+        return jb.Model(self.network, neuron), spiking
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """A code: how a network is converted to it, and with which settings.
+
+    Attributes:
+      make: `make(draw, **setting)` gives `(model, spiking)`.
+      steps: the most time steps it is given.
+      unit: what its hardware is charged by.
+      settings: those to choose from.
+      slots: of a time step, given the setting.
+      alike: the code that sends the same numbers, as other spikes.
+      before: steps of a first run that silences neurons (SRP); they count.
+      preset: the setting that `jb.presets` has, measured in full whatever is chosen.
+      spikes: whether it is one; else it is priced as a conventional network of as many
+        bits as its activations need.
+    """
+
+    make: Callable
+    steps: int
+    unit: str
+    settings: tuple[dict, ...] = ({},)
+    slots: Callable[..., int] = lambda **_: 1
+    alike: str | None = None
+    before: int = 0
+    preset: dict | None = None
+    spikes: bool = True
+
+
+def repeating(draw, *, neuron, percentile=None, initial=0.5, correct=0, each=False):
+    """Codes that are presented the input at every step: a percentile for the range, or
+    least squares; corrected means if asked for."""
+    thresholds, some = draw.thresholds(neuron.levels, percentile), draw.images[:100]
+    model, spiking = draw.convert(neuron, thresholds, initial)
+    if correct:
+        how = {"steps": correct, "each_step": each}
+        spiking = jb.methods.correct(model, spiking, some, **how)
+    return model, spiking
+
+
+def changing(draw, *, neuron=None, levels, initial=0.5, rows=1):
+    """Codes that are presented the input once: least squares, balanced, corrected."""
+    neuron = neuron or SigmaDelta(levels)
+    task = draw.network, draw.variables, draw.thresholds(levels), draw.images[:100]
+    thresholds = jb.methods.balance(*task, neuron, steps=rows)
+    model, spiking = draw.convert(neuron, thresholds, initial)
+    return model, jb.methods.correct(model, spiking, draw.images[:200], steps=rows)
+
+
+def once(draw, *, error):
+    """The preset, whose thresholds are scaled from one error to another."""
+    thresholds = {n: theta * error**0.5 for n, theta in draw.allotted().items()}
+    model, spiking = draw.convert(SigmaDelta(), thresholds)
+    return model, jb.methods.correct(model, spiking, draw.images[:200], steps=1)
+
+
+def refining(draw):
+    """The preset."""
+    return jb.presets.refining(
+        draw.network, draw.variables, draw.images, progress=False
+    )
+
+
+def exact(draw):
+    """The whole range of activations, in as many slots as there are."""
+    slots = 2**16 - 1
+    return draw.convert(SigmaDelta(slots), draw.thresholds(slots, 100))
+
+
+def phases(draw, *, period):
+    """Weighted spikes: thresholds of the numbers that a period can say."""
+    return draw.convert(Phase(period), draw.thresholds(2**period - 1))
+
+
+def quantised(draw, *, bits):
+    """Weights in 8 bits, activations in so many."""
+    return rounded(draw.network, draw.variables, draw.images, bits=bits)
+
+
+def some(name: str, *values, **others) -> tuple[dict, ...]:
+    """Settings that differ in one thing."""
+    return tuple({name: value, **others} for value in values)
+
+
+RANGES = some("percentile", 99.9, 99.0, None)
+WINDOWS = some("levels", 7, 15, 31)
+from_zero = partial(repeating, initial=0.0)
+signed = partial(Burst, signed=True)
+
+# fmt: off
+CODES = {
+    "once":
+        Code(once, 1, "digits", some("error", 0.003, 0.005, 0.01, 0.02, 0.03),
+             preset={"error": 0.005}),
+    "refining":
+        Code(refining, 4, "digits"),
+    "quantised ANN":
+        Code(quantised, 1, "events", some("bits", 3, 4, 5, 6), spikes=False),
+    "refining, no silence":
+        Code(partial(changing, neuron=Refining(15, silence=0), rows=4), 4, "digits",
+             some("levels", 2, 4, 7)),
+    "radix":
+        Code(changing, 1, "digits", WINDOWS, lambda levels: levels.bit_length()),
+    "parallel, after Hao":
+        Code(changing, 1, "quanta", WINDOWS, lambda levels: levels, "radix"),
+    "first spike":
+        Code(changing, 1, "events", WINDOWS, lambda levels: levels, "radix"),
+    "first spike, exact":
+        Code(exact, 1, "events", slots=lambda: 2**16 - 1),
+    "few spikes":
+        Code(partial(changing, initial=0.0), 1, "digits",
+             some("levels", 15, 31, 63), lambda levels: levels.bit_length()),
+    "once, two digits":
+        Code(partial(changing, neuron=SigmaDelta(digits=2)), 1, "digits",
+             some("levels", 8, 16)),
+    "sigma-delta, one digit a step":
+        Code(partial(changing, neuron=SigmaDelta(digits=1), rows=3), 4, "digits",
+             some("levels", 8, 16)),
+    "hierarchical thresholds, after H-MT":
+        Code(repeating, 4, "digits", some("neuron", Burst(15), Burst(63))),
+    "signed bursts, each step corrected (FTBC)":
+        Code(partial(repeating, neuron=signed(5), correct=4, each=True), 4, "quanta"),
+    "differential, after DCGS":
+        Code(partial(changing, rows=4), 8, "digits",
+             some("levels", 4, 8, neuron=Differential(8))
+             + some("levels", 16, neuron=Differential(128))),
+    "signed bursts (SNM)":
+        Code(partial(repeating, correct=2), 8, "quanta",
+             some("neuron", signed(5), signed(10))),
+    "bursts, means corrected (AdaFire)":
+        Code(partial(repeating, neuron=Burst(5), correct=4), 16, "quanta"),
+    "phase, after Kim":
+        Code(phases, 16, "quanta", some("period", 4, 8)),
+    "bursts (the paper)":
+        Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
+    "bursts, SpiCalib":
+        Code(partial(from_zero, neuron=Burst(5, allowance=16)), 32, "quanta", RANGES),
+    "signed spikes (ST-BIF)":
+        Code(partial(repeating, neuron=signed(1)), 32, "quanta", RANGES),
+    "integrate-and-fire, means corrected (SNNC)":
+        Code(partial(repeating, neuron=Burst(1), correct=8), 32, "quanta"),
+    "integrate-and-fire, some silenced (SRP)":
+        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES, before=4),
+    "integrate-and-fire from θ/2 (OPI)":
+        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES),
+    "integrate-and-fire":
+        Code(partial(from_zero, neuron=Burst(1)), 32, "quanta", RANGES),
+}
+# fmt: on
+"""Parallel, radix and first spike are told apart by what they send: the numbers are the
+same, and measured once."""
