@@ -32,8 +32,8 @@ from jaxburst.graph import (
     apply,
     apply_wire,
     at_batch,
+    execute,
     images_first,
-    multiply,
     over,
     read,
     stands_for,
@@ -422,7 +422,7 @@ class _Block:
             sides = zip((before.a, before.b), changes, signals, strict=True)
             a, b = (grown(total, change, t, s) for total, change, s in sides)
             values = [charge(x, t, s) for x, s in zip((a, b), signals, strict=True)]
-            out = multiply(node, *values, batch=self.batch)
+            out = execute(node, *values, batch=self.batch)
             return Multiplied(a, b, out), out - before.sent
 
         self.state[node.name], out = _over_steps(

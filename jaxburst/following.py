@@ -8,6 +8,7 @@ a product. What has no spiking meaning is refused by name.
 
 from __future__ import annotations
 
+import itertools
 import os
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -44,39 +45,35 @@ from jaxburst.program import (
 )
 
 _OWN_JAXPR = frozenset(
-    ("scan", "while", "cond", "reduce", "reduce_window", "custom_linear_solve")
-    + ("select_and_scatter", "select_and_gather_add", "reduce_precision")
+    """scan while cond reduce reduce_window custom_linear_solve select_and_scatter
+    select_and_gather_add reduce_precision""".split()
 )
 
 # Primitives by what they mean for a signal.
 
 _MOVES = frozenset(
-    ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice")
-    + ("rev", "copy", "copy_p", "dynamic_slice", "gather", "concatenate", "pad", "tile")
-    + ("dynamic_update_slice", "scatter", "scatter-add", "cumsum", "reduce_sum")
-    + ("reduce_window_sum", "neg", "add", "add_any", "sub", "real")
+    """reshape transpose squeeze expand_dims broadcast_in_dim slice rev concatenate pad
+    tile cumsum reduce_sum reduce_window_sum neg add add_any sub real""".split()
 )
 _WHOLE = frozenset(  # take no operand with one image instead of all
-    ("concatenate", "select_n", "dynamic_update_slice", "dot_general", "gather")
-    + ("scatter", "scatter-add", "scatter-mul", "conv_general_dilated", "clamp")
+    """concatenate select_n dynamic_update_slice dot_general gather scatter scatter-add
+    scatter-mul conv_general_dilated clamp""".split()
 )
-_NOTHING = frozenset(("stop_gradient", "copy", "copy_p", "optimization_barrier"))
+_PLACES = {  # which operands say where
+    "gather": (slice(1, 2), "looks up at"),
+    "dynamic_slice": (slice(1, None), "looks up at"),
+    "scatter": (slice(1, 2), "writes to"),
+    "scatter-add": (slice(1, 2), "writes to"),
+    "scatter-mul": (slice(1, 2), "writes to"),
+    "dynamic_update_slice": (slice(2, None), "writes to"),
+}
+_NOTHING = frozenset("stop_gradient copy copy_p optimization_barrier".split())
 COMPARE = {"gt": False, "ge": False, "lt": True, "le": True}
 _FUNCTIONS = frozenset(
-    ("exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "erf", "erfc", "sin")
-    + ("cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh")
-    + ("atanh", "sqrt", "rsqrt", "cbrt", "square", "integer_pow", "pow", "erf_inv")
-    + ("lgamma", "digamma", "eq", "ne", "and", "or", "not", "is_finite", "select_n")
-    + (
-        "sign",
-        "cumlogsumexp",
-        "cumprod",
-        "cummax",
-        "cummin",
-        "reduce_prod",
-        "clamp",
-        *COMPARE,
-    )
+    """exp exp2 expm1 log log1p logistic tanh erf erfc sin cos tan asin acos atan atan2
+    sinh cosh asinh acosh atanh sqrt rsqrt cbrt square integer_pow pow erf_inv lgamma
+    digamma eq ne and or not is_finite select_n sign cumlogsumexp cumprod cummax cummin
+    reduce_prod clamp gt ge lt le""".split()
 )
 AT_END = frozenset(("argmax", "argmin", "top_k", "sort"))
 """What may be set aside behind an output, and nowhere else."""
@@ -84,6 +81,14 @@ _INFERENCE = (
     "put the network into inference mode (Linen: train=False, deterministic=True, "
     "use_running_average=True; NNX: model.eval(); Equinox: "
     "eqx.nn.inference_mode(model); Haiku: is_training=False)"
+)
+ROUNDS = (
+    "rounding a signal has no spiking meaning: what it sends would not follow what it "
+    "receives"
+)
+_UNKNOWN = (
+    "is not known as a function of signals; say what it is by roles={...}, or write it "
+    "with others"
 )
 _RANDOM = ("random_", "threefry", "rng_")
 _ROUNDING = frozenset(("floor", "ceil", "round", "rem", "nextafter"))
@@ -253,7 +258,8 @@ class Follower:
         eqn = self.at.eqn
         if eqn.primitive.name == "convert_element_type":
             kind = jnp.dtype(eqn.params["new_dtype"])
-            if jnp.issubdtype(kind, jnp.floating) and _floating(values[0]):
+            kinds = kind, self.aval(values[0]).dtype
+            if all(jnp.issubdtype(one, jnp.floating) for one in kinds):
                 return self.shortened(values, float(jnp.finfo(kind).eps))  # stay as is
         slots = [self.program.slot() for _ in eqn.outvars]
         self.program.steps.append(
@@ -315,13 +321,15 @@ class Follower:
             return method(values)
         if name in _NOTHING:
             return list(values)
+        if name in _PLACES:
+            return self.at_places(values)
         if name in _MOVES or self.roles.get(name) is Wire:
             return self.wire(values)
         if self.roles.get(name) is Synapse:
             return self.product(values)
         if name in _FUNCTIONS or name in AT_END:
             return self.other(values)
-        self.refuse(_why(name))
+        self.refuse(ROUNDS if name in _ROUNDING else _UNKNOWN)
 
     def front(self, values) -> list:
         """What is computed from the inputs alone, and need not be affine."""
@@ -512,28 +520,15 @@ class Follower:
             return self.wire(values)
         return self.other(values)
 
-    def _scatter(self, values):
-        return self.at_places(values, values[1:2], "writes to")
-
-    _scatter_add = _scatter
-
     def _scatter_mul(self, values):
         if isinstance(values[2], Signal):
             self.refuse("multiplies two signals", values)
-        return self._scatter(values)
+        return self.at_places(values)
 
-    def _dynamic_update_slice(self, values):
-        return self.at_places(values, values[2:], "writes to")
-
-    def _gather(self, values):
-        return self.at_places(values, values[1:2], "looks up at")
-
-    def _dynamic_slice(self, values):
-        return self.at_places(values, values[1:], "looks up at")
-
-    def at_places(self, values, places, what: str):
+    def at_places(self, values):
         """A wire, if its places are known."""
-        if any(isinstance(v, Signal) for v in places):
+        places, what = _PLACES[self.at.eqn.primitive.name]
+        if any(isinstance(v, Signal) for v in values[places]):
             self.refuse(f"{what} places that depend on a signal", values)
         return self.wire(values)
 
@@ -586,24 +581,23 @@ class Follower:
         return x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
 
     def _unstack(self, values):
-        axis = self.at.eqn.params["axis"]
+        axis, count = self.at.eqn.params["axis"], len(self.at.eqn.outvars)
         return self.apply(
-            lambda x: [
-                lax.index_in_dim(x, i, axis, False) for i in range(x.shape[axis])
-            ],
+            lambda x: [lax.index_in_dim(x, i, axis, False) for i in range(count)],
             values,
         )
 
     def _split(self, values):
-        params, found, start = self.at.eqn.params, [], 0
-        for size in params["sizes"]:
+        axis, sizes = self.at.eqn.params["axis"], self.at.eqn.params["sizes"]
+        ends = list(itertools.accumulate(sizes))
 
-            def part(x, start=start, size=size):
-                return lax.slice_in_dim(x, start, start + size, axis=params["axis"])
+        def parts(x):
+            return [
+                lax.slice_in_dim(x, end - size, end, axis=axis)
+                for size, end in zip(sizes, ends, strict=True)
+            ]
 
-            found += self.apply(part, values)
-            start += size
-        return found
+        return self.apply(parts, values)
 
     def _add(self, values):
         for value, other in (values, values[::-1]):
@@ -843,28 +837,8 @@ def _symbol_in(value) -> bool:
     return hasattr(value, "_evaluate")
 
 
-def _floating(value) -> bool:
-    kind = value.dtype if isinstance(value, Made) else value.value.dtype
-    return bool(jnp.issubdtype(kind, jnp.floating))
-
-
 def _is_zero(value) -> bool:
     return isinstance(value, Held) and not np.any(value.value)
-
-
-ROUNDS = (
-    "rounding a signal has no spiking meaning: what it sends would not follow what it "
-    "receives"
-)
-
-
-def _why(name: str) -> str:
-    if name in _ROUNDING:
-        return ROUNDS
-    return (
-        "is not known as a function of signals; say what it is by roles={...}, or "
-        "write it with others"
-    )
 
 
 def _scopes(eqn) -> tuple[str, ...]:

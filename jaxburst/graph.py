@@ -195,11 +195,6 @@ class Wire:
     affine: bool = True
     shapes: tuple[Shape | None, ...] = ()
 
-    @property
-    def front(self) -> bool:
-        """Whether it is computed from the inputs alone, and not affine."""
-        return not self.affine
-
 
 class Function(NamedTuple):
     """What a population stands for, `f(drive)`; that of a ReLU unless it is `other`.
@@ -536,18 +531,16 @@ def apply(node: Node, weights: dict, *values: jax.Array, batch: int) -> jax.Arra
             return x + over(bias, x)
         case Wire():
             return apply_wire(node, weights.get(node.name, ()), *values, batch=batch)
-        case Pool():
-            return apply_pool(node, values[0], batch)
-        case Product():
-            return multiply(node, *values, batch=batch)
+        case Pool() | Product():
+            return execute(node, *values, batch=batch)
         case Neuron():
             return stands_for(node, weights, batch)(values[0])
     raise unknown(node, "the conventional network")
 
 
-def multiply(node: Node, a: jax.Array, b: jax.Array, *, batch: int) -> jax.Array:
-    """The product of two signals."""
-    return node.role.primitive.bind(a, b, **at_batch(node.role.params, batch))
+def execute(node: Node, *values, batch: int) -> jax.Array:
+    """The maximum that a pool stands for, or the product of two signals."""
+    return node.role.primitive.bind(*values, **at_batch(node.role.params, batch))
 
 
 def stands_for(node: Node, weights: dict, batch: int) -> Function:
@@ -568,11 +561,6 @@ def stands_for(node: Node, weights: dict, batch: int) -> Function:
         return apply(inner, weights, *values, batch=batch)
 
     return Function(None, lambda drive: read(graph, visit, drive)[0])
-
-
-def apply_pool(node: Node, x: jax.Array, batch: int) -> jax.Array:
-    """The maximum that a pool stands for."""
-    return node.role.primitive.bind(x, **at_batch(node.role.params, batch))
 
 
 def images_first(
@@ -600,9 +588,9 @@ def over(value, x) -> jax.Array:
     return value.reshape((1,) * (x.ndim - value.ndim) + value.shape)
 
 
-_SAME_RANK = (
-    *("add", "sub", "mul", "div", "neg", "add_any", "pad", "rev", "copy", "slice"),
-    *("reduce_window_sum", "concatenate", "dynamic_slice", "select_n"),
+_SAME_RANK = frozenset(
+    """add sub mul div neg add_any pad rev copy slice reduce_window_sum
+    reduce_window_max concatenate dynamic_slice select_n""".split()
 )
 
 
@@ -624,9 +612,9 @@ def channel_axis(node: Node, axes: list[int], graph: Graph) -> int | None:
             name, params = node.role.primitive.name, node.role.params
             before = graph[node.inputs[0]].shape
             axis = axes[0]
-            if name in (*_SAME_RANK, "reduce_window_max"):
+            if name in _SAME_RANK:
                 return axis
-            if isinstance(node.role, Wire) and node.role.front and node.shape == before:
+            if node.shape == before and not getattr(node.role, "affine", True):
                 return axis  # a function of every number by itself
             if name == "transpose":
                 return list(params["permutation"]).index(axis)
@@ -676,9 +664,9 @@ class Route(NamedTuple):
     factor: float
 
 
-_MOVES = (
-    *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "rev", "copy"),
-    *("pad", "concatenate", "dynamic_slice", "gather", "expand_dims"),
+_MOVES = frozenset(
+    """reshape transpose squeeze broadcast_in_dim slice rev copy pad concatenate
+    dynamic_slice gather expand_dims""".split()
 )
 
 
@@ -754,22 +742,11 @@ def _moved(node: Node, before: list[Route], graph: Graph) -> Route | None:
         route = next(moving)
         sources += [name for name in route.sources if name not in sources]
         # Count the channels anew through all sources; nothing stays nothing.
-        starts = _starts(sources, graph)
-        table = [starts[n] + np.arange(_channels(n, graph)) for n in route.sources]
-        arguments.append(np.concatenate([*table, [-1]])[route.ids])
+        counts = [graph[n].image_shape[graph.channel_axes[n]] for n in sources]
+        places = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+        own = [places[sources.index(name)] for name in route.sources]
+        arguments.append(np.concatenate([*own, [-1]])[route.ids])
     arguments = [jnp.asarray(a, jnp.int32) for a in arguments]
     params = at_batch(node.role.params, 1)
     ids = np.asarray(node.role.primitive.bind(*arguments, **params))
     return Route(tuple(sources), ids.astype(np.int64), before[0].factor)
-
-
-def _channels(name: str, graph: Graph) -> int:
-    return graph[name].image_shape[graph.channel_axes[name]]
-
-
-def _starts(sources: list[str], graph: Graph) -> dict[str, int]:
-    starts, position = {}, 0
-    for name in sources:
-        starts[name] = position
-        position += _channels(name, graph)
-    return starts

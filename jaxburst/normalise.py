@@ -79,7 +79,8 @@ class _Units:
         self.routes = routes(self.graph)
         self.one = jnp.ones((), spiking[network.neurons[0]].theta.dtype)
         self.logits = self.one * logits
-        self.plain = isinstance(logits, int | float) and logits == 1
+        plain = isinstance(logits, int | float) and logits == 1
+        self.of_outputs = None if plain else _LOGITS  # what their unit is named after
         self.regions = self.find_regions()
         readers: dict[str, list[Node]] = {}
         for node in self.graph.nodes:
@@ -123,11 +124,11 @@ class _Units:
         for name in members:
             role = graph[name].role
             if isinstance(role, Input) or (
-                isinstance(role, Wire) and (role.front or shifts(graph[name]))
+                isinstance(role, Wire) and (not role.affine or shifts(graph[name]))
             ):
                 return None
         if any(name in graph.outputs for name in members):
-            return None if self.plain else _LOGITS
+            return self.of_outputs
         neurons = {n.name: n for n in readers if isinstance(n.role, Neuron)}
         if len(neurons) != 1:
             return None
@@ -241,7 +242,7 @@ class _Units:
             if node.name in self.spiking:
                 scaled[node.name] = self.weights(node, inputs)
         for name in renamed:
-            if self.key_of_output(name) != self.key_of_outputs():
+            if self.key_of_output(name) != self.of_outputs:
                 factor = self.place(name) / self.logits
                 renamed[name] = self.insert(nodes, scaled, name, "output", factor)
         outputs = tuple(renamed[name] for name in self.graph.outputs)
@@ -250,9 +251,6 @@ class _Units:
         program = self.network.program.with_factors(added)
         network = dataclasses.replace(self.network, graph=graph, program=program)
         return network, scaled
-
-    def key_of_outputs(self) -> str | None:
-        return None if self.plain else _LOGITS
 
     def key_of_output(self, name: str) -> str | None:
         """What the unit of an output is named after; of several, none of these."""

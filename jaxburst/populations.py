@@ -34,17 +34,11 @@ from jaxburst.network import Refused
 from jaxburst.program import Signal
 
 _DRIVE = "drive"
-_HEADS = (
-    frozenset(
-        ("exp", "exp2", "log", "log1p", "logistic", "tanh", "is_finite", "erf_inv")
-    )
-    | AT_END
-)
+_HEADS = AT_END.union("exp exp2 log log1p logistic tanh is_finite erf_inv".split())
 _AFTER_HEAD = frozenset(
-    ("max", "min", "sub", "add", "div", "mul", "neg", "reduce_sum", "reduce_max", "not")
-    + ("broadcast_in_dim", "reshape", "convert_element_type", "select_n", "squeeze")
-    + ("eq", "ne", "gt", "ge", "lt", "le", "transpose", "slice", "copy", "concatenate")
-    + ("and", "or")
+    """max min sub add div mul neg reduce_sum reduce_max not broadcast_in_dim reshape
+    convert_element_type select_n squeeze eq ne gt ge lt le transpose slice copy
+    concatenate and or""".split()
 )
 _SCALES = ("mul", "div", "add", "sub", "neg", "add_any")
 _MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice")
@@ -114,7 +108,8 @@ class _Groups:
         above = None
         if not isinstance(role, Input | Synapse):
             above = self.common(node.inputs)
-        own = isinstance(role, Wire) and role.front and name not in self.follower.fronts
+        own = isinstance(role, Wire) and not role.affine
+        own = own and name not in self.follower.fronts
         if own and (above is None or _contracts(node, self.nodes)):
             node, above, own = self.product(node), None, False
         soft = isinstance(node.role, Wire | Pool | Neuron)
@@ -166,7 +161,7 @@ class _Groups:
         role = self.nodes[name].role
         if isinstance(role, Neuron):
             return self.other[name]
-        own = isinstance(role, Wire) and role.front
+        own = isinstance(role, Wire) and not role.affine
         return own and name not in self.follower.fronts
 
     def drive(self, name: str) -> str:

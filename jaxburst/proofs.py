@@ -160,7 +160,7 @@ def _check_wires(network: Network, weights, inputs) -> None:
                         apart(node.name, found)
                     return signal(node, values[0].dtype)
             value = apply(node, weights, *values, batch=5)
-            if isinstance(node.role, Wire) and node.role.front:
+            if isinstance(node.role, Wire) and not node.role.affine:
                 value = still(node, value)
             return value
 

@@ -29,7 +29,7 @@ from jaxburst.graph import (
     Wire,
     apply_wire,
     at_batch,
-    multiply,
+    execute,
     read,
     unknown,
 )
@@ -171,7 +171,7 @@ def _count(graph: Graph, present: dict) -> Reach:
                 where[node.name] = lead(ones) > 0
     for node in graph.of(Product):
         ones = [jnp.ones(graph[name].image_shape, kind) for name in node.inputs]
-        out, pull = jax.vjp(partial(multiply, node, batch=1), *ones)
+        out, pull = jax.vjp(partial(execute, node, batch=1), *ones)
         sides = pull(jnp.ones_like(out))
         found.taps[node.name] = sides[0]
         if node.name not in graph.dynamic:

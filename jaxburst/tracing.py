@@ -11,6 +11,7 @@ folding of batch normalisation. What is left becomes nodes of the four roles in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import traceback
@@ -152,23 +153,14 @@ def _network(function: Callable, variables, example, roles) -> Network:
         # Widened weights meet casts to what they were.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
         closed, shapes = _jaxpr(call, widened, symbols)
-    program = Program(pick)
-    graph, aside = _followed(closed, program, names, roles)
-    return _proved(
-        Network(
-            graph,
-            function if len(arrays) == len(flat) else own,
-            None,
-            (inputs_tree, jax.tree.structure(shapes)),
-            aside,
-            program,
-        ),
-        *(widened, variables, example),
-    )
+    trees = inputs_tree, jax.tree.structure(shapes)
+    whole = function if len(arrays) == len(flat) else own
+    network = _followed(closed, pick, names, roles, whole, trees)
+    return _proved(network, variables, example)
 
 
 def _path(path) -> str:
-    return "/".join(map(_part, path))
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _difference(tree, flat, variables) -> str:
@@ -284,13 +276,11 @@ def _closure(function: Callable, example, roles) -> Network:
             jax.tree.structure(shapes), run(*jax.tree.leaves(inputs))
         )
 
-    program = Program(pick)
-    graph, aside = _followed(
-        ClosedJaxpr(jaxpr, list(keys.values())), program, names, roles
-    )
+    closed = ClosedJaxpr(jaxpr, list(keys.values()))
     trees = inputs_tree, jax.tree.structure(shapes)
-    network = Network(graph, own, variables, trees, aside, program)
-    return _proved(network, pick(variables), variables, example)
+    network = _followed(closed, pick, names, roles, own, trees)
+    network = dataclasses.replace(network, variables=variables)
+    return _proved(network, variables, example)
 
 
 def _content(value):
@@ -310,7 +300,7 @@ def _names_of(function) -> dict[Any, str]:
         leaves = jax.tree_util.tree_leaves_with_path(_tree_of(owner))
         for path, leaf in leaves:
             if _is_array(leaf):
-                name = "/".join(_part(key) for key in path)
+                name = _path(path)
                 found.setdefault(id(leaf), name)
                 if isinstance(leaf, np.ndarray):
                     found.setdefault(_content(leaf), name)
@@ -321,7 +311,7 @@ def _names_of(function) -> dict[Any, str]:
         cells = getattr(owner, "__closure__", None) or ()
         names = owner.__code__.co_freevars if cells else ()
         for name, cell in zip(names, cells, strict=True):
-            if _filled(cell):
+            with contextlib.suppress(ValueError):  # of one that is empty
                 value = cell.cell_contents
                 held.append({name: value} if _is_array(value) else value)
         queue += [item for item in held if item is not None]
@@ -337,24 +327,9 @@ def _tree_of(owner):
     return owner
 
 
-def _filled(cell) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
 def _is_array(leaf) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic) or isinstance(
-        leaf, jax.ShapeDtypeStruct
-    )
-
-
-def _part(key) -> str:
-    for name in ("key", "name", "idx"):
-        if hasattr(key, name):
-            return str(getattr(key, name))
-    return str(key)
+    kinds = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+    return isinstance(leaf, kinds)
 
 
 def _widest(leaves: list):
@@ -396,10 +371,11 @@ def _widened(values: list, least=_SINGLE) -> list:
     ]
 
 
-def _followed(closed: ClosedJaxpr, program: Program, names: list[str], roles):
-    """The graph of a jaxpr whose first arguments are the variables, by name, and what
-    is set aside behind its outputs."""
-    made, count = [], len(names)
+def _followed(
+    closed: ClosedJaxpr, pick: Callable, names: list[str], roles, function, trees
+) -> Network:
+    """The network of a jaxpr whose first arguments are the variables, by name."""
+    program, made, count = Program(pick), [], len(names)
     for var, name in zip(closed.jaxpr.invars[:count], names, strict=True):
         shape = tuple(var.aval.shape)
         varies = tuple(i for i, n in enumerate(shape) if n != 1)
@@ -420,11 +396,15 @@ def _followed(closed: ClosedJaxpr, program: Program, names: list[str], roles):
             "the function has no ReLU, nor another function before its end that a "
             "population could stand for, so nothing in it would spike"
         )
-    return graph, aside
+    return Network(graph, function, None, trees, aside, program)
 
 
-def _proved(network: Network, values: list, variables, example) -> Network:
-    _count_parameters(network, values)
+def _proved(network: Network, variables, example) -> Network:
+    program = network.program
+    made = jax.eval_shape(program.make, program.pick(variables))
+    for name, own in made.items():
+        sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
+        program.parameters[name] = sum(sizes)
     prove(network, variables, example)
     for position, what in network.aside.items():
         warnings.warn(
@@ -490,9 +470,3 @@ def _fold_of(node: Node, role: Wire, program: Program, use: SynapseUse):
     if any(i != use.axis % use.rank for i in varies):
         return None
     return name, value, position
-
-
-def _count_parameters(network: Network, values: list) -> None:
-    for name, own in jax.eval_shape(network.program.make, values).items():
-        sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
-        network.program.parameters[name] = sum(sizes)

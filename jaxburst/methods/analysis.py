@@ -18,7 +18,7 @@ from jaxburst.batching import at_once
 from jaxburst.checks import door, whole
 from jaxburst.circuit import Circuit, prepare
 from jaxburst.convert import Spiking
-from jaxburst.graph import apply_pool, over
+from jaxburst.graph import execute, over
 from jaxburst.methods.channels import by_channel
 from jaxburst.model import Model
 from jaxburst.network import forward
@@ -312,7 +312,7 @@ def _errors(model: Model, steps: int):
             """What a pool passes on, and the pool of what enters it, as rates."""
             total, sent = state[name]
             unit = over(circuit.units.get(name, jnp.ones((), sent.dtype)), sent) / time
-            return unit * sent, unit * apply_pool(graph[name], total, images)
+            return unit * sent, unit * execute(graph[name], total, batch=images)
 
         def observe(state, _):
             shown, seen = {}, state["seen"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxburst.graph import Node, apply_pool, at_batch
+from jaxburst.graph import Node, at_batch, execute
 
 
 class Pooled(NamedTuple):
@@ -45,7 +45,7 @@ def lateral(node: Node, state: Pooled, x: jax.Array, batch: int):
       Li and Zeng, IJCAI 2022, "lateral inhibition pooling".
     """
     total = state.total + x
-    best = apply_pool(node, total, batch)
+    best = execute(node, total, batch=batch)
     return Pooled(total, best), best - state.sent
 
 
