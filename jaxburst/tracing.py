@@ -276,9 +276,9 @@ def _closure(function: Callable, example, roles) -> Network:
             jax.tree.structure(shapes), run(*jax.tree.leaves(inputs))
         )
 
-    closed = ClosedJaxpr(jaxpr, list(keys.values()))
+    rest = ClosedJaxpr(jaxpr, list(keys.values()))
     trees = inputs_tree, jax.tree.structure(shapes)
-    network = _followed(closed, pick, names, roles, own, trees)
+    network = _followed(rest, pick, names, roles, own, trees)
     network = dataclasses.replace(network, variables=variables)
     return _proved(network, variables, example)
 
