@@ -1193,7 +1193,7 @@ class _Builder:
     # Wires.
 
     def wire(self, node: Node, values: tuple[_Sum, ...]) -> _Sum:
-        if node.role.front:
+        if not node.role.affine:
             raise ValueError(
                 f"{node.name}: what is computed of whole numbers ({node.source}) has "
                 "no integer form; trace the network behind it"
