@@ -23,14 +23,14 @@ def per_channel(values: jax.Array, rank: int) -> jax.Array:
     return jnp.reshape(values, (1, -1) + (1,) * (rank - 2))
 
 
-def convolution(x, kernel, bias, strides, padding: Padding, dilation, groups):
+def convolution(x, kernel, bias, strides, padding: Padding | str, dilation, groups):
     """Cross-correlates `[B, C, ...]` with `[C_out, C / groups, ...]`."""
     spatial = "DHW"[-len(strides) :]
     y = lax.conv_general_dilated(
         x,
         kernel,
         tuple(strides),
-        list(padding),
+        padding if isinstance(padding, str) else list(padding),
         rhs_dilation=tuple(dilation),
         dimension_numbers=(f"NC{spatial}", f"OI{spatial}", f"NC{spatial}"),
         feature_group_count=groups,

@@ -52,6 +52,7 @@ from jaxburst.graph import (
     apply_wire,
     read,
 )
+from jaxburst.io._operations import convolution
 from jaxburst.io.artefact import free
 from jaxburst.io.files import as_path, write
 from jaxburst.model import Model
@@ -243,11 +244,8 @@ class _Writer:
             case Neuron():
                 return self._neuron(node, *values)
             case Pool():
-                _refuse(
-                    node,
-                    "lateral inhibition (max pooling)",
-                    "train with average pooling",
-                )
+                what = "lateral inhibition (max pooling)"
+                _refuse(node, what, "train with average pooling")
         _refuse(node, f"a {type(node.role).__name__.lower()}", "train a ReLU network")
 
     def finish(self, outputs: Sequence[_Value]) -> None:
@@ -343,22 +341,13 @@ class _Writer:
             rows = np.repeat(rows, len(kernel) // groups, 1).reshape(len(kernel), -1)
             kernel = kernel * rows.reshape(*rows.shape, *[1] * (kernel.ndim - 2))
         kernel, pads = _symmetric(node, kernel, padding, dilation)
-        kinds = {3: nir.Conv1d, 4: nir.Conv2d}
         one = kernel.ndim == 3
-        shape = value.shape[1:]
-
-        def pair(numbers):
-            return int(numbers[0]) if one else tuple(int(n) for n in numbers)
-
-        made = kinds[kernel.ndim](
-            input_shape=pair(shape),
-            weight=kernel,
-            stride=pair(strides),
-            padding=pair(pads),
-            dilation=pair(dilation),
-            groups=int(groups),
-            bias=np.array(bias),
+        size, stride, pad, apart = (
+            int(numbers[0]) if one else tuple(map(int, numbers))
+            for numbers in (value.shape[1:], strides, pads, dilation)
         )
+        kind: Any = nir.Conv1d if one else nir.Conv2d
+        made = kind(size, kernel, stride, pad, apart, int(groups), np.array(bias))
         name = self._add(node.name, made, value.terms)
         shape = (len(kernel), *sides)
         return _Value((name,), shape, np.arange(1, np.prod(shape) + 1))
@@ -503,14 +492,9 @@ class _Writer:
             every = params["window_dimensions"]
             if every[axes[0]] != 1 or set(params["base_dilation"]) != {1}:
                 _refuse(node, "sums over channels, or with gaps", "pool over maps")
+            keys = "window_dimensions window_strides padding window_dilation".split()
             window, strides, padding, dilation = (
-                tuple(params[key][axis] for axis in axes[1:])
-                for key in (
-                    "window_dimensions",
-                    "window_strides",
-                    "padding",
-                    "window_dilation",
-                )
+                tuple(params[key][axis] for axis in axes[1:]) for key in keys
             )
         sides = tuple(
             (size + sum(pads) - (width - 1) * apart - 1) // step + 1
@@ -871,10 +855,8 @@ def _applied(name: str, node, own, x, units: dict[str, _Unit]):
         case "Conv1d" | "Conv2d":
             return _convolved(node, own, x)
         case "SumPool2d" | "AvgPool2d":
-            window, stride, pads = (
-                tuple(int(n) for n in np.broadcast_to(_array(n), 2))
-                for n in (node.kernel_size, node.stride, node.padding)
-            )
+            sizes = node.kernel_size, node.stride, node.padding
+            window, stride, pads = (_each(numbers, 2) for numbers in sizes)
             padding = ((0, 0), (0, 0), *((n, n) for n in pads))
             found = lax.reduce_window(
                 x, np.zeros((), x.dtype), lax.add, (1, 1, *window), (1, 1, *stride),
@@ -888,21 +870,17 @@ def _applied(name: str, node, own, x, units: dict[str, _Unit]):
     )
 
 
+def _each(numbers, rank: int) -> list[int]:
+    """A number for each side of a map."""
+    return [int(n) for n in np.broadcast_to(_array(numbers), rank)]
+
+
 def _convolved(node, own, x):
-    rank = x.ndim - 2
-    stride, dilation = (
-        tuple(int(n) for n in np.broadcast_to(_array(n), rank))
-        for n in (node.stride, node.dilation)
-    )
-    padding = node.padding
+    rank, padding = x.ndim - 2, node.padding
     if isinstance(padding, str | bytes):
         padding = str(_plain(padding)).upper()
     else:
-        padding = [(int(n), int(n)) for n in np.broadcast_to(_array(padding), rank)]
-    letters = "HW"[-rank:]
-    found = lax.conv_general_dilated(
-        x, own["weight"], stride, padding, rhs_dilation=dilation,
-        dimension_numbers=(f"NC{letters}", f"OI{letters}", f"NC{letters}"),
-        feature_group_count=int(node.groups),
-    )  # fmt: skip
-    return found + own["bias"].reshape(-1, *[1] * rank)
+        padding = [(n, n) for n in _each(padding, rank)]
+    strides, dilation = _each(node.stride, rank), _each(node.dilation, rank)
+    kernel, bias = own["weight"], own["bias"]
+    return convolution(x, kernel, bias, strides, padding, dilation, int(node.groups))
