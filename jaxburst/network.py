@@ -148,6 +148,7 @@ class Network:
         """Arrays, one for each output, in the structure that the function returns."""
         return jax.tree.unflatten(self.tree[1], found)
 
+    @door
     def __call__(self, variables, inputs):
         """The conventional network as the graph has it: the function's outputs."""
         return self.outputs(forward(self, self.weights(variables), inputs)[0])

@@ -420,6 +420,12 @@ def test_networks_of_the_zoo_check_their_fields(module):
                 module(**good | {name: value})
 
 
+@pytest.mark.parametrize("value", BAD["variables"])
+def test_a_network_is_a_function_of_its_variables(value):
+    with pytest.raises((TypeError, ValueError), match="variables"):
+        NETWORK(value, X)
+
+
 @pytest.mark.parametrize("value", [v for v in BAD["inputs"] if v is not None])
 def test_functions_of_inputs_say_what_they_take(value):
     compiled = jb.compiled(MODEL, SPIKING, 2)
