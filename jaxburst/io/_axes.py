@@ -89,6 +89,25 @@ def _size(axis: Axis) -> int:
     return math.prod(atom.size for atom in axis)
 
 
+def _lost(node: Node, why: str) -> tuple[Axis, ...]:
+    """Axes of which PyTorch's order cannot be told; the batch stays what it is."""
+    return tuple(
+        _atom(("other", why), n) if i != node.batch_axis else ()
+        for i, n in enumerate(node.image_shape)
+    )
+
+
+def _product(params: dict, data: int, axes, shape, of_kernel) -> tuple[Axis, ...]:
+    """The axes of a product: those of batches, what is free, and `of_kernel(sizes)`."""
+    contracted, batched = (pair[data] for pair in params["dimension_numbers"])
+    kept = [axes[i] for i in batched]
+    free = [axes[i] for i in range(len(axes)) if i not in (*contracted, *batched)]
+    sizes = shape[len(kept) :]
+    if data == 0:
+        return (*kept, *free, *of_kernel(sizes[len(free) :]))
+    return (*kept, *of_kernel(sizes[: len(sizes) - len(free)]), *free)
+
+
 class _Reading:
     def __init__(self, network: Network):
         self.network = network
@@ -169,6 +188,7 @@ class _Reading:
         use = self.network.program.uses[node.name]
         owner = owner_of(use.kernel.root)
         shape = node.image_shape
+        own: list[Axis] = []  # of the kernel
         if role.is_conv:
             numbers = role.params["dimension_numbers"]
             _, channels, *spatial = numbers.lhs_spec
@@ -186,28 +206,18 @@ class _Reading:
             found[channels] = _atom(CHANNELS, shape[channels])
             for i, axis in enumerate(spatial):
                 found[axis] = _atom(i, shape[axis])
-            axis = channels
+            own.append(found[channels])
         else:
-            contracted = role.contracted[0]
-            rows = tuple(atom for i in contracted for atom in axes[i])
+            rows = tuple(atom for i in role.contracted[0] for atom in axes[i])
             self.rows.append((owner, rows))
-            _, batched = role.params["dimension_numbers"]
-            kept = [axes[i] for i in batched[role.data]]
-            free = [
-                axes[i]
-                for i in range(len(axes))
-                if i not in (*contracted, *batched[role.data])
-            ]
-            count = len(shape) - len(kept) - len(free)
-            start = len(kept) + (len(free) if role.data == 0 else 0)
-            new = [
-                self.free(shape[start + i], (owner, i) if i else owner)
-                for i in range(count)
-            ]
-            found = kept + (free + new if role.data == 0 else new + free)
-            axis = start + count - 1 if new else None
-        if axis is not None:
-            self.features.append((owner, found[axis]))
+
+            def of_kernel(sizes) -> list[Axis]:
+                for i, size in enumerate(sizes):
+                    own.append(self.free(size, (owner, i) if i else owner))
+                return own
+
+            found = _product(role.params, role.data, axes, shape, of_kernel)
+        self.features += [(owner, axis) for axis in own[-1:]]
         for held in use.operands()[1:]:
             self.parameter(node.name, held, found)
         return tuple(found)
@@ -295,10 +305,7 @@ class _Reading:
                 whole = size == _size(axis) and name in ("slice", "pad")
                 found.append(axis if whole else self.resized(axis, size, moves))
             return tuple(found)
-        return tuple(
-            _atom(("other", name), n) if is_number(node.shape[i]) else ()
-            for i, n in enumerate(shape)
-        )
+        return _lost(node, name)
 
     def picked(self, node: Node, axes, params):
         """Places of a map, as `x[:, 0]` and `x[:, places]` have them."""
@@ -347,20 +354,14 @@ class _Reading:
             for a, b in zip(numbers.lhs_spec, numbers.out_spec, strict=True):
                 found[b] = self.resized(axes[a], shape[b], False) if axes[a] else ()
             return tuple(found)
-        contracted, batched = role.params["dimension_numbers"]
-        taken, kept = contracted[data], batched[data]
-        free = [axes[i] for i in range(len(axes)) if i not in (*taken, *kept)]
-        count = len(shape) - len(kept) - len(free)
-        start = len(kept) + (len(free) if data == 0 else 0)
-        one = len(taken) == 1 and count == 1
-        new = [
-            self.resized(axes[taken[0]], shape[start], True)
-            if one
-            else _atom(("other", "a product"), shape[start + i])
-            for i in range(count)
-        ]
-        batches = [axes[i] for i in kept]
-        return tuple(batches + (free + new if data == 0 else new + free))
+        taken = role.params["dimension_numbers"][0][data]
+
+        def of_kernel(sizes) -> list[Axis]:
+            if len(taken) == len(sizes) == 1:
+                return [self.resized(axes[taken[0]], sizes[0], True)]
+            return [_atom(("other", "a product"), size) for size in sizes]
+
+        return _product(role.params, data, axes, shape, of_kernel)
 
     def joined(self, node: Node, values):
         """Signals, and constants, one after the other."""
@@ -389,12 +390,7 @@ class _Reading:
         """The same atoms between other borders; the first part keeps the name."""
         atoms = [atom for axis in axes for atom in self.resolve(axis)]
         if not self.keeps_batch(node):
-            return tuple(
-                _atom(("other", "merged with the batch"), n)
-                if is_number(node.shape[i])
-                else ()
-                for i, n in enumerate(node.image_shape)
-            )
+            return _lost(node, "merged with the batch")
         spatial = len([n for n in node.image_shape[1:-1] if n != 1])
         found: list[Axis] = []
         for i, size in enumerate(node.image_shape):
@@ -409,10 +405,7 @@ class _Reading:
                     size //= atom.size
                     continue
                 if atom.size % size:
-                    return tuple(
-                        _atom(("other", "cut across"), n) if j else ()
-                        for j, n in enumerate(node.image_shape)
-                    )
+                    return _lost(node, "cut across")
                 if _is_free(atom) and not axis and spatial:
                     # Features that become a map.
                     after = [n for n in node.image_shape[i:] if n != 1]

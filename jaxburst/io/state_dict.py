@@ -40,6 +40,7 @@ from jaxburst.checks import door, finite, refuse
 from jaxburst.graph import Neuron, Synapse, Wire
 from jaxburst.io._axes import Orders, Unclear, orders, owner_of
 from jaxburst.network import Network
+from jaxburst.text import aligned
 from jaxburst.tracing import trace
 
 
@@ -213,13 +214,11 @@ def _unwrapped(source: Mapping[str, Any]) -> Mapping[str, Any]:
             f"load_pytorch: expected a state dict, found {type(source).__name__}; "
             "save model.state_dict()"
         )
-    inside = {
-        key: value
+    holding = {
+        key: found
         for key, value in source.items()
-        if isinstance(value, Mapping)
-        and (_tensors(value) or any(isinstance(v, Mapping) for v in value.values()))
+        if isinstance(value, Mapping) and (found := _inner(value))
     }
-    holding = {key: found for key, value in inside.items() if (found := _inner(value))}
     if not holding:
         return source
     known = [key for key in _KEYS if key in holding]
@@ -371,7 +370,7 @@ class _Layer:
 
     path: str
     kind: str
-    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...], Callable | None]]
+    expected: Mapping[str, tuple[tuple[int, ...], tuple[str, ...], Callable | None]]
     norm: str | None = None
     front: str | None = None
     map: tuple[int, ...] | None = None
@@ -450,14 +449,19 @@ def _some(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.resize(rng.normal(size=10007) / fans**0.5, leaf.shape).astype(leaf.dtype)
 
 
+def _owners(network: Network, name: str) -> list[str]:
+    """The layers whose parameters a node takes."""
+    use = network.program.uses.get(name)
+    roots = [getattr(held, "root", None) for held in use.operands()] if use else []
+    return [owner_of(root) for root in roots if root]
+
+
 def _places(network: Network) -> dict[str, str]:
     """The first node that takes something of a layer."""
     found: dict[str, str] = {}
     for node in network.graph.nodes:
-        use = network.program.uses.get(node.name)
-        for held in () if use is None else use.operands():
-            if getattr(held, "root", None):
-                found.setdefault(owner_of(held.root), node.name)
+        for owner in _owners(network, node.name):
+            found.setdefault(owner, node.name)
     return found
 
 
@@ -466,19 +470,20 @@ def _norms(network: Network) -> dict[str, str]:
     found: dict[str, str] = {}
     sources: dict[str, str] = {}  # a wire behind one synapse -> the synapse's layer
     for node in network.graph.nodes:
-        use = network.program.uses.get(node.name)
+        owners = _owners(network, node.name)
         if isinstance(node.role, Synapse):
-            owner = sources[node.name] = owner_of(use.kernel.root)
-        elif isinstance(node.role, Wire) and len(node.inputs) == 1:
-            if node.inputs[0] not in sources:
-                continue
-            owner = sources[node.name] = sources[node.inputs[0]]
+            sources[node.name] = owners[0]
+        elif (
+            isinstance(node.role, Wire)
+            and len(node.inputs) == 1
+            and node.inputs[0] in sources
+        ):
+            sources[node.name] = sources[node.inputs[0]]
         else:
             continue
-        for held in () if use is None else use.operands():
-            root = getattr(held, "root", None)
-            if root and owner_of(root) != owner:
-                found.setdefault(owner, owner_of(root))
+        for owner in owners:
+            if owner != sources[node.name]:
+                found.setdefault(sources[node.name], owner)
     return found
 
 
@@ -487,15 +492,13 @@ def _fronts(network: Network) -> dict[str, str]:
     found: dict[str, str] = {}
     scales: dict[str, str] = {}  # a node -> the last owner of what scaled it
     for node in network.graph.nodes:
-        use = network.program.uses.get(node.name)
-        roots = [getattr(held, "root", None) for held in use.operands()] if use else []
-        owners = [owner_of(root) for root in roots if root]
+        owners = _owners(network, node.name)
         if isinstance(node.role, Neuron) and node.inputs[0] in scales:
             scales[node.name] = scales[node.inputs[0]]
         elif isinstance(node.role, Synapse) and owners:
             before = network.graph[node.inputs[0]]
             if isinstance(before.role, Neuron) and before.name in scales:
-                found.setdefault(owner_of(use.kernel.root), scales[before.name])
+                found.setdefault(owners[0], scales[before.name])
         if isinstance(node.role, Synapse | Wire) and owners:
             scales[node.name] = owners[-1]
     return found
@@ -527,62 +530,53 @@ _NORM = {  # Flax's names, and PyTorch's
 
 def _layer(path, module, own, network, places, norms, found: Orders) -> _Layer:
     rows, features = found.rows.get(path), found.features.get(path)
-    short = {(leaf[0], leaf[-1]): leaf for leaf in own}
-    shapes = {key: tuple(own[leaf].shape) for key, leaf in short.items()}
-    kernel = shapes.get(("params", "kernel"), ())
-    synapse = set(shapes) <= {("params", "kernel"), ("params", "bias")}
+    leaves = {(leaf[0], leaf[-1]): leaf for leaf in own}
+    shapes = {key: tuple(own[leaf].shape) for key, leaf in leaves.items()}
+    weight, bias = ("params", "kernel"), ("params", "bias")
+    kernel = shapes.get(weight, ())
+    synapse = set(shapes) <= {weight, bias}
     node = places.get(path)
     role = network.graph[node].role if node else None
     is_conv = isinstance(module, nn.Conv | nn.ConvTranspose)
     is_dense = isinstance(module, nn.Dense)
     if isinstance(role, Synapse) and role.kernel == kernel:
         is_conv, is_dense = role.is_conv, not role.is_conv
+    size = getattr(module, "kernel_size", kernel[:-2])
+    is_conv &= isinstance(size, int) or len(size) == len(kernel) - 2  # not of nn.scan
 
     def per_feature(value):
         return value if features is None else value[features]
 
-    kind, expected = "other", {}
+    def of_dense(value):
+        value = value.T if rows is None else value.T[rows]
+        return value if features is None else value[:, features]
+
+    def entries(rewrite) -> dict[str, Any]:
+        return {key[1]: (shapes[key], leaves[key], rewrite) for key in shapes}
+
+    kind, expected = "other", entries(None)
     if synapse and is_conv and len(kernel) in (3, 4, 5):
-        kind = "conv"
-        size = getattr(module, "kernel_size", kernel[:-2])
-        if not isinstance(size, int) and len(size) != len(kernel) - 2:
-            kind = "other"  # several in one, of nn.scan
-        expected["weight"] = _of_conv(module, kernel)
+        shape, rewrite = _of_conv(module, kernel)
+        kind, expected = "conv", {"weight": (shape, leaves[weight], rewrite)}
     elif synapse and is_dense and len(kernel) == 2:
-        kind = "dense"
-
-        def of_dense(value):
-            value = value.T if rows is None else value.T[rows]
-            return value if features is None else value[:, features]
-
-        expected["weight"] = (kernel[::-1], of_dense)
-    elif shapes and set(shapes) <= set(_NORM) and len(shapes) > 1:
+        kind, expected = "dense", {"weight": (kernel[::-1], leaves[weight], of_dense)}
+    elif len(shapes) > 1 and set(shapes) <= set(_NORM):
         if all(len(shape) == 1 for shape in shapes.values()):
-            kind = "norm"
-            for key in sorted(shapes, key=list(_NORM).index):
-                expected[_NORM[key]] = (shapes[key], per_feature)
+            kind, expected = (
+                "norm",
+                {
+                    name: (shapes[key], leaves[key], per_feature)
+                    for key, name in _NORM.items()
+                    if key in shapes
+                },
+            )
     elif len(shapes) == 1 and len(next(iter(shapes.values()))) < 2:
-        kind = "vector"
-        ((key, shape),) = shapes.items()
-        expected[key[1]] = (shape, lambda v: per_feature(v.reshape(shape)))
-    if kind in ("conv", "dense"):
-        bias = shapes.get(("params", "bias"))
-        if bias is not None:
-            expected["bias"] = (bias, per_feature)
-    where = {"weight": ("params", "kernel"), "bias": ("params", "bias")}
-    if kind == "norm":
-        where = {name: key for key, name in _NORM.items()}
-    elif kind == "vector":
-        where = {key[1]: key for key in shapes}
-    elif kind == "other":
-        expected = {key[1]: (shape, None) for key, shape in shapes.items()}
-        where = {key[1]: key for key in shapes}
-    full: dict[str, Any] = {
-        leaf: (shape, short[where[leaf]], rewrite)
-        for leaf, (shape, rewrite) in expected.items()
-    }
+        (shape,) = shapes.values()
+        kind, expected = "vector", entries(lambda v: per_feature(v.reshape(shape)))
+    if kind in ("conv", "dense") and bias in shapes:
+        expected["bias"] = shapes[bias], leaves[bias], per_feature
     behind, front = (some.get(path) for some in norms)
-    return _Layer(path, kind, full, behind, front, found.maps.get(path))
+    return _Layer(path, kind, expected, behind, front, found.maps.get(path))
 
 
 def _of_conv(module, kernel):
@@ -714,11 +708,10 @@ class _Matching:
         candidates = found or weak
         if not candidates:
             raise self.error(*failed[0].both)
-        first = candidates[0]
-        for other in candidates[1:]:
-            if other != first:
-                raise self.error(first, other)
-        return first
+        for other in candidates:
+            if other != candidates[0]:
+                raise self.error(candidates[0], other)
+        return candidates[0]
 
     # A layer and its normalisation.
 
@@ -823,11 +816,9 @@ class _Matching:
             for units, layers in classes:
                 for order in self.extensions(units, layers, 2000, ordered=False):
                     other = _assigned(order, layers)
-                    if self.follows(chosen | other, other) and not self.follows(
-                        chosen, other
-                    ):
-                        mine = {name: chosen[name] for name in other}
-                        raise _Ambiguous(mine, other)
+                    better = self.follows(chosen | other, other)
+                    if better and not self.follows(chosen, other):
+                        raise _Ambiguous({name: chosen[name] for name in other}, other)
         return chosen
 
     def check_numbers(self, units: list[Unit], layers: list[Unit]) -> None:
@@ -901,9 +892,7 @@ class _Matching:
         Raises:
           ValueError: listing all of it.
         """
-        pairs: list[tuple[str | None, str | None]] = [
-            (name, path) for name, path in self.named.items()
-        ]
+        pairs: list[tuple[str | None, str | None]] = [*self.named.items()]
         groups = [name for name in self.groups if name not in self.named]
         layers = [path for path in self.layers if path not in self.named.values()]
         for name in list(groups):
@@ -919,9 +908,7 @@ class _Matching:
             pairs += zip_longest(some, others)
         problems: list[str] = []
         for name, path in pairs:
-            group = None if name is None else self.groups.get(name)
-            layer = None if path is None else self.layers.get(path)
-            problems += _problems(group, layer)
+            problems += _problems(self.groups.get(name), self.layers.get(path))
         problems = problems or ["nothing that can be named"]
         raise ValueError(
             f"load_pytorch: these tensors do not fit the module ({len(problems)} "
@@ -931,11 +918,8 @@ class _Matching:
 
 
 def _assigned(units: Sequence[Unit], layers: Sequence[Unit]) -> Chosen:
-    return {
-        name: path
-        for unit, layer in zip(units, layers, strict=True)
-        for name, path in zip(unit, layer, strict=True)
-    }
+    pairs = zip(units, layers, strict=True)
+    return {n: path for pair in pairs for n, path in zip(*pair, strict=True)}
 
 
 def _problems(group: _Group | None, layer: _Layer | None) -> list[str]:
@@ -955,7 +939,7 @@ def _problems(group: _Group | None, layer: _Layer | None) -> list[str]:
         tensors = dict(zip(layer.expected, tensors.values(), strict=True))
     for leaf, (shape, _, _) in layer.expected.items():
         name = _join(group.full, leaf)
-        value = tensors.pop(leaf, None) if tensors is not group.tensors else None
+        value = tensors.pop(leaf, None)
         if value is None:
             problems.append(f"missing: {name} for {path}")
         elif value.shape != shape and not (
@@ -983,38 +967,23 @@ def _filled(groups, layers, leaves, chosen: Chosen) -> Loaded:
     for group in groups:
         layer = places[chosen[group.name]]
         tensors = group.tensors | group.made
-        if layer.kind == "vector":
-            named = dict(zip(layer.expected, tensors, strict=True))
-        else:
-            named = {leaf: leaf for leaf in layer.expected}
-        for leaf, (_, where, rewrite) in layer.expected.items():
-            value = tensors[named[leaf]]
+        names = tensors if layer.kind == "vector" else layer.expected
+        entries = layer.expected.values()
+        for name, (_, where, rewrite) in zip(names, entries, strict=True):
+            value, label = tensors[name], _join(group.full, name)
             if not np.issubdtype(value.dtype, np.floating):
                 raise ValueError(
-                    f"{_join(group.full, named[leaf])}: expected floating-point "
-                    f"weights, found {value.dtype}"
+                    f"{label}: expected floating-point weights, found {value.dtype}"
                 )
             assert rewrite is not None  # of kinds that are known
             flat[where] = jnp.asarray(rewrite(value), leaves[where].dtype)
-            made = named[leaf] in group.made
-            lines.append(
-                (
-                    f"({named[leaf]}: {value[0]:g})"
-                    if made
-                    else _join(group.full, named[leaf]),
-                    "" if made else _size(value.shape),
-                    "/".join(where),
-                    _size(flat[where].shape),
-                )
-            )
+            size = _size(value.shape)
+            if name in group.made:
+                label, size = f"({name}: {value[0]:g})", ""
+            lines.append((label, size, "/".join(where), _size(flat[where].shape)))
     variables = unflatten_dict(flat)
     finite("source", variables, "load another checkpoint")
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    table = "\n".join(
-        "  ".join(cell.ljust(widths[i]) for i, cell in enumerate(line)).rstrip()
-        for line in lines
-    )
-    return Loaded(variables, table)
+    return Loaded(variables, aligned(lines, left=4))
 
 
 def _size(shape: tuple[int, ...]) -> str:
