@@ -837,6 +837,16 @@ def _var_mean(x, dim=None, correction=1, keepdim=False):
     return _var(x, dim, correction, keepdim), jnp.mean(x, _axes(dim), keepdims=keepdim)
 
 
+@_aten("linalg_vector_norm")  # PyTorch 2.13 does not take it apart
+def _vector_norm(x, ord=2, dim=None, keepdim=False):
+    axes = _axes(dim)
+    if ord == 2:
+        return jnp.sqrt(jnp.sum(x * x, axes, keepdims=keepdim))
+    if ord == math.inf:
+        return jnp.max(jnp.abs(x), axes, keepdims=keepdim)
+    return jnp.sum(jnp.abs(x) ** ord, axes, keepdims=keepdim) ** (1 / ord)
+
+
 # Shapes
 
 
