@@ -434,7 +434,7 @@ def spiking(name, value, given):
     instance(name, value, dict, "what convert returns", "run.prepare is internal")
     for node, own in value.items():
         for leaf in own if isinstance(own, tuple) else ():
-            if not is_numeric(leaf) and not isinstance(leaf, float):
+            if not is_numeric(leaf, "biuf") and not isinstance(leaf, float):
                 refuse(f"{name}: {node}", f"arrays of {_NUMERIC}", leaf)
     if one is not None:
         check_spiking(one, value)
@@ -858,7 +858,7 @@ def is_numeric(value, kinds: str = "iuf") -> bool:
 def numeric(name: str, tree) -> None:
     """Refuses arrays that do not hold real numbers."""
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not is_numeric(leaf) and not isinstance(leaf, int | float | Tracer):
+        if not is_numeric(leaf, "biuf") and not isinstance(leaf, int | float | Tracer):
             place = jax.tree_util.keystr(where, simple=True, separator="/")
             refuse(f"{name}: {place}", _NUMERIC, leaf)
 

@@ -486,7 +486,7 @@ def test_normalise_under_jit():
 def test_normalise_refuses_what_it_would_get_wrong():
     with pytest.raises(TypeError, match="expected uint8.*found float32"):
         data.normalise(NORMALISED, MEAN, STD)
-    with pytest.raises(ValueError, match="3 channel"):
+    with pytest.raises(ValueError, match="each channel.*needs a mean"):
         data.normalise(PIXELS, (0.5,), (0.5,))
     with pytest.raises(ValueError, match="a std in 0 < x <= 1"):
         data.normalise(PIXELS, MEAN, (0.5, 0.0, 0.5))
