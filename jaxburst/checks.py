@@ -804,18 +804,22 @@ def sample(name, value, given):
 
 
 @kind
-def rows(name, value, given, of: str = "theta", source: str = "report"):
+def rows(name, value, given):
     """What `analysis.report` returns."""
-    expected = f"the rows that analysis.{source} returns"
-    for one in instance(name, value, list | tuple, expected):
-        has(name, one, of, expected)
-    return value
+    return _rows(name, value, "theta", "report")
 
 
 @kind
 def errors(name, value, given):
     """What `analysis.errors` returns."""
-    return rows(name, value, given, "size", "errors")
+    return _rows(name, value, "size", "errors")
+
+
+def _rows(name, value, of: str, source: str):
+    expected = f"the rows that analysis.{source} returns"
+    for one in instance(name, value, list | tuple, expected):
+        has(name, one, of, expected)
+    return value
 
 
 @kind

@@ -180,7 +180,8 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict, dict[str, Any]]:
         if not name.endswith(_SCALE):
             scale = arrays.get(name + _SCALE, np.float32(1))
             floats[name] = jnp.asarray(value * scale, jnp.float32)
-    network, classes = about.get("network"), about.get("classes")
+    network: Any = about.get("network")
+    classes: Any = about.get("classes")
     one_of(f"{path}: its network", network, NETWORKS)
     _check_own(str(path), network, classes, floats)
     return NETWORKS[network](classes), unflatten_dict(floats, sep="/"), about["notes"]
@@ -191,7 +192,8 @@ def _check_own(name: str, network: str, classes: int, flat: dict) -> None:
     channels decide aside, shapes are compared, too."""
     image = jnp.zeros((1, 32, 32, 3))
     init = NETWORKS[network](classes).init
-    own = flatten_dict(jax.eval_shape(init, jax.random.key(0), image), sep="/")
+    wanted: Any = jax.eval_shape(init, jax.random.key(0), image)
+    own: dict[str, Any] = flatten_dict(wanted, sep="/")
     for odd in sorted(flat.keys() ^ own.keys()):
         raise ValueError(f"{name}: {odd} is in only one of {network} and these")
     for place, leaf in own.items():

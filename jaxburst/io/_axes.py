@@ -216,7 +216,7 @@ class _Reading:
                     own.append(self.free(size, (owner, i) if i else owner))
                 return own
 
-            found = _product(role.params, role.data, axes, shape, of_kernel)
+            found = [*_product(role.params, role.data, axes, shape, of_kernel)]
         self.features += [(owner, axis) for axis in own[-1:]]
         for held in use.operands()[1:]:
             self.parameter(node.name, held, found)

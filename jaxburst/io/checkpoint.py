@@ -251,9 +251,10 @@ def example(nodes: list[dict[str, Any]], names: list[str] | None = None):
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    fields = {"nodes": list, "outputs": list}
-    fields |= dict.fromkeys(("neuron", "settings", "parts", "notes"), dict)
-    return unseal(path, FORMAT, **fields)
+    return unseal(
+        path, FORMAT, nodes=list, outputs=list, neuron=dict, settings=dict, parts=dict,
+        notes=dict,
+    )  # fmt: skip
 
 
 def _file(path: str | os.PathLike) -> Path:

@@ -138,7 +138,7 @@ class _Graph(NamedTuple):
     """Nodes in order, `(name, dtype, shape)` of inputs, names of outputs."""
 
     nodes: tuple[_Node, ...]
-    inputs: tuple[tuple[str, Any, tuple], ...]
+    inputs: tuple[tuple[str, Any, tuple | None], ...]
     outputs: tuple[str, ...]
 
 
@@ -762,7 +762,8 @@ def _local_response_norm(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
 def _upsample(x, scales, *, mode="nearest"):
     """Also Resize before opset 11."""
     mode = "linear" if mode == "bilinear" else mode
-    kind = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    kind: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric"}
+    kind["nearest_mode"] = "floor"
     return _resize(x, None, scales, mode=mode, opset=11, **kind)
 
 
@@ -1062,10 +1063,10 @@ def _scatter_nd(x, index, updates, *, reduction="none"):
 
 @_onnx("Expand", static=(1,))
 def _expand(x, shape):
-    shape = jnp.broadcast_shapes(x.shape, tuple(_numbers(shape)))
-    if _static(x) and all(isinstance(n, int) for n in shape):
-        return np.broadcast_to(x, shape)
-    return jnp.broadcast_to(_dynamic(x), shape)
+    sizes: Any = jnp.broadcast_shapes(x.shape, tuple(_numbers(shape)))
+    if _static(x) and all(isinstance(n, int) for n in sizes):
+        return np.broadcast_to(x, sizes)
+    return jnp.broadcast_to(_dynamic(x), sizes)
 
 
 @_onnx("Tile", static=(1,))

@@ -554,6 +554,7 @@ def _layer(path, module, own, network, places, norms, found: Orders) -> _Layer:
     def entries(rewrite) -> dict[str, Any]:
         return {key[1]: (shapes[key], leaves[key], rewrite) for key in shapes}
 
+    expected: dict[str, Any]
     kind, expected = "other", entries(None)
     if synapse and is_conv and len(kernel) in (3, 4, 5):
         shape, rewrite = _of_conv(module, kernel)
