@@ -182,17 +182,7 @@ def test_vectors_add_as_single_numbers_do(tmp_path):
         return x @ weights[-1]
 
     x = rng.normal(size=(nets.IMAGES, 6)).astype(np.float32)
-    network = trace(function, weights, x)
-    spiking = convert(network, weights, dict.fromkeys(network.neurons, 0.4))
-    integers = to_integers(Model(network, REFINING), spiking, x, 3)
-    images = integers.quantised(x)
-    expected = states(_Run(integers, images, stream=False), 3)
-    build(integers, tmp_path, WIDE)
-    found, _ = run(integers, tmp_path, images, 3)
-    for part, values in expected.items():
-        assert values.any()
-        got = found[part].reshape(nets.IMAGES, 3, -1).swapaxes(0, 1)
-        np.testing.assert_array_equal(got, values, err_msg=part)
+    check_refining(function, weights, x, tmp_path, WIDE)
 
 
 def test_rounded_sums_are_rounded_again_where_nothing_arrives(tmp_path):
@@ -207,18 +197,24 @@ def test_rounded_sums_are_rounded_again_where_nothing_arrives(tmp_path):
         return jax.nn.relu(x @ weights[2]).mean(1) @ weights[3]
 
     x = rng.normal(size=(20, 64, 3)).astype(np.float32)
+    integers = check_refining(function, weights, x, tmp_path, FLAGS)
+    assert integers.of("charge")
+
+
+def check_refining(function, weights, x, folder, flags: str):
+    """The integer simulator's spikes, for three steps; every part sends some."""
     network = trace(function, weights, x[:1])
     spiking = convert(network, weights, dict.fromkeys(network.neurons, 0.4))
     integers = to_integers(Model(network, REFINING), spiking, x, 3)
-    assert integers.of("charge")
     images = integers.quantised(x)
     expected = states(_Run(integers, images, stream=False), 3)
-    build(integers, tmp_path, FLAGS)
-    found, _ = run(integers, tmp_path, images, 3)
+    build(integers, folder, flags)
+    found, _ = run(integers, folder, images, 3)
     for part, values in expected.items():
         assert values.any()
         got = found[part].reshape(len(x), 3, -1).swapaxes(0, 1)
         np.testing.assert_array_equal(got, values, err_msg=part)
+    return integers
 
 
 def check_counters(integers, network, sent, images, counters, steps, merged):
