@@ -65,14 +65,13 @@ def quantise(model: Model, spiking: Spiking, bits: int = 8) -> Spiking:
     return found
 
 
-@door(weight_bits="count")
+@door
 def rounded(
     network: Network,
     variables,
     inputs,
     *,
     bits: int = 4,
-    weight_bits: int = 8,
     batch_size: int = 100,
     progress: bool = False,
 ) -> tuple[Model, Spiking]:
@@ -81,14 +80,13 @@ def rounded(
     It is a network of refining neurons at their first step, without silence: run it for
     one step. Thresholds per channel describe the activations best with the levels that
     the bits allow; the means of the activations are corrected on two batches, as in the
-    preset `refining`; kernels are rounded last. Inputs and outputs are not rounded.
+    preset `refining`; kernels are rounded last, to 8 bits. Inputs and outputs are not rounded.
 
     Args:
       network: the network.
       variables: its trained variables.
       inputs: calibration inputs `[N, ...]`, normalised; no labels.
       bits: of an activation, without a sign; at least 1.
-      weight_bits: of a weight, with its sign.
       batch_size: number of images at a time.
       progress: whether to show a bar.
 
@@ -110,4 +108,4 @@ def rounded(
     spiking = convert(network, variables, thresholds)
     some = jax.tree.map(lambda x: x[: 2 * batch_size], inputs)
     spiking = correct(model, spiking, some, steps=1)
-    return model, quantise(model, spiking, weight_bits)
+    return model, quantise(model, spiking)
