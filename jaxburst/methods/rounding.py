@@ -80,7 +80,8 @@ def rounded(
     It is a network of refining neurons at their first step, without silence: run it for
     one step. Thresholds per channel describe the activations best with the levels that
     the bits allow; the means of the activations are corrected on two batches, as in the
-    preset `refining`; kernels are rounded last, to 8 bits. Inputs and outputs are not rounded.
+    preset `refining`; kernels are rounded last, to 8 bits. Inputs and outputs are not
+    rounded.
 
     Args:
       network: the network.
