@@ -62,7 +62,6 @@ from peers import Program, seconds_of
 import jaxburst as jb
 
 IMAGE = (32, 32, 3)
-weighed = getattr(jb, "circuit", jb.run).prepared  # older versions have it in `run`
 ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
 """Variables that decide how memory is taken, which costs more than it seems to."""
 PAUSE = 0.05
@@ -171,7 +170,7 @@ def prepared(arch: str, batch: int, steps: int, config):
         for name in SCHEDULES
     }
     options = jb.run.compiler_options(model.network)
-    circuit = weighed(model, peers.threshold_1(model, spiking))
+    circuit = jb.circuit.prepared(model, peers.threshold_1(model, spiking))
     conventional = functools.partial(ann, model)
     programs["jaxburst ANN"] = program("ANN", options, conventional, circuit, images)
     if own and own is not module:
@@ -189,7 +188,7 @@ def inference(model, spiking, images, steps: int, schedule: str) -> Program:
         return jb.run.last_of(model, circuit, [images], steps, schedule)[0]
 
     options = jb.run.compiler_options(model.network)
-    circuit = weighed(model, spiking)
+    circuit = jb.circuit.prepared(model, spiking)
     return program("SNN", options, function, circuit, images, note)
 
 
