@@ -40,7 +40,10 @@ from jaxburst.graph import Input, Neuron, Pool, Synapse
 from jaxburst.io.c import to_c
 from jaxburst.io.integers import Integers, to_integers
 
-NETWORKS = "vgg9-cifar10", "vgg9-cifar100", "resnet20-cifar10", "resnet56-cifar10"
+NETWORKS = (
+    *("resnet20-cifar10", "resnet56-cifar10"),
+    *("vgg9-cifar10", "vgg9-cifar100", "vgg16-cifar100"),
+)
 STEPS = 4
 CHANGES = [(0, 1), (1, 0.02), (1, 0.05), (1, 0.1), (1, 0.3)]
 CHANGES += [(side, 1) for side in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)]
