@@ -241,7 +241,7 @@ def main() -> None:
     common.write_record(
         out, "time_to_accuracy", vars(options), *versions, programs=rows
     )
-    common.write_text(out / "time_to_accuracy.md", text)
+    common.write(out / "time_to_accuracy.md", text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ SpikingJelly's STA recipe (spatio-temporal approximation of LayerNorm, GELU, sof
 attention) converts the same weights, written as a PyTorch module that gives the same
 logits. It chooses thresholds on training images for one T at a time, and the image is
 presented at the first step; the outputs of all steps are added up.
-`experiments/transformer.py` measures refining spikes on the same network. Needs the
+`experiments/beyond.py` measures refining spikes on the same network. Needs the
 extra `oracles`.
 """
 

@@ -15,20 +15,12 @@ shorten it, and the same command continues what was interrupted.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import common
 import factors
-import numpy as np
 
 import jaxburst as jb
-
-SHOWN = (4, 8, 16, 32, 64)
-GOALS = (0.01, 0.005)
-LEAST = 0.1  # points; less is drawn as this
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +49,17 @@ class Setting(common.Conversion):
     initial: float = 0.0
 
 
-def settings(config: Config, pools: bool, chosen: float) -> dict[str, dict]:
-    """`{factor: {value: setting}}`; the first value is the paper's, by itself."""
+def settings(config: Config, network, variables, images, run) -> tuple[dict, dict]:
+    """`{factor: {value: setting}}`, and the divergences by which a percentile is chosen
+    without labels."""
     gamma, steps = config.gamma, config.steps
+    chosen, divergences = run(
+        *("percentile", jb.calibration.choose_percentile),
+        *(network, variables, images[:400], jb.Burst(gamma)),
+        steps=steps,
+        candidates=config.percentiles,
+        initial=0.0,
+    )
     paper = Setting(neuron=jb.Burst(gamma), levels=gamma, steps=steps)
     single = replace(paper, neuron=jb.Burst(1))
     found = {
@@ -90,109 +90,11 @@ def settings(config: Config, pools: bool, chosen: float) -> dict[str, dict]:
             for some in (steps // 8, steps // 2)
         },
     }
-    if not pools:
+    if not network.pools:
         del found["max pooling"]
-    return found
-
-
-def measure(config: Config, run: common.Kept) -> dict:
-    """Every setting, on training images."""
-    dataset, network, variables = config.load(run)
-    images = dataset.train[: config.calibration].inputs
-    unseen = dataset.validation[: config.limit]
-    ann = run("ANN", jb.accuracy, network, variables, unseen)
-    print(f"ANN: {ann:.2%} of {len(unseen):,} training images held out of calibration")
-    chosen, divergences = run(
-        *("percentile", jb.calibration.choose_percentile),
-        *(network, variables, images[:400], jb.Burst(config.gamma)),
-        steps=config.steps,
-        candidates=config.percentiles,
-        initial=0.0,
-    )
-    print(f"percentile chosen without labels: {chosen:g}")
-    one = partial(course, network, variables, images, unseen, ann)
-    rows = settings(config, bool(network.pools), chosen)
-    return {
-        "images": len(unseen),
-        "ann_accuracy": ann,
-        "divergences": divergences,
-        "rows": factors.measured(rows, run, one),
-    }
-
-
-def course(network, variables, images, unseen, ann: float, setting: Setting) -> dict:
-    """Accuracy and energy at some times, and when goals are reached; or why not."""
-    try:
-        with warnings.catch_warnings():
-            # True of most networks, and of no consequence.
-            warnings.filterwarnings("ignore", message="channels with the threshold 0")
-            model, spiking = setting(network, variables, images)
-    except jb.calibration.ZeroThreshold as error:
-        return {"setting": repr(setting), "impossible": str(error)}
-    row, _ = common.measure(model, spiking, unseen, setting.steps)
-    accuracy, energy = row["accuracy"], row["energy_over_ann"]
-    when = [common.reached(accuracy, ann - goal) for goal in GOALS]
-    times = common.sampled(setting.steps)
-    return {
-        "setting": repr(setting),
-        "within": [[t, energy[t - 1]] if t else None for t in when],
-        "times": times,
-        "accuracy": accuracy[times - 1],
-        "energy_over_ann": energy[times - 1],
-    }
-
-
-def text(record: dict) -> str:
-    """Accuracy in % and, in brackets, energy over the ANN's."""
-    config = record["config"]
-    steps, longest = config["steps"], config["gamma"] * config["steps"]
-    times = sorted({t for t in SHOWN if t < steps} | {steps, longest})
-    head = [*(f"T = {t}" for t in times), "within 1", "within 0.5"]
-
-    def cells(row: dict) -> list[str]:
-        if "impossible" in row:
-            return ["a threshold would be 0"] + [""] * (len(head) - 1)
-        values = zip(row["accuracy"], row["energy_over_ann"], strict=True)
-        at = dict(zip(row["times"], values, strict=True))
-        return [
-            *(
-                f"{100 * at[t][0]:.1f} ({at[t][1]:.2f})" if t in at else ""
-                for t in times
-            ),
-            *(
-                f"T = {goal[0]} ({goal[1]:.2f})" if goal else "–"
-                for goal in row["within"]
-            ),
-        ]
-
-    return factors.table(record["rows"], head, cells) + (
-        f"\n\nAccuracy in % (energy over the ANN's) on {record['images']:,} training "
-        f"images held out of calibration; ANN {record['ann_accuracy']:.2%}. The first "
-        "value of each factor is the paper's."
-    )
-
-
-def draw(record: dict, folder: Path) -> None:
-    """Points below the ANN over time, a panel for each factor; black: the paper's."""
-
-    def lost(row: dict):
-        points = 100 * (record["ann_accuracy"] - np.array(row["accuracy"]))
-        return row["times"], points.clip(min=LEAST)
-
-    rows = [row for row in record["rows"] if "accuracy" in row]
-    with factors.figure(folder / "ablation.png", rows, 3, lost) as (whole, axis):
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_yticks([LEAST, 0.5, 1, 5, 20, 80], minor=False)
-        axis.set_xlim(0.8, 3000)  # room for the legends
-        axis.set_ylim(100, 0.9 * LEAST)
-        whole.supxlabel("time steps")
-        whole.supylabel(f"points below the ANN ({LEAST:g}: or none)")
-        whole.suptitle(
-            f"{common.title_of(record)}, {record['images']:,} training images: one "
-            "factor at a time (black: the paper's setting)"
-        )
+    return found, {"divergences": divergences}
 
 
 if __name__ == "__main__":
-    common.answer("ablation", Config, measure, text, draw, __doc__)
+    task = Config, settings, "accuracy", "the paper's"
+    factors.answer("ablation", *task, __doc__)

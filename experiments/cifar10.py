@@ -11,6 +11,14 @@ akamaster/pytorch_resnet_cifar10, saved as safetensors:
         --mean .485 .456 .406 --std .229 .224 .225 --steps 32
 
 Twenty minutes on 2 CPU cores: ANN 91.73 %, bursts 91.61 % after 32 steps, IF 86.17 %.
+The released networks beyond ReLU were trained by
+
+    python experiments/cifar10.py --arch seresnet20 --epochs 20 --nesterov \\
+        --warmup-epochs 2 --augment crop_flip --alternate-flips --ema 0.998 \\
+        --validation 0
+
+and the transformer by the same with `--arch vit --learning-rate 0.001 --optimiser
+adamw`; they become refining bursts only (see beyond.py, too).
 """
 
 import conversion

@@ -38,6 +38,7 @@ from jaxburst.run import compiler_options, trace_of
 NETWORKS = ("resnet20-cifar10", "vgg9-cifar100", "vgg9-cifar10", "resnet56-cifar10")
 GOALS = (0.5, 1.0, 0.2)
 UNITS = jb.energy.UNITS
+ENDS, PAID = UNITS[::2], (UNITS[:1], UNITS[1:])
 LONG = 8
 
 
@@ -167,11 +168,8 @@ def operations(network, traffic) -> np.ndarray:
 
 def conventional(bench: Bench) -> dict:
     """What the trained network reaches, and what it costs by every model."""
-    network, costs, shapes = (
-        bench.network,
-        jb.energy.PRESETS.values(),
-        bench.network.graph,
-    )
+    network, costs = bench.network, jb.energy.PRESETS.values()
+    shapes = [network.graph[name].image_shape for name in network.neurons]
     right = {
         part: float((bench.ann[part] == split.labels).mean())
         for part, split in bench.parts.items()
@@ -181,9 +179,7 @@ def conventional(bench: Bench) -> dict:
         "held": right["held"],
         "images": len(bench.parts["test"]),
         "depth": jb.energy.depth(network),
-        "neurons": sum(
-            int(np.prod(shapes[name].image_shape)) for name in network.neurons
-        ),
+        "neurons": sum(int(np.prod(shape)) for shape in shapes),
         "macs": int(sum(jb.energy.macs(network).values())),
         "joules": {
             reuse: {
@@ -192,18 +188,6 @@ def conventional(bench: Bench) -> dict:
             }
             for reuse in ("no", "full")
         },
-    }
-
-
-def tried(bench: Bench, code: Code, setting: dict) -> dict:
-    """On held-out training images with the first draw: points lost and operations, of
-    every time step."""
-    count = bench.config.choice // (2 if code.steps > LONG else 1)
-    *_, logits, traffic = bench.run(code, setting, 0, "held", count, code.steps)
-    apart, _ = bench.right("held", logits.argmax(-1))
-    return {
-        "lost": (-100 * apart.mean(0)).tolist(),
-        "operations": operations(bench.network, means(traffic)).tolist(),
     }
 
 
@@ -217,10 +201,9 @@ def choose(code: Code, found: list[dict]) -> dict:
     Without any for half a point, the one that loses least."""
     unit, points = UNITS.index(code.unit), []
     for i, one in enumerate(found):
-        for t, (lost, spent) in enumerate(
-            zip(one["lost"], one["operations"], strict=True)
-        ):
-            points.append((i, t + 1, lost, spent[unit]))
+        curve = zip(one["difference"], one["operations"], strict=True)
+        for t, (gained, spent) in enumerate(curve, 1):
+            points.append((i, t, -100 * gained, spent[unit]))
     goals = {}
     for goal in GOALS:
         fits = [one for one in points if one[2] <= goal + 1e-9]
@@ -232,14 +215,20 @@ def choose(code: Code, found: list[dict]) -> dict:
 
 
 def measured(
-    bench: Bench, code: Code, setting: dict, draw: int, count: int, steps: int
+    bench: Bench,
+    code: Code,
+    setting: dict,
+    draw: int,
+    count: int,
+    steps: int,
+    part: str,
 ) -> dict:
-    """On test images."""
-    model, spiking, logits, traffic = bench.run(
-        code, setting, draw, "test", count, steps
-    )
-    classes, labels = logits.argmax(-1), bench.parts["test"].labels[: len(logits)]
-    apart, same = bench.right("test", classes)
+    """On images of a part; what is sent, priced, and early stops with the first draw
+    and test images only."""
+    task = code, setting, draw, part, count, steps
+    model, spiking, logits, traffic = bench.run(*task)
+    classes, labels = logits.argmax(-1), bench.parts[part].labels[: len(logits)]
+    apart, same = bench.right(part, classes)
     mean = {name: own.mean(0) for name, own in traffic.items()}
     row = {
         "images": len(classes),
@@ -252,7 +241,7 @@ def measured(
         "sent": sum(mean[name].cumsum(0) for name in bench.network.neurons),
     }
     row = {name: np.asarray(value).tolist() for name, value in row.items()}
-    if draw:
+    if draw or part == "held":
         return row
     counted = {
         name: jb.traffic.Traffic(*np.moveaxis(own, -1, 0)) for name, own in mean.items()
@@ -276,12 +265,16 @@ def images_of(code: Code, config: Config) -> tuple[int, int]:
 def examine(bench: Bench, name: str, keep: Callable) -> dict:
     """Chooses settings, and measures them; each measurement is kept by itself."""
     code, numbers = CODES[name], CODES[name].alike or name
+    first, others = images_of(code, bench.config)
+    held = bench.config.choice // (2 if code.steps > LONG else 1)
     tries = [
-        keep(f"{numbers}: {setting} tried", tried, bench, code, setting)
+        keep(
+            f"{numbers}: {setting} tried",
+            *(measured, bench, code, setting, 0, held, code.steps, "held"),
+        )
         for setting in code.settings
     ]
     goals = choose(code, tries)
-    first, others = images_of(code, bench.config)
     main, rows = goals.get(GOALS[0]) or goals["least"], {}
     full = {main[0]} | {i for i, s in enumerate(code.settings) if s == code.preset}
     for i in sorted(full | {i for i, _ in goals.values()}):
@@ -294,7 +287,7 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         draws = [
             keep(
                 f"{numbers}: {setting} draw {plan[0]} of {plan[1]} images, T {plan[2]}",
-                *(measured, bench, code, setting, *plan),
+                *(measured, bench, code, setting, *plan, "test"),
             )
             for plan in plans
         ]
@@ -498,11 +491,18 @@ def text(record: dict) -> str:
 def draw(record: dict, folder: Path) -> None:
     """All figures."""
     records = record["networks"]
-    draw_codes(folder / "codes.png", records, UNITS)
-    draw_codes(folder / "methods.png", dict([*records.items()][:1]), UNITS[::2])
-    draw_goals(folder / "goals.png", records)
-    draw_anytime(folder / "anytime.png", records)
-    draw_streams(folder / "streams.png", records)
+    look, rows = styles(records), records.items()
+    for name, shown, units in (("codes", rows, UNITS), ("methods", [*rows][:1], ENDS)):
+        panels = [accuracies(*one, unit, look) for one in shown for unit in units]
+        options = {"below": True, "sharey": "row", "size": (5.4, 4.5)}
+        common.picture(folder / f"{name}.png", panels, len(units), **options)
+    panels = [goals(*one, units, look) for one in rows for units in PAID]
+    title = "least cost for a loss of 1, 0.5 and 0.2 points on training images"
+    common.picture(folder / "goals.png", panels, 2, title, size=(5.5, 4.6))
+    panels = [anytime(*one, look) for one in rows]
+    common.picture(folder / "anytime.png", panels, len(panels), size=(5.6, 4.4))
+    panels = [changes(records, unit) for unit in UNITS]
+    common.picture(folder / "streams.png", panels, len(UNITS), size=(4, 3.8))
 
 
 def styles(records) -> dict:
@@ -533,122 +533,85 @@ def curve_of(row: dict, unit: str, ann: float):
     return cost[order], ann + 100 * apart[order]
 
 
-def draw_codes(path: Path, records: dict, units) -> None:
-    """Accuracy against operations, a panel for each unit."""
-    look, rows = styles(records), len(records)
-    size = {"figsize": (5.4 * len(units), 4 * rows + 1), "squeeze": False}
-    with common.figure(path, rows, len(units), sharey="row", **size) as (whole, axes):
-        for (title, found), panels in zip(records.items(), axes, strict=True):
-            ann = 100 * found["ann"]["accuracy"]
-            for axis, unit in zip(panels, units, strict=True):
-                costs = []
-                for name, row in found["rows"].items():
-                    if name == "quantised ANN" and unit == "quanta":
-                        continue  # it has no unary spikes
-                    cost, accuracy = curve_of(row, unit, ann)
-                    label, (draws, t) = name, at(row)
-                    if accuracy.max() < ann - 3.2:
-                        label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
-                    axis.plot(cost, accuracy, label=label, **look[name])
-                    costs.append(draws[0]["operations"][t][UNITS.index(unit)])
-                    axis.errorbar(
-                        costs[-1], ann + 100 * draws[0]["difference"][t],
-                        100 * interval(draws, t), color=look[name]["color"], lw=0.8,
-                    )  # fmt: skip
-                axis.axhline(ann, color="0.35", ls="--", lw=0.9)
-                doubling(axis, f"{unit} that reach a synapse, per MAC of the ANN")
-                axis.set(title=f"{title}: cost in {unit}", ylim=(ann - 3.2, ann + 0.8))
-                if costs:
-                    axis.set_xlim(min(costs) / 2, max(costs) * 2)
-            panels[0].set_ylabel("test accuracy (%); dashed: the ANN")
-        lines = axes[0, -1].get_legend_handles_labels()
-        whole.legend(*lines, loc="outside lower center", ncols=3)
+def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
+    """Accuracy against operations in one unit; bars of 95 % where a code is chosen."""
+    ann, curves, costs = 100 * found["ann"]["accuracy"], [], []
+    for name, row in found["rows"].items():
+        if name == "quantised ANN" and unit == "quanta":
+            continue  # it has no unary spikes
+        cost, accuracy = curve_of(row, unit, ann)
+        draws, t = at(row)
+        label, spent = name, draws[0]["operations"][t][UNITS.index(unit)]
+        if accuracy.max() < ann - 3.2:
+            label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
+        bar = {
+            "yerr": 100 * interval(draws, t),
+            "lw": 0.8,
+            "color": look[name]["color"],
+        }
+        curves.append((cost, accuracy, look[name] | {"label": label}))
+        curves.append((spent, ann + 100 * draws[0]["difference"][t], bar))
+        costs.append(spent)
+    limits = {"ylim": (ann - 3.2, ann + 0.8)}
+    if costs:
+        limits["xlim"] = min(costs) / 2, max(costs) * 2
+    labels = f"{unit} that reach a synapse, per MAC of the ANN", "test accuracy (%)"
+    task = f"{title}: cost in {unit}; dashed: the ANN", *labels, curves, True
+    return common.Panel(*task, levels=[ann], limits=limits)
 
 
-def draw_goals(path: Path, records: dict) -> None:
-    """What the settings that were chosen for each goal cost, and lose on test images;
-    in the unit of each code."""
-    look, rows = styles(records), len(records)
-    size = {"figsize": (11, 4.6 * rows + 0.8), "squeeze": False}
-    with common.figure(path, rows, 2, **size) as (whole, axes):
-        for (title, found), panels in zip(records.items(), axes, strict=True):
-            for axis, kinds in zip(panels, (UNITS[:1], UNITS[1:]), strict=True):
-                for name, row in found["rows"].items():
-                    goals = [goal for goal in GOALS if str(goal) in row["goals"]]
-                    if row["unit"] in kinds and goals:
-                        k, met = UNITS.index(row["unit"]), [at(row, g) for g in goals]
-                        points = sorted(
-                            (one["operations"][t][k], -100 * one["difference"][t])
-                            for (one, *_), t in met
-                        )
-                        axis.plot(*zip(*points, strict=True), label=name, **look[name])
-                for goal in GOALS:
-                    axis.axhline(goal, color="0.5", ls=":", lw=0.9)
-                doubling(axis, "operations per MAC of the ANN")
-                axis.set_title(f"{title}: paid in {' or '.join(kinds[::-1])}")
-                axis.set(ylabel="points lost on test images", ylim=(4, -0.5))
-                axis.margins(x=0.3)
-                legend(axis)
-        whole.suptitle(
-            "least cost for a loss of 1, 0.5 and 0.2 points on training images"
-        )
+def goals(title: str, found: dict, units, look: dict) -> common.Panel:
+    """What the settings that were chosen for each goal cost, and lose on test images,
+    of the codes that are charged by one of these units."""
+    curves = []
+    for name, row in found["rows"].items():
+        met = [at(row, goal) for goal in GOALS if str(goal) in row["goals"]]
+        if row["unit"] in units and met:
+            k = UNITS.index(row["unit"])
+            points = sorted(
+                (one["operations"][t][k], -100 * one["difference"][t])
+                for (one, *_), t in met
+            )
+            curve = zip(*points, strict=True)
+            curves.append((*curve, look[name] | {"label": name}))
+    labels = "operations per MAC of the ANN", "points lost on test images"
+    task = f"{title}: paid in {' or '.join(units[::-1])}", *labels, curves, True
+    return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -0.5), "xmargin": 0.3})
 
 
-def draw_anytime(path: Path, records: dict) -> None:
+def anytime(title: str, found: dict, look: dict) -> common.Panel:
     """From a fixed number of steps to as many as each image needs."""
-    look, columns = styles(records), len(records)
-    size = {"figsize": (5.6 * columns, 4.4), "squeeze": False}
-    with common.figure(path, 1, columns, **size) as (_, axes):
-        for (title, found), axis in zip(records.items(), axes[0], strict=True):
-            ann, costs = 100 * found["ann"]["accuracy"], [1.0]
-            for name, row in found["rows"].items():
-                first, k = at(row)[0][0], UNITS.index(row["unit"])
-                accuracy = 100 * np.array(first["accuracy"])
-                if "anytime" not in first or accuracy.max() < ann - 6:
-                    continue
-                cost, own = np.array(first["operations"])[:, k], first["anytime"]
-                costs += cost[accuracy > ann - 6].tolist()
-                axis.plot(cost, accuracy, **look[name])
-                label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
-                style = look[name] | {"ms": 10, "ls": "", "label": label}
-                axis.plot(own["operations"][k], 100 * own["accuracy"], **style)
-            axis.axhline(ann, color="0.35", ls="--", lw=0.9)
-            doubling(axis, "operations per MAC, in the unit of each code")
-            axis.set(ylabel="accuracy (%)", ylim=(ann - 6, ann + 1),
-                     xlim=(min(costs) / 1.5, max(costs) * 1.5))  # fmt: skip
-            title = f"{title}: all images as long (lines), or each as it needs"
-            axis.set_title(title, fontsize=9)
-            legend(axis)
+    ann, curves, costs = 100 * found["ann"]["accuracy"], [], [1.0]
+    for name, row in found["rows"].items():
+        first, k = at(row)[0][0], UNITS.index(row["unit"])
+        accuracy = 100 * np.array(first["accuracy"])
+        if "anytime" not in first or accuracy.max() < ann - 6:
+            continue
+        cost, own = np.array(first["operations"])[:, k], first["anytime"]
+        costs += cost[accuracy > ann - 6].tolist()
+        label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
+        mark = look[name] | {"ms": 10, "ls": "", "label": label}
+        curves.append((cost, accuracy, look[name]))
+        curves.append((own["operations"][k], 100 * own["accuracy"], mark))
+    limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
+    task = f"{title}: all images as long (lines), or each as it needs"
+    task = task, "operations per MAC, in the unit of each code", "accuracy (%)", curves
+    return common.Panel(*task, True, levels=[ann], limits=limits)
 
 
-def doubling(axis, label: str) -> None:
-    """A logarithmic axis of costs."""
-    from matplotlib.ticker import LogLocator
-
-    jb.plot.doubling(axis, label)
-    axis.xaxis.set_minor_locator(LogLocator(2, subs=[1.5]))
-    axis.xaxis.set_minor_formatter("{x:g}")
-
-
-def legend(axis) -> None:
-    """If there is anything to tell apart."""
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=7, loc="lower right")
-
-
-def draw_streams(path: Path, records: dict) -> None:
+def changes(records: dict, unit: str) -> common.Panel:
     """Cost of a frame against the share of pixels that change."""
-    with common.figure(path, 1, len(UNITS), figsize=(12, 3.8)) as (_, axes):
-        for k, (unit, axis) in enumerate(zip(UNITS, axes, strict=True)):
-            for i, (title, found) in enumerate(records.items()):
-                share = [100 * row["share"] for row in found["streams"]]
-                for kind, style in (("changes", "o-"), ("whole", "--")):
-                    label = f"{title}, {kind}" + (" sent once" if "--" in style else "")
-                    spent = [row[kind][k] for row in found["streams"]]
-                    axis.plot(share, spent, style, color=f"C{i}", label=label)
-            axis.set(xlabel="pixels that change (%)", xscale="log", ylim=(0, None),
-                     ylabel=f"{unit} per MAC and frame")  # fmt: skip
-        axes[0].legend(fontsize=7)
+    curves, k = [], UNITS.index(unit)
+    for i, (title, found) in enumerate(records.items()):
+        share = [100 * row["share"] for row in found["streams"]]
+        for kind, label, style in (("changes", "changes", "-"),
+                                   ("whole", "whole sent once", "--")):  # fmt: skip
+            spent = [row[kind][k] for row in found["streams"]]
+            look = {"color": f"C{i}", "ls": style, "label": f"{title}, {label}"}
+            curves.append((share, spent, look))
+    limits = {"xscale": "log", "ylim": (0, None)}
+    labels = "pixels that change (%)", f"{unit} per MAC and frame"
+    return common.Panel(f"a stream, in {unit}", *labels, curves, limits=limits)
 
 
 if __name__ == "__main__":

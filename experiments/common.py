@@ -134,6 +134,11 @@ def trace(module, variables, dataset: jb.data.Dataset) -> jb.Network:
     return jb.trace(module.apply, variables, dataset.test[:1].inputs)
 
 
+def beyond_relu(network: jb.Network) -> bool:
+    """Whether it has populations of other functions, which only refining bursts say."""
+    return any(node.role.function for node in network.graph.of(jb.graph.Neuron))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What every experiment is told.
@@ -426,7 +431,7 @@ def answer(
             raise FileNotFoundError(f"{path}: no record to draw; leave out --redraw")
         record = json.loads(path.read_text())
         print(f"\n{text(record)}\n")
-        write_text(folder / f"{name}.md", text(record))
+        write(folder / f"{name}.md", text(record))
         draw(record, folder)
         if kept:
             kept.done()
@@ -493,19 +498,13 @@ def one_device_per_core() -> None:
 
 
 def write_record(folder: Path, name: str, config, *optional: str, **found) -> None:
-    """Writes what an experiment found, all or nothing, and what it was found with.
-
-    Args:
-      folder: where to write `name.json`.
-      name: of the experiment.
-      config: its settings: a dataclass or a dictionary.
-      optional: packages whose versions are written down where they are installed.
-      found: everything else.
+    """Writes what an experiment found to `name.json`, and what it was found with: its
+    settings (a dataclass, or a dictionary), and versions, of `optional` packages too.
     """
     if dataclasses.is_dataclass(config):
         config = dataclasses.asdict(config)
     record = {"experiment": name, "config": config, "provenance": provenance(*optional)}
-    write_json(folder / f"{name}.json", record | found)
+    write(folder / f"{name}.json", record | found)
 
 
 def provenance(*optional: str) -> dict:
@@ -533,13 +532,16 @@ def versions(*optional: str) -> dict[str, str]:
     return found
 
 
-def write_json(path: Path, record: dict) -> None:
-    """Writes a record, all or nothing: an array on a line, five digits of a number."""
-    write_text(path, _json(record))
+def write(path: Path, content: dict | str | bytes) -> None:
+    """Writes a record, a text or a picture, all or nothing, and says so."""
+    content = _json(content) if isinstance(content, dict) else content
+    content = f"{content}\n" if isinstance(content, str) else content
+    print(f"wrote {files.write(path, content)}")
 
 
-def _json(value) -> str:
-    exact = json.dumps(value, default=_plain)
+def _json(record: dict) -> str:
+    """With an array on a line, and five digits of a number."""
+    exact = json.dumps(record, default=_plain)
     rounded = json.loads(
         exact,
         parse_float=lambda x: float(f"{float(x):.5g}"),
@@ -551,16 +553,6 @@ def _json(value) -> str:
 
 _ARRAY = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
 _LINES = re.compile(r"\s*\n\s*")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text, all or nothing."""
-    write_file(path, text + "\n")
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file, all or nothing, and says so."""
-    print(f"wrote {files.write(path, content)}")
 
 
 # Tables and figures.
@@ -605,13 +597,75 @@ def figure(path: Path, *shape: int, **options):
         picture = io.BytesIO()
         made.savefig(picture, format="png")
     plt.close(made)
-    write_file(path, picture.getvalue())
+    write(path, picture.getvalue())
 
 
-def logarithmic(axis) -> None:
-    """A vertical axis of powers, with plain numbers."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
+@dataclasses.dataclass
+class Panel:
+    """What a part of a figure shows.
+
+    Attributes:
+      title: above it.
+      x: below it.
+      y: beside it.
+      curves: `(x, y, look)`, of what `Axes.errorbar` takes, each.
+      doubling: whether the horizontal axis doubles from mark to mark.
+      log: whether the vertical axis has powers of ten, with plain numbers.
+      levels: heights of dashed lines.
+      limits: of the axes, and what else `Axes.set` takes.
+    """
+
+    title: str
+    x: str
+    y: str
+    curves: list[tuple[Any, Any, dict]]
+    doubling: bool = False
+    log: bool = False
+    levels: Sequence[float] = ()
+    limits: dict = dataclasses.field(default_factory=dict)
+
+    def draw(self, axis) -> None:
+        """Draws it, without a legend."""
+        for x, y, look in self.curves:
+            axis.errorbar(x, y, **look)
+        for level in self.levels:
+            axis.axhline(level, color="0.35", ls="--", lw=0.9)
+        if self.doubling:
+            jb.plot.doubling(axis, self.x)
+        if self.log:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+        axis.set(title=self.title, xlabel=self.x, ylabel=self.y, **self.limits)
+
+
+def picture(
+    path: Path, panels: Sequence[Panel], columns: int, title: str = "", **options
+) -> None:
+    """Writes a figure of panels, row by row.
+
+    Args:
+      path: of the PNG.
+      panels: its parts.
+      columns: how many stand in a row.
+      title: above all.
+      options: `size=` of a panel in inches; `below=` for one legend below all, that of
+        the last panel; others are those of `subplots`.
+    """
+    wide, high = options.pop("size", (5.4, 4))
+    below, rows = options.pop("below", False), -(-len(panels) // columns)
+    size = {"figsize": (wide * columns, high * rows), "squeeze": False}
+    with figure(path, rows, columns, **size | options) as (whole, axes):
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            panel.draw(axis)
+            found = axis.get_legend_handles_labels()
+            if found[1] and not below:
+                axis.legend(fontsize=7)
+        if below:
+            whole.legend(*found, loc="outside lower center", ncols=3)
+        if title:
+            whole.suptitle(title)
 
 
 def accuracies(runs: dict[str, dict], record: dict, axes, **options) -> None:

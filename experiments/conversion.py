@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import common
+import optax
 import tyro
 
 import jaxburst as jb
@@ -54,6 +56,7 @@ class Config(common.Experiment, jb.Recipe):
       resume: continue the training in `out` where it stopped.
       validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
+      optimiser: SGD; or AdamW, with a decay of 0.05, for transformers.
       simulation: how the network is converted and simulated.
     """
 
@@ -62,6 +65,7 @@ class Config(common.Experiment, jb.Recipe):
     resume: bool = False
     validation: int = 5000
     train_limit: int | None = None
+    optimiser: Literal["sgd", "adamw"] = "sgd"
     simulation: tyro.conf.OmitArgPrefixes[Simulation] = Simulation()
 
     def __post_init__(self):
@@ -80,7 +84,7 @@ class Config(common.Experiment, jb.Recipe):
     def told(self) -> dict:
         """Nothing of a training that never was."""
         used = super().told
-        unused = () if self.epochs else {*_RECIPE, "validation"}
+        unused = () if self.epochs else {*_RECIPE, "validation", "optimiser"}
         return {name: value for name, value in used.items() if name not in unused}
 
     def recipe(self, images: int) -> jb.Recipe:
@@ -118,8 +122,14 @@ def _trained(name: str, config: Config, folder: Path):
     train = dataset.train[: config.train_limit]
     arch = config.source.arch
     print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
+    recipe, optimiser = config.recipe(len(train)), None
+    if config.optimiser == "adamw":
+        rate = jb.training.schedule(recipe, len(train) // recipe.batch_size)
+        decayed = optax.adamw(rate, weight_decay=0.05)
+        optimiser = optax.chain(optax.clip_by_global_norm(1.0), decayed)
     variables, _ = jb.fit(
-        *(module, train, config.recipe(len(train))),
+        *(module, train, recipe),
+        optimiser=optimiser,
         validation=dataset.validation if config.validation else None,
         directory=folder,
         resume=config.resume,
@@ -157,12 +167,13 @@ def compare(dataset, network, variables, settings: Simulation, run, folder) -> d
         joules = jb.energy.joules(network, events)
         return {"neuron": repr(model.neuron)} | row | {"joules": joules}
 
+    kinds = ["refining"] if common.beyond_relu(network) else LABELS
     return {
         "dataset": dataset.name,
         "test_images": len(test),
         "ann_accuracy": ann,
         "ann_joules": jb.energy.ann_joules(network),
-        "runs": {name: run(name, one, name) for name in LABELS},
+        "runs": {name: run(name, one, name) for name in kinds},
     }
 
 

@@ -32,6 +32,7 @@ PARTS = {
 }
 GAMMA = 5
 LIMIT_STEPS, LIMIT_IMAGES = 256, 10
+SIZE = "mean |error| / mean activation (%)"
 LEAST = 0.02  # percent; less is not drawn over time
 LATERAL = "+ lateral pooling"
 REMEDIES = {
@@ -164,92 +165,70 @@ def _few(times: list[int]) -> list[int]:
 
 
 def draw(record: dict, folder: Path) -> None:
-    """By time for three methods, by remedy at three times; and by layer."""
-    means = {
-        name: of["mean_over_layers_percent"] for name, of in record["methods"].items()
-    }
+    """By time and by remedy; by layer; and the limit of long times."""
     about = f"{common.title_of(record)}, {record['images']:,} test images"
-    _draw_parts(folder / "errors.png", record["times"], means, about)
-    with common.figure(folder / "layers.png", figsize=(9, 4.2)) as (_, axis):
-        for method, of in record["methods"].items():
-            names, values = zip(*of["last_percent"].items(), strict=True)
-            axis.plot(values, label=method)
-        every = -(-len(names) // 28)  # more would overlap
-        axis.set_xticks(range(0, len(names), every), names[::every], rotation=90)
-        axis.tick_params(axis="x", labelsize=7)
-        common.logarithmic(axis)
-        axis.set_ylabel("mean |error| / mean activation (%)")
-        axis.set_title(f"Error by layer, T = {record['times'][-1]}: {about}")
-        axis.legend(ncols=2)
+    draw_parts(folder / "errors.png", record, about)
+    methods = record["methods"].items()
+    curves = [
+        (list(of["last_percent"].values()), list(of["last_percent"]), {"label": method})
+        for method, of in methods
+    ]
+    count = len(curves[0][0])
+    limits = {"xscale": "log", "ylim": (count - 0.5, -0.5)}  # from the input downwards
+    title = f"Error by layer, T = {record['times'][-1]}: {about}"
+    panel = common.Panel(title, SIZE, "", curves, limits=limits)
+    size = 8, 0.18 * count + 1.5
+    common.picture(folder / "layers.png", [panel], 1, size=size)
     if "limit" in record:
-        _draw_limit(folder / "limit.png", record)
-
-
-def _draw_parts(path: Path, times: list[int], means: dict, about: str) -> None:
-    """Above the parts over time, below their sum for every remedy."""
-    methods = list(means)
-    titles = {methods[0]: methods[0]}
-    titles |= (
-        {LATERAL: "bursts, lateral pooling"}
-        if LATERAL in means
-        else {methods[1]: methods[1].removeprefix("+ ")}
-    )
-    titles |= {methods[-1]: "all remedies"}
-    with common.figure(path, 2, 3, figsize=(14, 8)) as (whole, (above, below)):
-        for axis, (method, title) in zip(above, titles.items(), strict=True):
-            for cause, (colour, _) in PARTS.items():
-                if cause in means[method]:
-                    values = np.array(means[method][cause])
-                    # Others lie on what remains.
-                    style = {"lw": 5, "zorder": 1} if cause == "remainder" else {}
-                    values = np.where(values > LEAST, values, np.nan)
-                    axis.plot(times, values, "o-", color=colour, **style)
-            axis.plot(times, means[method]["total"], "k--")
-            jb.plot.doubling(axis, "time steps")
-            common.logarithmic(axis)
-            axis.set(title=f"by time: {title}", ylim=(LEAST, None))
-        above[0].set_ylabel("mean |error| / mean activation (%)")
-        for axis, i in zip(below, _few(times), strict=False):
-            start = np.zeros(len(methods))
-            for cause, (colour, _) in PARTS.items():
-                values = [
-                    mean[cause][i] if cause in mean else 0 for mean in means.values()
-                ]
-                axis.barh(methods, values, 0.75, left=start, color=colour)
-                start += values
-            total = [mean["total"][i] for mean in means.values()]
-            axis.plot(total, methods, "ko", zorder=3)
-            axis.set_yticks(range(len(methods)), methods if axis is below[0] else [])
-            axis.set(title=f"by remedy, T = {times[i]}", xlabel="mean over layers (%)")
-            axis.set_xlim(0, 1.05 * max(start.max(), *total))
-            axis.invert_yaxis()
-        for axis in below[len(_few(times)) :]:
-            axis.remove()
-        handles = [
-            above[0].bar(1, np.nan, color=colour, label=label)
-            for cause, (colour, label) in PARTS.items()
-            if any(cause in mean for mean in means.values())
-        ]
-        label = "the whole error (parts of opposite sign cancel)"
-        handles += above[0].plot([], [], "k--o", label=label)
-        whole.suptitle(f"Conversion error by cause: {about}")
-        whole.legend(handles=handles, loc="outside lower center", ncols=3)
-
-
-def _draw_limit(path: Path, record: dict) -> None:
-    found = record["limit"]
-    with common.figure(path, figsize=(6, 4)) as (_, axis):
-        for pool in ("lateral", "gated"):
-            axis.plot(found["times"], found[pool], label=f"{pool} pooling")
-        jb.plot.doubling(axis, "time steps T")
-        common.logarithmic(axis)
-        axis.yaxis.set_minor_formatter("")
-        axis.set_title(
-            f"{common.title_of(record)}: bursts, γ = {GAMMA}, none saturated;\n"
-            "flat is an error like 1/T"
+        found, pools = record["limit"], ("lateral", "gated")
+        look = {p: {"label": f"{p} pooling", "marker": ""} for p in pools}
+        curves = [(found["times"], found[p], look[p]) for p in pools]
+        title = (
+            f"Bursts, γ = {GAMMA}, none saturated; flat is an error like 1/T\n{about}"
         )
-        axis.set_ylabel("T × mean distance to the ANN's logits")
-        axis.legend()
+        labels = "time steps T", "T × mean distance to the ANN's logits"
+        panel = common.Panel(title, *labels, curves, True, True)
+        common.picture(folder / "limit.png", [panel], 1, size=(6, 4))
+
+
+def draw_parts(path: Path, record: dict, about: str) -> None:
+    """The parts over time for the first method and all remedies, and their sum for
+    every remedy at the last time."""
+    times, last = record["times"], len(record["times"]) - 1
+    means = {
+        name: {k: np.array(v) for k, v in of["mean_over_layers_percent"].items()}
+        for name, of in record["methods"].items()
+    }
+    methods, panels = list(means), []
+    for method, title in {methods[0]: methods[0], methods[-1]: "all remedies"}.items():
+        own, curves = means[method], []
+        for cause in filter(own.__contains__, PARTS):
+            shown = np.where(own[cause] > LEAST, own[cause], np.nan)
+            # Others lie on what remains.
+            look = {"lw": 5, "zorder": 1} if cause == "remainder" else {}
+            curves.append((times, shown, look | {"color": PARTS[cause][0]}))
+        curves.append((times, own["total"], {"color": "black", "ls": "--"}))
+        task = f"by time: {title}", "time steps", SIZE, curves, True, True
+        panels.append(common.Panel(*task, limits={"ylim": (LEAST, None)}))
+    with common.figure(path, 1, 3, figsize=(14, 4.5)) as (whole, axes):
+        for axis, panel in zip(axes, panels, strict=False):
+            panel.draw(axis)
+        start = np.zeros(len(methods))
+        for cause, (colour, label) in PARTS.items():
+            values = [m[cause][last] if cause in m else 0 for m in means.values()]
+            if any(values):
+                axes[2].barh(methods, values, left=start, color=colour, label=label)
+                start += values
+        label = "the whole error (parts of opposite sign cancel)"
+        total = [mean["total"][last] for mean in means.values()]
+        axes[2].plot(total, methods, "ko", label=label)
+        axes[2].invert_yaxis()
+        axes[2].set(
+            title=f"by remedy, T = {times[last]}", xlabel="mean over layers (%)"
+        )
+        found = axes[2].get_legend_handles_labels()
+        whole.legend(*found, loc="outside lower center", ncols=3)
+        whole.suptitle(f"Conversion error by cause: {about}")
 
 
 if __name__ == "__main__":

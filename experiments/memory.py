@@ -12,9 +12,6 @@ fire before spikes cost more is drawn over the number of steps, beside what othe
 found: Yan et al. (arXiv 2409.08290v4), unary spikes, below 5.7 % per neuron and step at
 5 steps; Dampfhoffer et al. (IEEE TETCI 7(3), 2023), binary spikes, 0.15 to 1.38 per
 synapse and inference.
-
-`--balance` adds refining bursts whose thresholds are balanced for graded events under
-two models with memory instead of quanta.
 """
 
 from __future__ import annotations
@@ -45,23 +42,11 @@ class Config(common.Study):
     Attributes:
       steps: number of time steps.
       bits: of the activations of the quantised networks.
-      balance: whether to try thresholds that are balanced for graded events.
-      levels: of the thresholds that are balanced.
     """
 
     steps: int = 4
     bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     calibration: int = 500
-    balance: bool = False
-    levels: tuple[int, ...] = (3, 4, 6)
-
-
-BALANCED = {
-    "quanta": jb.energy.HOROWITZ_FP32,
-    "digits": jb.energy.HOROWITZ_INT8,
-    "events": jb.energy.LEMAIRE,
-}
-"""What thresholds are balanced for: a unit, and the cost model that charges it."""
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -77,10 +62,6 @@ def measure(config: Config, run: common.Kept) -> dict:
         "refining": (partial(jb.presets.refining, *task), jb.energy.UNITS),
         "bursts": (partial(common.Conversion(neuron=jb.Burst(5)), *task), ("quanta",)),
     }
-    for levels in config.levels if config.balance else ():
-        for unit, cost in BALANCED.items():
-            make = partial(balanced, *task, levels, unit, cost)
-            makers[f"{levels} levels, balanced for {unit}, {cost.name}"] = make, (unit,)
     codes = {
         name: run(name, spikes, make, units, test, config.steps, sent)
         for name, (make, units) in makers.items()
@@ -106,18 +87,6 @@ def once(network, variables, images, test, bits: int) -> dict:
     curves = jb.evaluate(*rounded(network, variables, images, bits=bits), test, 1)
     events = {name: counts.events for name, counts in curves.traffic.items()}
     return {"accuracy": float(curves.accuracy[0]), "events": events}
-
-
-def balanced(network, variables, images, levels: int, unit: str, cost):
-    """Refining bursts as of the preset, balanced for a unit and a cost model."""
-    neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
-    start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(levels))
-    thresholds = jb.methods.balance(
-        *(network, variables, start, images[:100], neuron), cost=cost, unit=unit
-    )
-    model = jb.Model(network, neuron)
-    spiking = jb.convert(network, variables, thresholds, initial=0.4)
-    return model, jb.methods.correct(model, spiking, images[:200], steps=4)
 
 
 def spikes(make, units, test, steps: int, sent: dict) -> dict:
@@ -222,42 +191,30 @@ def text(record: dict) -> str:
 
 def draw(record: dict, folder: Path) -> None:
     """Events per synapse of a whole run: measured, and where spikes cost as much."""
-    with common.figure(folder / "memory.png", figsize=(9, 4.5)) as (_, axis):
-        for i, (name, curves) in enumerate(record["break_even"].items()):
-            look = {"color": jb.plot.COLOURS[i], "marker": "ov^sD"[i], "ms": 6}
-            for reuse, style, fill in (("no", "-", "full"), ("full", ":", "none")):
-                if name == USUAL and reuse == "full":
-                    continue  # it knows no memory
-                whole = np.array(curves[f"{reuse}_reuse"], float)
-                whole *= np.arange(1, len(whole) + 1)
-                label = f"{name}, {reuse} reuse" if name != USUAL else name
-                label += "" if whole.max() > 0.01 else ": below 0.01"
-                look |= {"markevery": (i, 5), "fillstyle": fill, "ls": style}
-                whole = np.where(whole > 0, whole, np.nan)
-                axis.plot(range(1, len(whole) + 1), whole, label=label, **look)
-        for name, unit, mark in (
-            ("refining", "events", "o"),
-            ("bursts", "quanta", "s"),
-        ):
-            values = record["codes"][name]["operations_per_mac"][unit]
-            times, label = range(1, len(values) + 1), f"measured: {name}, {unit}"
-            axis.plot(times, values, f"k{mark}-", label=label)
-        for name, (at, low, high) in record["published"].items():
-            if at is None:
-                label = f"{name}, {low:g} to {high:g}"
-                axis.axhspan(low, high, color="0.92", label=label)
-            else:
-                axis.plot(at, low, "kx", ms=6, label=name)
-        common.logarithmic(axis)
-        axis.set(
-            xlabel="time steps",
-            ylabel="events per synapse and image",
-            ylim=(0.01, 5),
-            title=f"{common.title_of(record)}: below its line a code costs less than "
-            "the ANN",
-        )
-        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "fontsize": 7}
-        axis.legend(title="break-even by cost model", **place)
+    curves = []
+    for i, (name, found) in enumerate(record["break_even"].items()):
+        for reuse, style in (("no", "-"), ("full", ":")):
+            if name == USUAL and reuse == "full":
+                continue  # it knows no memory
+            each = np.array(found[f"{reuse}_reuse"], float)
+            times = np.arange(1, len(each) + 1)
+            label = f"{name}, {reuse} reuse" if name != USUAL else name
+            label += "" if (each * times).max() > 0.01 else ": below 0.01"
+            look = {"color": jb.plot.COLOURS[i], "ls": style, "label": label}
+            curves.append((times, np.where(each > 0, each * times, np.nan), look))
+    for name, unit, mark in (("refining", "events", "o"), ("bursts", "quanta", "s")):
+        values = record["codes"][name]["operations_per_mac"][unit]
+        look = {"color": "black", "marker": mark, "label": f"measured: {name}, {unit}"}
+        curves.append((range(1, len(values) + 1), values, look))
+    for name, (at, low, high) in record["published"].items():
+        middle, half = (low + high) / 2, (high - low) / 2
+        look = {"yerr": half or None, "color": "black", "marker": "x", "label": name}
+        curves.append((at or 1, middle, look | {"ls": ""}))
+    title = f"{common.title_of(record)}: below its line a code costs less than the ANN"
+    labels = "time steps", "events per synapse and image"
+    limits = {"ylim": (0.01, 5)}
+    panel = common.Panel(title, *labels, curves, log=True, limits=limits)
+    common.picture(folder / "memory.png", [panel], 1, size=(8, 5), below=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 A window of 32 pixels that moves over test images of CIFAR by 0, 1, 2 and 4 pixels a
 frame, to and fro as in the augmentation of the training; with `--text` a line that
 scrolls through a text recogniser, with `--sound` a tone that glides through a pitch
-tracker (`foreign.py` and `pitch.py` say where these networks come from). Refining
+tracker (`beyond.py` says where these networks come from). Refining
 neurons carry their state from frame to frame and send what a frame changes, at the
 quantum of one step; beside them the network itself and its activations rounded once,
 of every frame anew. Counts and joules are those of a frame after the first. Of the
@@ -22,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import beyond
 import common
 import jax
 import numpy as np
-import refined
+import tasks
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
@@ -105,28 +106,21 @@ def images(config: Config, run: common.Kept) -> Scene:
         frames = np.stack([wide[:, :, x : x + 32] for x in places])
         return frames, np.broadcast_to(test.labels, frames.shape[:2])
 
-    task = config.speeds, refined.right, "right", config.at_once
+    task = config.speeds, tasks.right, "right", config.at_once
     return Scene(network, variables, some, moving, *task)
 
 
 def text(config: Config, run: common.Kept) -> Scene:
     """Lines of text that scroll; a reading is compared with the network's own."""
-    import foreign
-    import onnx
-
-    del run
     function, variables = jb.from_onnx(config.text)
-    model, count = onnx.load(config.text), max(config.calibration // 8, 1)
-    own = foreign.Config(network="recogniser", file=config.text, seed=config.seed)
-    some, read = foreign.lines(own, model, count).inputs, foreign.reader(model)
-    rng = np.random.default_rng([config.seed, 1])
+    own = beyond.Config(network="recogniser", file=config.text, seed=config.seed)
+    some = tasks.lines(own, max(config.calibration // 8, 1)).inputs
+    read, rng = tasks.reader(config.text), np.random.default_rng([config.seed, 1])
     longest = 480 + max(config.speeds) * config.frames
-    wide = np.stack(
-        [
-            foreign.written(foreign.words(rng, 12), rng, longest)[1]
-            for _ in range(config.lines)
-        ]
-    )
+    wide = np.stack([
+        tasks.written(tasks.words(rng, 12), rng, longest)[1]
+        for _ in range(config.lines)
+    ])  # fmt: skip
 
     def moving(speed: int):
         places = speed * np.arange(config.frames)
@@ -135,7 +129,7 @@ def text(config: Config, run: common.Kept) -> Scene:
     def same(outputs, targets) -> np.ndarray:
         """Characters that it reads as the network itself does."""
         pairs = zip(map(read, outputs), map(read, targets), strict=True)
-        return np.array([1 - foreign.distance(a, b) / max(len(b), 1) for a, b in pairs])
+        return np.array([1 - tasks.distance(a, b) / max(len(b), 1) for a, b in pairs])
 
     network = jb.trace(function, variables, some[:1])
     task = config.speeds, same, "characters as itself", 2
@@ -144,37 +138,31 @@ def text(config: Config, run: common.Kept) -> Scene:
 
 def sound(config: Config, run: common.Kept) -> Scene:
     """Tones that glide up by an octave a second."""
-    import pitch
-
-    del run
-    module = pitch.Crepe(pitch.CHANNELS[config.sound.stem])
-    some, _ = pitch.tones(config.calibration, None, [config.seed, 0])
-    variables = pitch.loaded(module, config.sound, some[:1])
+    module, variables = tasks.crepe(config.sound)
+    some, _ = tasks.tones(config.calibration, None, [config.seed, 0])
     rng = np.random.default_rng([config.seed, 1])
     first = 110 * 2 ** rng.uniform(0, 2, (config.lines, 1, 1))
     order = np.arange(1, 6).reshape(1, -1, 1)
     start = rng.uniform(0, 2 * np.pi, (config.lines, 5, 1))
 
     def moving(hop: int):
-        time = np.arange(hop * (config.frames - 1) + pitch.FRAME) / pitch.RATE
+        time = np.arange(hop * (config.frames - 1) + tasks.FRAME) / tasks.RATE
         turns = first * (2**time - 1) / np.log(2)
         tone = (np.sin(2 * np.pi * order * turns + start) / order).sum(1)
         places = hop * np.arange(config.frames)
-        frames = np.stack([tone[:, x : x + pitch.FRAME] for x in places])
+        frames = np.stack([tone[:, x : x + tasks.FRAME] for x in places])
         frames -= frames.mean(2, keepdims=True)
         frames /= frames.std(2, keepdims=True)
-        middle = (places + pitch.FRAME / 2) / pitch.RATE
+        middle = (places + tasks.FRAME / 2) / tasks.RATE
         cents = 1200 * (np.log2(first[:, 0, 0] / 10) + middle[:, None])
         return frames.astype(np.float32), cents
 
     network = jb.trace(module.apply, variables, some[:1])
-    task = config.hops, pitch.right, "within 50 cents", config.at_once
+    task = config.hops, tasks.in_tune, "within 50 cents", config.at_once
     return Scene(network, variables, some, moving, *task)
 
 
 SCENES = {"images": images, "text": text, "sound": sound}
-BESIDE = {"images": (0, 6), "text": (10, -3), "sound": (0, -14)}
-"""Where speeds are written, in points from their marks."""
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -265,46 +253,43 @@ def joules(model, trace, changed: float, skipped: dict, cost, unit: str) -> dict
 
 
 def table(record: dict) -> str:
-    """A table for each scene."""
-    tables = []
+    """A table of every scene: shares in percent, joules in µJ."""
+    head = ["scene", "a frame", "inputs changed", "metric", "itself", "rounded"]
+    head += ["stream", "events", "rounded"]
+    for price in PRICES:
+        head += [f"µJ, {price}", "rounded"]
+    lines = []
     for name in filter(record.__contains__, SCENES):
-        scene, lines = record[name], []
-        for row in scene["rows"]:
+        for row in record[name]["rows"]:
             good = [row["good"][kind] for kind in ("network", "rounded", "stream")]
             spent = [row["joules"][p][k] for p in PRICES for k in ("stream", "rounded")]
             lines.append([
-                f"{row['speed']}", f"{row['changed_inputs']:.1%}",
-                *(f"{100 * share:.1f}" for share in good),
+                name, f"{row['speed']}", f"{row['changed_inputs']:.1%}",
+                record[name]["metric"], *(f"{100 * share:.1f}" for share in good),
                 f"{row['events']:,.0f}", f"{row['events_rounded']:,.0f}",
                 *(f"{1e6 * each:,.3g}" for each in spent),
             ])  # fmt: skip
-        head = ["a frame", "inputs changed", f"{scene['metric']} (%)", "rounded"]
-        head += ["stream", "events", "rounded"]
-        for price in PRICES:
-            head += [f"µJ, {price}", "rounded"]
-        tables.append(f"{name}\n\n{common.markdown(head, lines, '--:')}")
-    return "\n\n".join(tables)
+    return common.markdown(head, lines, "--:")
 
 
 def draw(record: dict, folder: Path) -> None:
     """Energy of a frame over that of computing it anew, rounded, by speed."""
-    size = {"figsize": (9, 4), "sharey": True}
-    with common.figure(folder / "streams.png", 1, 2, **size) as (_, axes):
-        for axis, price in zip(axes, PRICES, strict=True):
-            for name, beside in BESIDE.items():
-                found = record[name]["rows"] if name in record else []
-                spent = [row["joules"][price] for row in found]
-                ratio = [joules["stream"] / joules["rounded"] for joules in spent]
-                (line,) = axis.plot(ratio, label=name if found else None)
-                style = {"color": line.get_color(), "ha": "center"}
-                style["textcoords"] = "offset points"
-                for i, row in enumerate(found):
-                    axis.annotate(row["speed"], (i, ratio[i]), beside, **style)
-            axis.margins(y=0.12)
-            axis.axhline(1, color="grey", ls="--", lw=1)
-            axis.set(title=price, xticks=[], xlabel="faster →")
-        axes[0].set_ylabel("energy of a frame over\nthe quantised network's")
-        axes[0].legend()
+    panels = []
+    for price in PRICES:
+        curves = []
+        for name in filter(record.__contains__, SCENES):
+            found = record[name]["rows"]
+            spent = [row["joules"][price] for row in found]
+            ratio = [joules["stream"] / joules["rounded"] for joules in spent]
+            speeds = ", ".join(f"{row['speed']}" for row in found)
+            label = {"label": f"{name}: {speeds} a frame"}
+            curves.append((np.arange(len(found)), ratio, label))
+        ylabel = "energy of a frame over the quantised network's"
+        limits = {"xticks": []}
+        task = price, "faster →", ylabel, curves
+        panels.append(common.Panel(*task, levels=[1], limits=limits))
+    size = {"size": (4.5, 4), "sharey": True}
+    common.picture(folder / "streams.png", panels, 2, **size)
 
 
 if __name__ == "__main__":
