@@ -11,7 +11,8 @@ with and without skipping zeros. Its accuracy is measured, too. How often neuron
 fire before spikes cost more is drawn over the number of steps, beside what others
 found: Yan et al. (arXiv 2409.08290v4), unary spikes, below 5.7 % per neuron and step at
 5 steps; Dampfhoffer et al. (IEEE TETCI 7(3), 2023), binary spikes, 0.15 to 1.38 per
-synapse and inference.
+synapse and inference. The preset balances thresholds for quanta; beside it are refining
+bursts that are balanced for graded events under a model with memory.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def measure(config: Config, run: common.Kept) -> dict:
     sent = {bits: row["events"] for bits, row in quantised.items()}
     makers = {
         "refining": (partial(jb.presets.refining, *task), jb.energy.UNITS),
+        "balanced for events": (partial(for_events, *task), ("quanta", "events")),
         "bursts": (partial(common.Conversion(neuron=jb.Burst(5)), *task), ("quanta",)),
     }
     codes = {
@@ -87,6 +89,19 @@ def once(network, variables, images, test, bits: int) -> dict:
     curves = jb.evaluate(*rounded(network, variables, images, bits=bits), test, 1)
     events = {name: counts.events for name, counts in curves.traffic.items()}
     return {"accuracy": float(curves.accuracy[0]), "events": events}
+
+
+def for_events(network, variables, images):
+    """The preset of refining, balanced for graded events by a model with memory."""
+    neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
+    start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(4))
+    thresholds = jb.methods.balance(
+        *(network, variables, start, images[:100], neuron),
+        cost=jb.energy.LEMAIRE, unit="events",
+    )  # fmt: skip
+    spiking = jb.convert(network, variables, thresholds, initial=0.4)
+    model = jb.Model(network, neuron)
+    return model, jb.methods.correct(model, spiking, images[:200], steps=4)
 
 
 def spikes(make, units, test, steps: int, sent: dict) -> dict:
