@@ -151,7 +151,7 @@ class Follower:
             if isinstance(var, Literal):
                 return Held(np.asarray(var.val))
             if _empty(var):
-                return Held(np.zeros(var.aval.shape, var.aval.dtype))
+                return Held(np.zeros(at_batch(var.aval.shape, 1), var.aval.dtype))
             return env[var]
 
         for eqn in _needed(jaxpr):
@@ -802,9 +802,8 @@ def _needed(jaxpr: Jaxpr) -> list:
 
 
 def _empty(var) -> bool:
-    """Whether a value has no elements: the edge of a batch that is not padded."""
-    shape = var.aval.shape
-    return 0 in shape and all(map(is_number, shape))
+    """Whether a value has no elements: the edge of an axis that is not padded."""
+    return 0 in var.aval.shape
 
 
 def _inner(eqn) -> ClosedJaxpr | None:

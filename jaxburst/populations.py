@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -212,9 +213,32 @@ class _Groups:
         while self.other[name]:
             drive, kind = self.head(name)
             if not kind:
+                drive, kind = self.moved(name)
+            if not kind:
                 break
             name, what = drive, what or kind
         return name, what
+
+    def moved(self, name: str) -> tuple[str, str]:
+        """The same of what is moved behind its softmax: the signal moves alike.
+
+        Of a softmax all classes; one of them says nothing without the others.
+        """
+        node = self.nodes[name]
+        if _primitive(node) not in (*_MOVES, "gather", "dynamic_slice", "rev"):
+            return name, ""
+        (before,) = node.inputs
+        drive, what = self.peeled(before)
+        ways = self.between(drive, before).values()
+        apart = all(_primitive(way) != "reduce_sum" for way in ways)
+        if not (apart or _count(node) == _count(self.nodes[before])):
+            return name, ""
+        if not what or self.nodes[drive].shape != self.nodes[before].shape:
+            return name, ""
+        new = f"{name}/set aside"
+        self.follower.places[new] = self.follower.places[name]
+        self.add(dataclasses.replace(node, name=new, inputs=(drive,)))
+        return new, what
 
     def head(self, name: str) -> tuple[str, str]:
         """The nearest signal that a node is a softmax or the like of, and which."""
@@ -342,6 +366,10 @@ class _Groups:
 def _primitive(node: Node) -> str:
     """The name of a wire's primitive; none of other roles."""
     return node.role.primitive.name if isinstance(node.role, Wire) else ""
+
+
+def _count(node: Node) -> int:
+    return math.prod(node.image_shape)
 
 
 def _contracts(node: Node, nodes: dict[str, Node]) -> bool:

@@ -88,6 +88,7 @@ def at_rates(network, spiking, inputs, rates):
 @pytest.mark.parametrize("name", TABLE)
 def test_the_network_is_the_function_and_spikes_approach_it(name):
     it = case(name)
+    assert all(0 not in node.image_shape for node in it.network.graph.nodes)
     rounding = 0.02 if name in HALF else precision(name)
     for one, other in zip(it.traced, it.outputs, strict=True):
         close(one, other, rounding)  # law 10

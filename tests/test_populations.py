@@ -354,6 +354,12 @@ ENDS = {  # a function, its name if it is set aside, and what comes out instead
     "chance": (lambda y: 1 / (1 + jnp.exp(-2 * y)), "sigmoid", lambda y: 2 * y),
     "class": (lambda y: jax.nn.softmax(y).argmax(-1), "argmax", lambda y: y),
     "exp": (jnp.exp, "exp", lambda y: y),
+    "moved": (lambda y: jax.nn.sigmoid(y)[..., 0].T, "sigmoid", lambda y: y[..., 0].T),
+    "reshaped": (
+        lambda y: jax.nn.softmax(y).reshape(y.shape[0], -1),
+        "softmax",
+        lambda y: y.reshape(y.shape[0], -1),
+    ),
     "features": (jax.nn.silu, None, jax.nn.silu),
     "one of them": (one_of, None, one_of),
 }

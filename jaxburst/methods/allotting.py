@@ -15,6 +15,7 @@ import numpy as np
 from jaxburst.batching import add_up, length
 from jaxburst.checks import door
 from jaxburst.convert import Thresholds
+from jaxburst.energy import HOROWITZ_FP32
 from jaxburst.graph import Pool
 from jaxburst.methods.balancing import charged
 from jaxburst.methods.channels import by_channel, centred, shape_of
@@ -57,10 +58,10 @@ def allot(
 
     Returns:
       `{name: θ}`, one threshold per channel. A channel that nobody hears, or that
-      stays silent, takes the largest of its population.
+      stays silent, takes the largest of its population; such a population, of all.
 
     Raises:
-      ValueError: for an error that is not positive, or a population that stays silent.
+      ValueError: for an error that is not positive, or a network that stays silent.
 
     Example:
       >>> thresholds = allot(network, weights, inputs, error=0.001)
@@ -83,32 +84,33 @@ def allot(
     spent = charged(network, events)
     harms, costs = {}, {}
     for name, (harm, _, heard) in found.items():
-        if not heard.any():
-            raise ValueError(
-                f"{name}: none of its neurons is active and heard on these inputs; "
-                "pass other inputs, or calibrate"
-            )
+        # What reaches outputs by wires alone is added there.
+        price = spent[name] or events[name] * HOROWITZ_FP32.accumulate * 1e-12
         harms[name] = harm / count / _DRAWS
-        costs[name] = spent[name] * heard / heard.sum()
+        costs[name] = price * heard / max(heard.sum(), 1)
     total = sum(costs[name][harms[name] > 0].sum() for name in found)
-    scale = np.sqrt(12 * error * size / total)
+    if not total > 0:
+        raise ValueError(
+            "inputs: no neuron is active and heard at the outputs on any of them; pass "
+            "others, or calibrate"
+        )
+    thetas = {}
+    for name, harm in harms.items():
+        known = (harm > 0) & (costs[name] > 0)
+        ratio = np.divide(costs[name], harm, out=np.zeros_like(harm), where=known)
+        thetas[name] = np.sqrt(12 * error * size / total * ratio)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(weights)}
     kind = jnp.result_type(*(k for k in kinds if jnp.issubdtype(k, jnp.floating)))
+    highest = max(theta.max() for theta in thetas.values())
     return {
         name: jnp.asarray(
-            _filled(scale, harms[name], costs[name]).reshape(shape_of(network, name)),
+            np.where(theta > 0, theta, theta.max() or highest).reshape(
+                shape_of(network, name)
+            ),
             kind,
         )
-        for name in network.neurons
+        for name, theta in thetas.items()
     }
-
-
-def _filled(scale: float, harm: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    known = (harm > 0) & (cost > 0)
-    theta = np.zeros(len(harm))
-    theta[known] = scale * np.sqrt(cost[known] / harm[known])
-    theta[~known] = theta.max()
-    return theta
 
 
 @lru_cache(maxsize=8)

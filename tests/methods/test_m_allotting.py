@@ -1,6 +1,7 @@
 """Thresholds allotted by harm and cost: Lagrange's rule, and the error asked for."""
 
 import jax
+import nets
 import numpy as np
 import pytest
 from nets import case
@@ -13,6 +14,7 @@ from jaxburst.methods.presets import once
 from jaxburst.network import forward
 from jaxburst.neurons import Burst, SigmaDelta
 from jaxburst.run import Model, simulate
+from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -56,7 +58,7 @@ def test_harm_over_cost_is_the_same_for_every_channel():
     assert np.abs(spread).max() < 1.5 and spread.std() < 0.5
 
 
-@pytest.mark.parametrize("name", ["vgg", "resnet", "channels first"])
+@pytest.mark.parametrize("name", ["vgg", "resnet", "channels first", "ends in relu"])
 def test_the_error_is_the_one_asked_for(name):
     it, model = case(name), Model(case(name).network, SigmaDelta())
     shape = 60, *it.inputs.shape[1:]
@@ -102,10 +104,24 @@ def test_the_preset_says_everything_in_one_step():
     assert np.abs(logits[0] - it.traced[0]).max() < 0.1 * np.abs(it.traced[0]).max()
 
 
+def test_what_stays_silent_takes_the_largest_threshold():
+    """And leaves the others theirs."""
+    w, x = nets.weights((4, 6), (6, 3)), nets.images(4)
+
+    def both(w, x):
+        hidden = jax.nn.relu(x @ w[0])
+        return hidden @ w[1] + jax.nn.relu(-1 - hidden) @ w[1]
+
+    alone = trace(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, x)
+    expected, found = (allot(net, w, x) for net in (alone, trace(both, w, x)))
+    np.testing.assert_allclose(found["relu0"], expected["relu0"], rtol=1e-6)
+    np.testing.assert_array_equal(found["relu1"], [found["relu0"].max()] * 6)
+
+
 def test_what_makes_no_sense_is_refused():
     it = case("vgg")
     with pytest.raises(ValueError, match="error"):
         allot(it.network, it.variables, it.inputs, error=0)
-    silent = jax.tree.map(lambda x: -np.abs(x), it.variables)
-    with pytest.raises(ValueError, match="none of its neurons is active and heard"):
-        allot(it.network, silent, np.abs(it.inputs))
+    silent = jax.tree.map(np.zeros_like, it.variables)
+    with pytest.raises(ValueError, match="no neuron is active and heard"):
+        allot(it.network, silent, it.inputs)
