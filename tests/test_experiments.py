@@ -407,7 +407,7 @@ def test_ablation(run_in_two, tiny_cifar, untrained, tmp_path):
 @pytest.mark.slow
 def test_parts(run_in_two, tiny_cifar, untrained, tmp_path):
     """Coarser thresholds cost less and are farther off; errors fall with time."""
-    few = ("--limit", "10", "--calibration", "20", "--steps", "3", "--at-once", "10")
+    few = ("--limit", "10", "--calibration", "20", "--steps", "3")
     run_in_two("parts", *untrained, *few, "--out", "here")
     rows = _results(tmp_path / "here", "parts")["rows"]
     levels = [row for row in rows if row["factor"] == "levels of the first step"]
