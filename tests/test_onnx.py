@@ -286,6 +286,17 @@ def test_the_nearest_is_onnxruntimes_at_a_tie(how, rounding, scales):
     assert_equal(run(proto, x), [function(variables, x)])
 
 
+@pytest.mark.parametrize("opset", [7, 9])
+def test_an_upsample_has_its_scales_as_an_attribute_or_as_an_input(opset):
+    scales = np.array([1, 1, 2, 3], "f4")
+    given = ("x", {"scales": scales}) if opset < 9 else ("x s", {})
+    made = node("Upsample", given[0], "y", mode="linear", **given[1])
+    proto = model([made], weights(s=scales) if opset > 8 else [], ["n", 2, 3, 4], opset)
+    function, variables = from_onnx(proto)
+    x = inputs_of(proto)
+    assert_equal(run(proto, x), [function(variables, x)])
+
+
 def test_variables_are_the_weights_and_sizes_are_none():
     _, variables = from_onnx(residual())
     assert set(variables) == set(

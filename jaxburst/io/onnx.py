@@ -759,8 +759,9 @@ def _local_response_norm(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
 
 
 @_onnx("Upsample", static=(1,))
-def _upsample(x, scales, *, mode="nearest"):
+def _upsample(x, given=None, *, scales=None, mode="nearest"):
     """Also Resize before opset 11."""
+    scales = np.array(_numbers(given, scales), np.float32)
     mode = "linear" if mode == "bilinear" else mode
     kind: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric"}
     kind["nearest_mode"] = "floor"
