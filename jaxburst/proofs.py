@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxburst.checks import finite
 from jaxburst.graph import (
     Input,
     Neuron,
@@ -32,6 +33,7 @@ def prove(network: Network, variables, example) -> None:
     """Checks numerically that wires are affine, and that the graph is the function.
 
     Raises:
+      ValueError: for weights that are not finite.
       Refused: where something that should be affine is not.
       AssertionError: where the graph is not the user's function: a fault of this
         library.
@@ -42,6 +44,8 @@ def prove(network: Network, variables, example) -> None:
     ):
         raise TypeError("trace: variables must be arrays, found shapes alone")
     weights = _quick(network.weights)(variables)
+    hint = "look for a variance below 0 or a division by 0 in what it is made of"
+    finite("variables", weights, hint, masks=True)
     _check_wires(network, weights, inputs)
 
     def both(variables, weights, inputs):

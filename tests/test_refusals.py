@@ -248,6 +248,17 @@ def test_a_closure_holds_its_variables(kind):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_weights_that_are_made_and_not_finite_are_named():
+    """As of a variance below 0, which the variables do not show."""
+
+    def net(w, x):
+        return end(w, hidden(w, x) / jnp.sqrt(w["m"]))
+
+    variables = W | {"m": W["m"] - 9}
+    with pytest.raises(ValueError, match="variables: div0.*a variance below 0"):
+        tracing.trace(net, variables, X[:1])
+
+
 def test_numbers_among_the_variables():
     """A whole number is part of the program, another one a weight."""
 
