@@ -1,7 +1,7 @@
 """The protocol of neurons, and what they share.
 
 A kind of neuron is a frozen dataclass: hashable, static configuration, with the methods
-of `Neuron`. A new kind is one file that subclasses it; nothing else asks what kind a
+of `Neuron`. A new kind is one file that subclasses it; nothing that simulates asks what kind a
 neuron is. What belongs to one population is data, a `Threshold`, and what changes over
 time is a state, a pytree of arrays `[B, ...]` that the neuron alone reads.
 
