@@ -117,8 +117,10 @@ class Follower:
       fronts: those that are not affine, but computed from the inputs alone.
     """
 
-    def __init__(self, program: Program, dtype, roles: dict[str, type]):
-        self.program, self.dtype, self.roles = program, dtype, roles
+    def __init__(
+        self, program: Program, dtype, roles: dict[str, type], held: dict[int, Made]
+    ):
+        self.program, self.dtype, self.roles, self.held = program, dtype, roles, held
         self.nodes: dict[str, Node] = {}
         self.places: dict[str, Place] = {}
         self.fronts: set[str] = set()
@@ -145,7 +147,7 @@ class Follower:
         """The values of a jaxpr's results."""
         jaxpr, outer = closed.jaxpr, self.at
         env: dict[Any, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
-        env |= zip(jaxpr.constvars, map(held, closed.consts), strict=True)
+        env |= zip(jaxpr.constvars, map(self.constant_of, closed.consts), strict=True)
 
         def look(var):
             if isinstance(var, Literal):
@@ -163,12 +165,19 @@ class Follower:
         self.at = outer._replace(source=self.at.source)
         return [look(v) for v in jaxpr.outvars]
 
+    def constant_of(self, value):
+        """A constant of a jaxpr; keys of random numbers are no arrays of NumPy."""
+        if id(value) in self.held:
+            return self.held[id(value)]
+        key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return Held(value if key else np.asarray(value))
+
     def equation(self, values) -> list:
         eqn = self.at.eqn
         name = eqn.primitive.name
         if name.startswith(_RANDOM):
             self.refuse(f"draws random numbers, as in training: {_INFERENCE}")
-        inner = _inner(eqn)
+        inner = called(eqn)
         if inner is not None:
             label = eqn.params.get("name")
             if isinstance(label, str) and label:
@@ -779,13 +788,6 @@ class Follower:
         return ""
 
 
-def held(value):
-    """A constant of a jaxpr; keys of random numbers are no arrays of NumPy."""
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return Held(value)
-    return Held(np.asarray(value))
-
-
 def _beside(*values, axis: int = 0):
     """Signals side by side along a new axis."""
     return lax.concatenate([lax.expand_dims(x, [axis]) for x in values], axis)
@@ -806,7 +808,7 @@ def _empty(var) -> bool:
     return 0 in var.aval.shape
 
 
-def _inner(eqn) -> ClosedJaxpr | None:
+def called(eqn) -> ClosedJaxpr | None:
     """The jaxpr of an equation that does nothing but call it."""
     if eqn.primitive.name in _OWN_JAXPR or eqn.primitive.name.startswith("scatter"):
         return None

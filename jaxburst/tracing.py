@@ -22,13 +22,13 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
+from jax import export, lax
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxburst import sizes
 from jaxburst.checks import door
-from jaxburst.following import Follower, framework
+from jaxburst.following import Follower, called, framework
 from jaxburst.graph import (
     Constant,
     Graph,
@@ -41,7 +41,7 @@ from jaxburst.graph import (
 )
 from jaxburst.network import Network, Refused
 from jaxburst.populations import grouped
-from jaxburst.program import Held, Made, Program, SynapseUse
+from jaxburst.program import Held, Made, Program, SynapseUse, bind
 from jaxburst.proofs import prove
 
 __all__ = ["trace"]
@@ -153,9 +153,21 @@ def _network(function: Callable, variables, example, roles) -> Network:
         # Widened weights meet casts to what they were.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
         closed, shapes = _jaxpr(call, widened, symbols)
+    program, held, known = Program(pick), {}, _names_of(function)
+    made = [
+        _made(program, var.aval, name)
+        for var, name in zip(closed.jaxpr.invars, names, strict=False)
+    ]
+    for value in _constants(closed).values():  # kernels that the function holds itself
+        name = known.get(id(value), known.get(_content(value)))
+        kernel = np.ndim(value) > 1 and jnp.issubdtype(value.dtype, jnp.floating)
+        if name and kernel and np.isfinite(value).all():
+            held[id(value)] = one = _made(program, value, name)
+            step = (lax.copy_p, (Held(np.asarray(value)),), {}, [one.slot])
+            program.steps.append(step)
     trees = inputs_tree, jax.tree.structure(shapes)
     whole = function if len(arrays) == len(flat) else own
-    network = _followed(closed, pick, names, roles, whole, trees)
+    network = _followed(closed, program, made, held, roles, whole, trees)
     return _proved(network, variables, example)
 
 
@@ -238,23 +250,14 @@ def _closure(function: Callable, example, roles) -> Network:
         function = jax.vmap(cast(Callable, function))
     symbols, inputs_tree = _symbolic(example)
     closed, shapes = _jaxpr(function, symbols)
-    found = _names_of(function)
-    names, variables, keys = [], {}, {}
-    for i, value in enumerate(closed.consts):
-        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            keys[i] = value  # of dropout that is switched off
-            continue
-        name = found.get(id(value), found.get(_content(value), f"const{i}"))
+    found, variables = _names_of(function), {}
+    for value in _constants(closed).values():
+        name = found.get(
+            id(value), found.get(_content(value), f"const{len(variables)}")
+        )
         while name in variables:
             name = f"{name}#2"
-        names.append(name)
         variables[name] = value
-    # The constants become arguments.
-    held = closed.jaxpr.constvars
-    jaxpr = closed.jaxpr.replace(
-        constvars=[held[i] for i in keys],
-        invars=[v for i, v in enumerate(held) if i not in keys] + closed.jaxpr.invars,
-    )
 
     def pick(variables) -> list:
         missing = sorted(set(names) - set(variables))
@@ -267,20 +270,50 @@ def _closure(function: Callable, example, roles) -> Network:
     def own(variables, inputs):
         """The function with other arrays than it holds."""
         again = jax.make_jaxpr(function)(inputs)
-        values = (variables[name] for name in names)
-        consts = [
-            keys[i] if i in keys else next(values) for i in range(len(closed.consts))
-        ]
-        run = jaxpr_as_fun(ClosedJaxpr(again.jaxpr, consts))
-        return jax.tree.unflatten(
-            jax.tree.structure(shapes), run(*jax.tree.leaves(inputs))
-        )
+        values = dict(zip(_constants(again), map(variables.get, names), strict=True))
+        found = _evaluated(again, values, jax.tree.leaves(inputs))
+        return jax.tree.unflatten(jax.tree.structure(shapes), found)
 
-    rest = ClosedJaxpr(jaxpr, list(keys.values()))
+    names, program = list(variables), Program(pick)
+    made = [_made(program, value, name) for name, value in variables.items()]
+    held = dict(zip(_constants(closed), made, strict=True))
     trees = inputs_tree, jax.tree.structure(shapes)
-    network = _followed(rest, pick, names, roles, own, trees)
+    network = _followed(closed, program, [], held, roles, own, trees)
     network = dataclasses.replace(network, variables=variables)
     return _proved(network, variables, example)
+
+
+def _constants(closed: ClosedJaxpr) -> dict[int, Any]:
+    """The arrays that a jaxpr and the calls in it hold, by identity; but no keys."""
+    found = {
+        id(value): value
+        for value in closed.consts
+        if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    }
+    for eqn in closed.jaxpr.eqns:
+        inside = called(eqn)
+        if inside is not None:
+            found |= _constants(inside)
+    return found
+
+
+def _evaluated(closed: ClosedJaxpr, constants: dict[int, Any], arguments) -> list:
+    """What a jaxpr gives with other constants, by identity."""
+    env: dict[Any, Any] = dict(zip(closed.jaxpr.invars, arguments, strict=True))
+    values = [constants.get(id(value), value) for value in closed.consts]
+    env |= zip(closed.jaxpr.constvars, values, strict=True)
+
+    def look(var):
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for eqn in closed.jaxpr.eqns:
+        given, inside = [look(v) for v in eqn.invars], called(eqn)
+        if inside is None:
+            found = bind(eqn.primitive, given, eqn.params)
+        else:
+            found = _evaluated(inside, constants, given)
+        env.update(zip(eqn.outvars, found, strict=True))
+    return [look(v) for v in closed.jaxpr.outvars]
 
 
 def _content(value):
@@ -291,12 +324,13 @@ def _content(value):
 def _names_of(function) -> dict[Any, str]:
     """The path of every array that a function holds, by its identity and content."""
     found: dict[Any, str] = {}
-    queue, seen = [function], set()
+    queue: list[Any] = [function]
+    seen: dict[int, Any] = {}  # kept, so that no other takes its identity
     while queue:
         owner = queue.pop(0)
         if id(owner) in seen or len(seen) > 1000:
             continue
-        seen.add(id(owner))
+        seen[id(owner)] = owner
         leaves = jax.tree_util.tree_leaves_with_path(_tree_of(owner))
         for path, leaf in leaves:
             if _is_array(leaf):
@@ -371,22 +405,32 @@ def _widened(values: list, least=_SINGLE) -> list:
     ]
 
 
+def _made(program: Program, like, name: str) -> Made:
+    """A variable of the program."""
+    shape = tuple(like.shape)
+    varies = tuple(i for i, n in enumerate(shape) if n != 1)
+    return Made(program.slot(), shape, like.dtype, name, varies)
+
+
 def _followed(
-    closed: ClosedJaxpr, pick: Callable, names: list[str], roles, function, trees
+    closed: ClosedJaxpr,
+    program: Program,
+    made: list[Made],
+    held,
+    roles,
+    function,
+    trees,
 ) -> Network:
-    """The network of a jaxpr whose first arguments are the variables, by name."""
-    program, made, count = Program(pick), [], len(names)
-    for var, name in zip(closed.jaxpr.invars[:count], names, strict=True):
-        shape = tuple(var.aval.shape)
-        varies = tuple(i for i, n in enumerate(shape) if n != 1)
-        made.append(Made(program.slot(), shape, var.aval.dtype, name, varies))
+    """The network of a jaxpr whose first arguments are made by the program, and those
+    of its constants that are held, `{id: Made}`."""
     kinds = [v.aval.dtype for v in closed.jaxpr.invars]
+    kinds += [one.dtype for one in held.values()]
     kinds = [k for k in kinds if jnp.issubdtype(k, jnp.floating)]
     dtype = jnp.result_type(*kinds) if kinds else jnp.dtype(jnp.float32)
-    follower = Follower(program, dtype, roles)
+    follower = Follower(program, dtype, roles, held)
     signals = [
         follower.input(f"input{i}", var.aval)
-        for i, var in enumerate(closed.jaxpr.invars[count:])
+        for i, var in enumerate(closed.jaxpr.invars[len(made) :])
     ]
     graph, aside = grouped(follower, follower.follow(closed, [*made, *signals]))
     graph = _folded(graph, program)

@@ -236,16 +236,23 @@ def test_training_mode_of_other_frameworks():
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
-def test_a_closure_holds_its_variables(kind):
-    """Under the names they have; and the function follows them."""
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit])
+def test_a_closure_holds_its_variables(kind, jit):
+    """Under the names they have, in calls, too; and the function follows them."""
     first, last = kind(W["a"]), kind(W["c"])
-    network = tracing.trace(lambda x: relu(x @ first) @ last, X[:1])
+    inner = jit(lambda x: relu(x @ first))
+    network = tracing.trace(jit(lambda x: inner(x) @ last), X[:1])
     assert network.synapses == ("first", "last")
     doubled = jax.tree.map(lambda x: 2 * x, network.variables)
     for variables, factor in ((network.variables, 1), (doubled, 4)):
         expected = factor * relu(X @ first) @ last
         for found in (network(variables, X), network.function(variables, X)):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    # A backbone that is held, and a head that is given.
+    both = tracing.trace(lambda w, x: inner(x) @ w["c"], {"c": W["c"]}, X[:1])
+    assert both.synapses == ("first", "c")
+    assert both != tracing.trace(lambda w, x: inner(2 * x) @ w["c"], W, X[:1])
+    np.testing.assert_allclose(both({"c": last}, X), relu(X @ first) @ last, atol=1e-5)
 
 
 def test_weights_that_are_made_and_not_finite_are_named():
