@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxburst.devices import data_parallel, evenly, share
+from jaxburst.devices import data_parallel, evenly, optimised, share
 from jaxburst.progress import track
 
 
@@ -81,7 +81,7 @@ def sweep(
       data: a pytree of arrays `[N, ...]`, or of what gives arrays when it is indexed.
       batch_size: images at a time, see `even_size`.
       description: what is being done, for a progress bar; none if empty.
-      options: compiler options.
+      options: compiler options; None for those of what runs a few times.
 
     Yields:
       `(count, found)`: what the function returned, as NumPy arrays, of which the first
@@ -164,7 +164,9 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
 
 def _program(function, weights, size: int, options: dict | None = None) -> Callable:
     """A function of batches of one size, which the devices share."""
-    run = _compiled(function, size, tuple((options or {}).items()))
+    # What runs a few times compiles in three quarters of the time, and runs as fast.
+    options = optimised(1) if options is None else options
+    run = _compiled(function, size, tuple(options.items()))
     shard, replicate = share(size)
     weights = replicate(weights)
     return lambda batch: jax.device_get(run(weights, shard(batch)))

@@ -94,6 +94,17 @@ def one_core_each() -> bool:
     return jax.default_backend() == "cpu" and jax.local_device_count() >= cores()
 
 
+def optimised(level: int) -> dict[str, int]:
+    """Compiler options for a lower level of XLA's optimisation, where that is LLVM's.
+
+    None where JAX is told to optimise still less (`jax_disable_most_optimizations`).
+    """
+    less = jax.config.read("jax_disable_most_optimizations")
+    if less or jax.default_backend() != "cpu":
+        return {}
+    return {"xla_backend_optimization_level": level}
+
+
 def cores() -> int:
     """The CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux

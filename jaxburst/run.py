@@ -34,7 +34,7 @@ from jaxburst.circuit import (
     rest,
 )
 from jaxburst.convert import Spiking
-from jaxburst.devices import one_core_each
+from jaxburst.devices import one_core_each, optimised
 from jaxburst.graph import Neuron, images_first
 from jaxburst.model import Model
 from jaxburst.network import Network
@@ -349,6 +349,4 @@ def compiler_options(network: Network) -> dict[str, int]:
     instead, with gathers. Where most neurons are in such layers, as in CIFAR's ResNets,
     a lower level of optimisation saves a tenth of the time; wider networks lose by it.
     """
-    if jax.default_backend() != "cpu" or not narrow(network):
-        return {}
-    return {"xla_backend_optimization_level": 2}
+    return optimised(2) if narrow(network) else {}

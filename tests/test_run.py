@@ -216,7 +216,7 @@ def test_what_cannot_be_evaluated_is_refused(labelled):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
 @pytest.mark.parametrize("channels, level", [(16, 2), (32, None)])
-def test_narrow_networks_are_compiled_otherwise(channels, level):
+def test_narrow_networks_are_compiled_otherwise(optimised, channels, level):
     layers = nn.Conv(channels, (1, 1)), nn.relu, nn.Conv(64, (1, 1), 4), nn.relu
     module = nn.Sequential(layers)
     images = np.ones((1, 16, 16, 3), np.float32)
