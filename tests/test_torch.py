@@ -158,6 +158,14 @@ def reductions(x):
     )
 
 
+def put(x):
+    y = torch.zeros_like(x)
+    y[:, 1:, :2] = x[:, :-1, 1:3]
+    y[:, 0] = 2 * x[:, 1]
+    y[:, :, [0, 3]] = x[:, :, [1, 1]]
+    return y
+
+
 def shapes(x):
     batch = x.shape[0]
     return (
@@ -176,6 +184,7 @@ def shapes(x):
         + [torch.cat([x, torch.zeros(batch, 2, 7, 9)], 1), torch.zeros_like(x) + 1]
         + [x.gather(1, x.argmax(1, keepdim=True)), x.index_select(1, torch.tensor([1]))]
         + [F.pixel_shuffle(x, 2), F.pixel_unshuffle(x[:, :, :6, :8], 2)]
+        + [F.fold(F.unfold(x, (3, 2), stride=2), (7, 9), (3, 2), stride=2), put(x)]
         + [
             torch.einsum("bchw,bdhw->bcd", x, x),
             torch.meshgrid(x[0, 0, 0], x[0, 0, 1])[0],

@@ -910,13 +910,23 @@ def _slice_scatter(x, src, dim=0, start=None, end=None, step=1):
     return src if whole else x.at[where].set(src)
 
 
-@_aten("index")
-def _index(x, indices):
+def _places(indices):
     if any(i is not None and i.dtype == bool for i in indices):
         raise ValueError(
             "indexing by a mask gives a shape that depends on values: use torch.where"
         )
-    return x[tuple(slice(None) if i is None else i for i in indices)]
+    return tuple(slice(None) if i is None else i for i in indices)
+
+
+@_aten("index")
+def _index(x, indices):
+    return x[_places(indices)]
+
+
+@_aten("index_put")
+def _index_put(x, indices, values, accumulate=False):
+    at = x.at[_places(indices)]
+    return at.add(values) if accumulate else at.set(values)
 
 
 @_aten("gather")
