@@ -154,6 +154,7 @@ class _Uses(_Reads):
                 raise ValueError(
                     f"{self.saved}: does not hold its trained network; give --network"
                     + (f" {named}, if you trust it" if named else "")
+                    + ", and the --weights of a Python function"
                 )
         source = Unread(self.network or str(named), self.weights).open(
             checkpoint.example(described["nodes"])
@@ -605,7 +606,7 @@ def table(report: dict[str, Any]) -> str:
     note = "energy: up to the step, over the trained network's; spikes: of an image"
     if share:
         low, high = interval(last, count)
-        note += f"; 95 % of such samples: {max(low, 0):.2%} .. {high:.2%}"
+        note += f"; 95 % interval of the last step: {max(low, 0):.2%} .. {high:.2%}"
     return "\n".join([*lines, note])
 
 
@@ -676,6 +677,8 @@ def _listed(kind: str, data: dict[str, Any]) -> Found:
     """Data with a line for each; tables with one for each row."""
     lines = [kind]
     for key, value in data.items():
+        if value is False or value == []:
+            continue
         if key == "program":
             value = f"{len(value.splitlines())} lines of Python"
         elif key == "report":

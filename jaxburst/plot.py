@@ -359,6 +359,10 @@ def accuracy(
     doubling(axes, "time step" if energy is None else f"{unit} (marks: {marks})")
     if energy is not None and min(seen, default=0) > 0:
         axes.set_xlim(min(seen) / 1.15, max(seen) * 1.15)
+        if max(seen) < 4 * min(seen):  # marks that double would be one or two
+            from matplotlib.ticker import MaxNLocator
+
+            axes.xaxis.set_major_locator(MaxNLocator(5))
     _legend(axes)
     return axes
 
