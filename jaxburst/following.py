@@ -77,7 +77,7 @@ _FUNCTIONS = frozenset(
 )
 AT_END = frozenset(("argmax", "argmin", "top_k", "sort"))
 """What may be set aside behind an output, and nowhere else."""
-_INFERENCE = (
+INFERENCE = (
     "put the network into inference mode (Linen: train=False, deterministic=True, "
     "use_running_average=True; NNX: model.eval(); Equinox: "
     "eqx.nn.inference_mode(model); Haiku: is_training=False)"
@@ -176,7 +176,7 @@ class Follower:
         eqn = self.at.eqn
         name = eqn.primitive.name
         if name.startswith(_RANDOM):
-            self.refuse(f"draws random numbers, as in training: {_INFERENCE}")
+            self.refuse(f"draws random numbers, as in training: {INFERENCE}")
         inner = called(eqn)
         if inner is not None:
             label = eqn.params.get("name")
@@ -689,7 +689,7 @@ class Follower:
             if all(is_number(n) for n in var.aval.shape):
                 self.refuse(
                     "mixes the images of a batch, as batch normalisation does in "
-                    f"training: {_INFERENCE}"
+                    f"training: {INFERENCE}"
                 )
 
     def wire(self, values, params=None, affine: bool = True) -> list[Signal]:
@@ -868,7 +868,8 @@ def framework(path: str) -> bool:
     return any(part in path for part in known)
 
 
-_COLLECTIONS = ("params", "batch_stats", "value", "raw_value", "get_value")
+_COLLECTIONS = ("params", "batch_stats")
+_HELD_BY = ("value", "raw_value", "get_value")  # of a variable of NNX, which is last
 
 
 def _owner(root: str | None) -> str | None:
@@ -876,4 +877,6 @@ def _owner(root: str | None) -> str | None:
     if root is None:
         return None
     parts = [part for part in root.split("/") if part not in _COLLECTIONS]
+    while parts and parts[-1] in _HELD_BY:
+        parts.pop()
     return "/".join(parts[:-1] or parts) or None

@@ -8,8 +8,9 @@ A node has one of five roles, or is an input:
 * `Pool`: a maximum, over windows or axes.
 * `Product`: of two signals, linear in each.
 
-`read` visits nodes with the values of those they read. A reading (the conventional network, a
-spiking time step, fan-outs, ...) is one function that is called for every node:
+`read` visits nodes with the values of those they read. A reading (the conventional
+network, a spiking time step, fan-outs, ...) is one function that is called for every
+node:
 
     def visit(node, *values): ...
     outputs = read(graph, visit, *inputs)

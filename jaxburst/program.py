@@ -140,6 +140,11 @@ class SynapseUse:
     def operands(self):
         return [self.kernel, *(value for _, value, _ in self.folds)]
 
+    @property
+    def biased(self) -> bool:
+        """Whether something is added; else the bias is zero, and no parameter."""
+        return any(name in ("add", "sub") for name, _, _ in self.folds)
+
     def text(self) -> str:
         folds = [(name, position) for name, _, position in self.folds]
         return repr((self.features, self.axis, folds, _texts(self.operands())))

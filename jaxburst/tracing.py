@@ -28,7 +28,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxburst import sizes
 from jaxburst.checks import door
-from jaxburst.following import Follower, called, framework
+from jaxburst.following import INFERENCE, Follower, called, framework
 from jaxburst.graph import (
     Constant,
     Graph,
@@ -213,7 +213,10 @@ def _jaxpr(function: Callable, *arguments):
     try:
         closed = sizes.unified(found[0][0], found[1][0], symbol)
     except sizes.Differs:
-        raise Refused(f"{_line(failed)}: {depends}") from failed
+        raise Refused(
+            f"{_line(failed)}: {depends}; if it is batch normalisation in training, "
+            f"{INFERENCE}"
+        ) from failed
     return closed, found[0][1]
 
 
@@ -447,8 +450,11 @@ def _proved(network: Network, variables, example) -> Network:
     program = network.program
     made = jax.eval_shape(program.make, program.pick(variables))
     for name, own in made.items():
-        sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
-        program.parameters[name] = sum(sizes)
+        use = program.uses[name]
+        if isinstance(use, SynapseUse) and not use.biased:
+            own = own.kernel
+        parts = (math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
+        program.parameters[name] = sum(parts)
     prove(network, variables, example)
     for position, what in network.aside.items():
         warnings.warn(

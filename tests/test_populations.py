@@ -346,6 +346,19 @@ def test_one_population_for_each_module():
     assert groups.neurons == ("silu0",) and not groups.graph.of(Product)
 
 
+def test_a_synapse_is_called_like_its_layer_and_has_its_parameters():
+    """Also where a layer is called `value`, or has no bias; the others are sums."""
+    module = nn.MultiHeadDotProductAttention(2, use_bias=False)
+    apply, variables, tokens = of_linen(module, TOKENS[:, None])
+
+    def function(variables, tokens):
+        return jax.nn.relu(apply(variables, tokens))
+
+    network = trace(function, variables, tokens)
+    own = dict.fromkeys(("query", "key", "value", "out"), 36)
+    assert network.program.parameters == own
+
+
 def one_of(y):
     return jax.nn.softmax(y)[:, 0, :1]
 

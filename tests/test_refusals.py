@@ -198,6 +198,18 @@ def test_layers_of_flax_that_are_refused(name):
     assert re.search(rf"{__file__}:\d+ \(Block.__call__\)", message)
 
 
+def test_training_mode_beside_the_number_of_images():
+    """`len(x)` hides from a trace that it is the batch that is averaged over."""
+    module, images = nn.BatchNorm(use_running_average=False), nets.images(4)
+    variables = module.init(jax.random.key(0), images)
+
+    def apply(variables, x):
+        x, _ = module.apply(variables, x, mutable=["batch_stats"])
+        return relu(x.reshape(len(x), -1))
+
+    assert "use_running_average=True" in refusal(apply, variables, images)
+
+
 def test_training_mode_of_other_frameworks():
     """The message says which flag to set."""
     images = nets.images(4)

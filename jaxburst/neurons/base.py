@@ -1,9 +1,9 @@
 """The protocol of neurons, and what they share.
 
 A kind of neuron is a frozen dataclass: hashable, static configuration, with the methods
-of `Neuron`. A new kind is one file that subclasses it; nothing that simulates asks what kind a
-neuron is. What belongs to one population is data, a `Threshold`, and what changes over
-time is a state, a pytree of arrays `[B, ...]` that the neuron alone reads.
+of `Neuron`. A new kind is one file that subclasses it; nothing that simulates asks what
+kind a neuron is. What belongs to one population is data, a `Threshold`, and what
+changes over time is a state, a pytree of arrays `[B, ...]` that the neuron alone reads.
 
 What travels between populations is whole numbers of spikes; `n` spikes of a neuron with
 threshold `θ` carry the charge `worth(t) θ n`. Potentials, currents and thresholds are
