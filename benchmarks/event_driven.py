@@ -19,16 +19,17 @@ the constants of ImageNet.
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import jax
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+
+import common
 import numpy as np
 import onnx
 import onnxruntime
@@ -124,7 +125,7 @@ int main(int argc, char **argv) {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
-    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="folder of others' state dicts")
     parser.add_argument("--images", type=int, default=10000, help="for the accuracy")
     parser.add_argument("--timed", type=int, default=20, help="images that are timed")
@@ -132,98 +133,76 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/event"), help=work)
     parser.add_argument("--out", type=Path, default=Path("results/event_driven"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    folder = common.prepare_folder(options.out)
     for name in options.networks:
         record = {"network": name, **measure(name, options), "provenance": machine()}
-        path = options.out / f"{name}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        common.write(folder / f"{name}.json", record)
         show(record)
-    draw(options.out)
+    draw(folder)
 
 
 def draw(folder: Path) -> None:
     """All records of a folder: time of a frame over what changes in it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    _, axes = plt.subplots(figsize=(6, 4))
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        dense, streams = record["dense"]["int8_seconds"], record["streams"]
-        shares = [100 * row["activations"] for row in streams]
-        axes.plot(shares, [row["seconds"] / dense for row in streams], ".-",
-                  label=record["network"])  # fmt: skip
-    axes.axhline(1, color="black", linewidth=1, label="int8 in onnxruntime")
-    axes.axvline(2, color="grey", linewidth=0.5)
-    axes.set(xscale="log", yscale="log", xlabel="activations that change (%)",
-             ylabel="time of a frame, over the dense network's")  # fmt: skip
-    axes.set_xlim(0.08, 100)
-    axes.legend(frameon=False)
-    plt.savefig(folder / "event_driven.png", dpi=120, bbox_inches="tight")
+    with common.figure(folder / "event_driven.png", figsize=(6, 4)) as (_, axes):
+        for path in sorted(folder.glob("*.json")):
+            record = json.loads(path.read_text())
+            dense, streams = record["dense"]["int8_seconds"], record["streams"]
+            shares = [100 * row["activations"] for row in streams]
+            times = [row["seconds"] / dense for row in streams]
+            axes.plot(shares, times, label=record["network"])
+        axes.axhline(1, color="black", lw=1, label="int8 in onnxruntime")
+        axes.axvline(2, color="grey", lw=0.5)
+        axes.set(xscale="log", xlabel="activations that change (%)", xlim=(0.08, 100))
+        axes.set(yscale="log", ylabel="time of a frame, over the dense network's")
+        axes.legend()
 
 
 def machine() -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((x.split(": ")[1] for x in lines if x.startswith("model name")), "")
     cc = subprocess.run(["cc", "--version"], capture_output=True, text=True).stdout
-    return {
-        "processor": model, "python": platform.python_version(),
-        "cc": cc.split("\n")[0], "flags": "-O3 -march=native", "seed": 0,
-        "jaxburst": jb.__version__, "jax": jax.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }  # fmt: skip
-
-
-@functools.cache
-def read(data: str, folder: str):
-    return jb.data.load(data, folder, validation=0)
+    compiler = {"cc": cc.split("\n")[0], "flags": "-O3 -march=native", "seed": 0}
+    return common.provenance("onnxruntime") | {"processor": model} | compiler
 
 
 def load(name: str, options):
-    """`(network, variables, images to calibrate on, test images, labels)`."""
+    """`(network, variables, images to calibrate on, test images and labels)`."""
     arch, data = name.split("-")
-    dataset = read(data, options.data_dir)
+    source, released = common.Source(arch, data_dir=options.data_dir), None
     if name in jb.released.names():
-        module, variables = jb.pretrained(name)
+        released = jb.pretrained(name)[1]
     else:
-        dataset = dataset.with_normalisation(MEAN, STD)
-        module = jb.zoo.NETWORKS[arch](dataset.classes)
         path = options.weights / f"{arch}_{data}.safetensors"
-        variables = jb.load_pytorch(module, path, dataset.test[:1].inputs).variables
+        source = dataclasses.replace(source, torch_weights=path, mean=MEAN, std=STD)
+    dataset, module, variables = source.load(data, 0)
+    variables = released or variables
+    network = common.trace(module, variables, dataset)
     test = dataset.test[: options.images]
     some, images = np.asarray(dataset.train[:400].inputs), np.asarray(test.inputs)
-    network = jb.trace(module.apply, variables, images[:1])
-    return network, variables, some, images, test.labels
+    return network, variables, some, images, np.asarray(test.labels)
 
 
 def measure(name: str, options) -> dict:
     network, variables, some, images, labels = load(name, options)
-    labels = np.asarray(labels)
     integers, float_right, int_right = converted(
         name, network, variables, some, images, labels, options.work
     )
-    ann = jax.jit(network)
-    logits = [np.asarray(ann(variables, images[i : i + 100])) for i in
-              range(0, len(images), 100)]  # fmt: skip
-    right = np.concatenate(logits).argmax(-1) == labels
+    right = common.outputs(network, variables, images).argmax(-1) == labels
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         program = build(integers, folder)
         whole = integers.quantised(images)[0]
+        lost = float_right * 1.0 - int_right
         accuracy = {
             "images": len(images),
             "ann": percent(right),
             "spikes": [percent(x) for x in float_right],
             "integers": [percent(x) for x in int_right],
-            "cost": [100 * float((a * 1.0 - b).mean()) for a, b in
-                     zip(float_right, int_right, strict=True)],
+            "cost": [100 * float(x.mean()) for x in lost],
             "cost_standard_error": [
-                100 * float((a * 1.0 - b).std() / len(labels) ** 0.5)
-                for a, b in zip(float_right, int_right, strict=True)
+                100 * float(x.std() / len(labels) ** 0.5) for x in lost
             ],
-        }  # fmt: skip
+        }
         rng = np.random.default_rng(0)
         chosen = rng.choice(len(images), options.timed, replace=False)
         per_step = [float(x) for x in program("time", whole[chosen], 5).split()]
@@ -234,14 +213,9 @@ def measure(name: str, options) -> dict:
             took, events = map(
                 float, program("stream", integers.quantised(frames)[0], 20).split()
             )
-            streams.append(
-                {
-                    "part": part,
-                    "pixels": side * side / (images.shape[1] * images.shape[2]),
-                    "activations": events / neurons,
-                    "seconds": took,
-                }
-            )
+            pixels = side * side / (images.shape[1] * images.shape[2])
+            row = {"part": part, "pixels": pixels, "activations": events / neurons}
+            streams.append(row | {"seconds": took})
         dense = opponents(network, variables, some, images, labels, chosen, folder)
         sizes = flash_and_ram(integers, folder)
     streams.sort(key=lambda row: row["activations"])
@@ -276,22 +250,14 @@ def converted(name: str, network, variables, some, images, labels, work: Path):
             found = program("outputs", integers.quantised(images)[0], 1)
         outputs = np.frombuffer(found, np.int32).reshape(STEPS, len(images), -1)
         own = outputs.argmax(-1) == labels
-        np.save(right, [hits(model, spiking, images, labels), own])
+        data = images, labels
+        spikes, _ = common.scores(model, spiking, data, STEPS, jb.evaluation.top1)
+        np.save(right, [spikes > 0, own])
     return Integers.load(path), *np.load(right)
 
 
 def percent(right) -> float:
     return 100 * float(np.mean(right))
-
-
-def hits(model, spiking, images, labels) -> np.ndarray:
-    """Which images are right after each step, `[T, N]`."""
-    run = jax.jit(lambda x: jb.simulate(model, spiking, x, STEPS).logits)
-    found = [
-        np.asarray(run(images[i : i + 100])).argmax(-1) == labels[i : i + 100]
-        for i in range(0, len(images), 100)
-    ]
-    return np.concatenate(found, 1)
 
 
 def build(integers, folder: Path):
@@ -483,4 +449,4 @@ def show(record: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)
