@@ -61,6 +61,7 @@ from jaxburst.io.files import write
 from jaxburst.io.sealed import WRONG, seal, unseal
 from jaxburst.model import Model
 from jaxburst.neurons import Burst, Refining, SigmaDelta
+from jaxburst.text import aligned
 from jaxburst.units import shifts
 
 FORMAT = "jaxburst integers 1"
@@ -247,6 +248,14 @@ class Integers:
         for source, target, _ in self.links:
             if place[source] >= place[target]:
                 raise ValueError(f"{target}: comes before {source}, which it reads")
+
+    def __repr__(self) -> str:
+        rows = [("name", "kind", "shape", "largest", "bits of threshold")]
+        for part in self.parts:
+            shape = "x".join(map(str, part.shape[1:])) if part.shape else ""
+            bits = part.bits if part.kind == "neuron" else ""
+            rows.append((part.name, part.kind, shape, part.count or "", bits))
+        return aligned(rows, left=2)
 
     def __getitem__(self, name: str) -> Part:
         return self._by_name[name]
