@@ -869,9 +869,9 @@ class _Builder:
     def input(self, node: Node, value: np.ndarray) -> None:
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(
-                f"{node.name}: whole numbers that are looked up, as by an embedding, "
-                "have no integer form; trace the network behind the embedding, and "
-                "give it the vectors"
+                f"{node.name}: whole numbers that the function looks up or normalises "
+                "have no integer form; trace the network behind that, and give it the "
+                "vectors of an embedding, or normalised pixels"
             )
         unit = max(float(np.abs(value).max()), 1e-30) / RANGE
         self.add(
