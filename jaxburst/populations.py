@@ -35,11 +35,11 @@ from jaxburst.network import Refused
 from jaxburst.program import Signal
 
 _DRIVE = "drive"
-_HEADS = AT_END.union("exp exp2 log log1p logistic tanh is_finite erf_inv".split())
+_HEADS = AT_END.union("exp exp2 log log1p logistic tanh erf_inv".split())
 _AFTER_HEAD = frozenset(
     """max min sub add div mul neg reduce_sum reduce_max not broadcast_in_dim reshape
     convert_element_type select_n squeeze eq ne gt ge lt le transpose slice copy
-    concatenate and or""".split()
+    concatenate and or is_finite""".split()
 )
 _SCALES = ("mul", "div", "add", "sub", "neg", "add_any")
 _MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice")
@@ -263,6 +263,8 @@ class _Groups:
         kind = kinds[heads[0]]
         if kind == "exp" and "div" in kinds.values():
             kind = "softmax" if "reduce_sum" in kinds.values() else "logistic"
+        elif kind == "exp" and "log" in kinds.values():
+            kind = "log_softmax"
         kind = {"logistic": "sigmoid"}.get(kind, kind)
         what = self.follower.places[heads[0]].call or kind
         before, node = self.above[drive], self.nodes[drive]
