@@ -249,7 +249,10 @@ def _closure(function: Callable, example, roles) -> Network:
         )
     if not callable(function):
         raise TypeError(f"trace: expected a function or a module, found {function!r}")
-    if dataclasses.is_dataclass(function):  # Equinox: a module takes one image
+    inner = function  # of Equinox a module takes one image, what filter_vmap makes all
+    while dataclasses.is_dataclass(inner) and hasattr(inner, "__wrapped__"):
+        inner = None if "Vmap" in type(inner).__name__ else inner.__wrapped__
+    if dataclasses.is_dataclass(inner):
         function = jax.vmap(cast(Callable, function))
     symbols, inputs_tree = _symbolic(example)
     closed, shapes = _jaxpr(function, symbols)

@@ -8,6 +8,7 @@ import inspect
 import re
 import warnings
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -265,6 +266,17 @@ def test_a_closure_holds_its_variables(kind, jit):
     assert both.synapses == ("first", "c")
     assert both != tracing.trace(lambda w, x: inner(2 * x) @ w["c"], W, X[:1])
     np.testing.assert_allclose(both({"c": last}, X), relu(X @ first) @ last, atol=1e-5)
+
+
+def test_wrappers_of_equinox_take_what_they_wrap():
+    """A module one image, and what is vmapped all."""
+    module = eqx.nn.MLP(6, 3, 4, 1, key=jax.random.key(0))
+    many = lambda x: jax.vmap(module)(x)  # noqa: E731
+    jit = eqx.filter_jit
+    for spelled in (module, jit(module), jit(many), eqx.filter_vmap(module)):
+        network = tracing.trace(spelled, X[:1])
+        assert len(network.synapses) == 2
+        np.testing.assert_allclose(network(network.variables, X), many(X), atol=1e-6)
 
 
 def test_weights_that_are_made_and_not_finite_are_named():
