@@ -249,9 +249,11 @@ def _closure(function: Callable, example, roles) -> Network:
         )
     if not callable(function):
         raise TypeError(f"trace: expected a function or a module, found {function!r}")
-    inner = function  # of Equinox a module takes one image, what filter_vmap makes all
+    # Of Equinox a module takes one image, what filter_vmap makes of it all.
+    inner: Any = function
     while dataclasses.is_dataclass(inner) and hasattr(inner, "__wrapped__"):
-        inner = None if "Vmap" in type(inner).__name__ else inner.__wrapped__
+        batched = "Vmap" in type(inner).__name__
+        inner = None if batched else getattr(inner, "__wrapped__")  # noqa: B009
     if dataclasses.is_dataclass(inner):
         function = jax.vmap(cast(Callable, function))
     symbols, inputs_tree = _symbolic(example)
