@@ -99,7 +99,7 @@ WORDS = {
 """Words out of a list."""
 
 CLASSES = {
-    "cost": ("jaxburst.costs:Cost", "a Cost", ""),
+    "cost": ("jaxburst.energy.costs:Cost", "a Cost", ""),
     "graph": ("jaxburst.graph:Graph", "a Graph", "network.graph is one"),
     "integers": ("jaxburst:Integers", "what to_integers returns", ""),
     "mapping": ("collections.abc:Mapping", "a dictionary, {label: ...}", ""),

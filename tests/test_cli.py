@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import jaxburst as jb
-from jaxburst import cli, progress, sources
+from jaxburst import progress
+from jaxburst.cli import commands as cli
+from jaxburst.cli import sources
 
 MODULE = """
 import flax.linen as nn

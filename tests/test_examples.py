@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import jaxburst as jb
-from jaxburst import costs, traffic
+from jaxburst import traffic
+from jaxburst.energy import costs
 
 
 def _modules():

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxburst import energy
 from jaxburst.convert import convert
-from jaxburst.costs import LEMAIRE, Cost, Memory
+from jaxburst.energy.costs import LEMAIRE, Cost, Memory
 from jaxburst.evaluation import evaluate
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate

@@ -24,7 +24,7 @@ The conventional network counts the same taps, so operations = mean events per p
 multiply-accumulates wherever every place reaches as many synapses.
 """
 
-from jaxburst.costs import (
+from jaxburst.energy.costs import (
     HOROWITZ_FP32,
     HOROWITZ_INT8,
     LEMAIRE,
@@ -43,8 +43,8 @@ from jaxburst.energy.pricing import (
     joules,
     prices,
 )
+from jaxburst.energy.reaching import Reach, reach
 from jaxburst.energy.table import Report, break_even, relative, report
-from jaxburst.reach import Reach, reach
 
 UNITS = ("quanta", "events", "digits")
 

@@ -9,10 +9,10 @@ import numpy as np
 from jax import lax
 
 from jaxburst.checks import door
-from jaxburst.costs import FUNCTIONS
+from jaxburst.energy.costs import FUNCTIONS
+from jaxburst.energy.reaching import reach
 from jaxburst.graph import Graph, Input, Neuron, Node, Product, Synapse
 from jaxburst.network import Network
-from jaxburst.reach import reach
 from jaxburst.traffic import Traffic
 
 Events = dict[str, Any]

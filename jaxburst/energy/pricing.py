@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxburst.checks import door
-from jaxburst.costs import HOROWITZ_FP32, Cost
+from jaxburst.energy.costs import HOROWITZ_FP32, Cost
 from jaxburst.energy.counting import (
     Events,
     counted,
@@ -19,11 +19,11 @@ from jaxburst.energy.counting import (
     kernel_of,
     size_of,
 )
+from jaxburst.energy.reaching import reach
 from jaxburst.graph import Graph, Neuron, Node, Pool, Product, Synapse
 from jaxburst.model import Model
 from jaxburst.network import Network
 from jaxburst.neurons import Threshold
-from jaxburst.reach import reach
 
 COLUMNS = (
     "operations", "weights", "potentials", "events", "neurons", "sums", "pools"

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from jaxburst.checks import door
-from jaxburst.costs import HOROWITZ_FP32, Cost
+from jaxburst.energy.costs import HOROWITZ_FP32, Cost
 from jaxburst.energy.counting import Events, depth, size_of
 from jaxburst.energy.pricing import (
     COLUMNS,

@@ -36,13 +36,13 @@ import numpy as np
 
 import jaxburst as jb
 from jaxburst.batching import sweep
+from jaxburst.cli.sources import Data, Source, Unread, read_data, zeros
 from jaxburst.evaluation import Curves
 from jaxburst.graph import Input
 from jaxburst.io import artefact, checkpoint, events, files, integers
 from jaxburst.io.artefact import free
 from jaxburst.io.sealed import is_sealed, unseal
 from jaxburst.plot import interval
-from jaxburst.sources import Data, Source, Unread, read_data, zeros
 
 Presets = Literal["refining", "paper", "once", "if"]
 Targets = Literal["artefact", "integers", "c", "nir", "events"]

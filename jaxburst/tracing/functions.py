@@ -26,9 +26,7 @@ from jax import export, lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxburst import sizes
 from jaxburst.checks import door
-from jaxburst.following import INFERENCE, Follower, called, framework
 from jaxburst.graph import (
     Constant,
     Graph,
@@ -40,9 +38,11 @@ from jaxburst.graph import (
     is_number,
 )
 from jaxburst.network import Network, Refused
-from jaxburst.populations import grouped
-from jaxburst.program import Held, Made, Program, SynapseUse, bind
-from jaxburst.proofs import prove
+from jaxburst.tracing import sizes
+from jaxburst.tracing.following import INFERENCE, Follower, called, framework
+from jaxburst.tracing.populations import grouped
+from jaxburst.tracing.program import Held, Made, Program, SynapseUse, bind
+from jaxburst.tracing.proofs import prove
 
 __all__ = ["trace"]
 

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxburst.following import AT_END, ROUNDS, Follower
 from jaxburst.graph import (
     Constant,
     Graph,
@@ -32,7 +31,8 @@ from jaxburst.graph import (
     routes,
 )
 from jaxburst.network import Refused
-from jaxburst.program import Signal
+from jaxburst.tracing.following import AT_END, ROUNDS, Follower
+from jaxburst.tracing.program import Signal
 
 _DRIVE = "drive"
 _HEADS = AT_END.union("exp exp2 log log1p logistic tanh erf_inv".split())

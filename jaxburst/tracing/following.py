@@ -9,8 +9,8 @@ a product. What has no spiking meaning is refused by name.
 from __future__ import annotations
 
 import itertools
-import os
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -33,7 +33,7 @@ from jaxburst.graph import (
     is_number,
 )
 from jaxburst.network import Refused
-from jaxburst.program import (
+from jaxburst.tracing.program import (
     Held,
     Made,
     Program,
@@ -864,7 +864,7 @@ def _source(eqn) -> str:
 
 def framework(path: str) -> bool:
     """Whether a file is not the user's own."""
-    known = ("site-packages", "dist-packages", os.path.dirname(__file__))
+    known = ("site-packages", "dist-packages", str(Path(__file__).parents[1]))
     return any(part in path for part in known)
 
 
