@@ -253,8 +253,9 @@ class Integers:
         rows = [("name", "kind", "shape", "largest", "bits of threshold")]
         for part in self.parts:
             shape = "x".join(map(str, part.shape[1:])) if part.shape else ""
-            bits = part.bits if part.kind == "neuron" else ""
-            rows.append((part.name, part.kind, shape, part.count or "", bits))
+            bits = str(part.bits) if part.kind == "neuron" else ""
+            count = str(part.count) if part.count else ""
+            rows.append((part.name, part.kind, shape, count, bits))
         return aligned(rows, left=2)
 
     def __getitem__(self, name: str) -> Part:
