@@ -380,6 +380,7 @@ ENDS = {  # a function, its name if it is set aside, and what comes out instead
     ),
     "features": (jax.nn.silu, None, jax.nn.silu),
     "one of them": (one_of, None, one_of),
+    "sum": (lambda y: y + jax.nn.sigmoid(y), None, lambda y: y + jax.nn.sigmoid(y)),
 }
 
 

@@ -257,7 +257,8 @@ class _Groups:
         fits = fits and not any(isinstance(one, Operand) for one in held)
         shapes = {self.nodes[one].shape for one in (drive, name)}
         fits = fits and (len(shapes) == 1 or AT_END.intersection(kinds.values()))
-        if not fits or any(self.gates(node, drive) for node in inside.values()):
+        logs = {"log", "reduce_sum"} <= set(kinds.values())
+        if not fits or any(self.gates(node, drive, logs) for node in inside.values()):
             return name, ""
         falling = self.falling(drive, inside)[name]
         kind = kinds[heads[0]]
@@ -280,12 +281,13 @@ class _Groups:
         self.add(Node(new, role, (drive,), node.shape, node.source))
         return new, what
 
-    def gates(self, node: Node, drive: str) -> bool:
-        """Whether a node multiplies two signals, as SiLU does, `x sigmoid(x)`."""
-        two = len(node.inputs) == 2
-        if _primitive(node) == "div":
+    def gates(self, node: Node, drive: str, logs: bool) -> bool:
+        """Whether a node multiplies two signals, as SiLU does, `x sigmoid(x)`, or adds
+        them and is no logarithm of a softmax, which is a difference of two."""
+        two, kind = len(node.inputs) == 2, _primitive(node)
+        if kind == "div":
             return two and node.inputs[0] == drive
-        return two and _primitive(node) == "mul"
+        return two and (kind == "mul" or kind in ("add", "add_any", "sub") and not logs)
 
     def falling(self, drive: str, inside: dict[str, Node]) -> dict[str, bool]:
         """Whether nodes fall where the drive rises."""
