@@ -185,7 +185,7 @@ def test_refusals_name_what_and_what_instead():
     refused("relu.*2.31.*fewer steps.*smaller gamma", many, steps=2**16)
     words = case("embedding")
     refused(
-        "input0: .*embedding.*vectors", words.model(SIGNED), words.inputs,
+        "input0: .*vectors of an embedding", words.model(SIGNED), words.inputs,
         spiking=words.spiking(SIGNED),
     )  # fmt: skip
 
