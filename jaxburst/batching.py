@@ -164,7 +164,7 @@ def at_once(function: Callable[[Any, Any], Any], weights: Any, inputs: Any) -> A
 
 def _program(function, weights, size: int, options: dict | None = None) -> Callable:
     """A function of batches of one size, which the devices share."""
-    # What runs a few times compiles in three quarters of the time, and runs as fast.
+    # Compiling is most of what runs a few times; a lower level takes less of it.
     options = optimised(1) if options is None else options
     run = _compiled(function, size, tuple(options.items()))
     shard, replicate = share(size)
