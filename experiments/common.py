@@ -80,9 +80,8 @@ class Source:
 
     Attributes:
       arch: the network.
-      checkpoint: a folder of trained weights (`OUT/training` of another run) to use
-        instead of training.
-      torch_weights: a PyTorch state dict (.safetensors) to use instead of training.
+      checkpoint: a folder of trained weights (`OUT/training` of another run).
+      torch_weights: weights of a PyTorch state dict (.safetensors).
       mean: of the image channels, if the weights were trained with other constants.
       std: of the image channels, if the weights were trained with other constants.
       data_dir: folder of the prepared dataset; it is downloaded there if missing.

@@ -51,8 +51,9 @@ class Config(common.Experiment, jb.Recipe):
 
     Attributes:
       source: which network, with which weights and data.
-      epochs: passes over the training images, to train; Li and Zeng take 300. Without,
-        the network is loaded: the released one, or that of the weights given.
+      epochs: passes over the training images, to train, from the weights if any are
+        given; Li and Zeng take 300. Without, the network is loaded: the released one,
+        or that of the weights given.
       resume: continue the training in `out` where it stopped.
       validation: training images held out of training, to watch it; 0 trains on all.
       train_limit: number of training images; all of them if not given.
@@ -70,8 +71,6 @@ class Config(common.Experiment, jb.Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.epochs and (self.source.checkpoint or self.source.torch_weights):
-            raise ValueError("give --epochs to train or weights to load, not both")
         if self.epochs:
             self.recipe(self.batch_size)
 
@@ -118,7 +117,7 @@ def _loaded(name: str, config: Config, folder: Path):
 def _trained(name: str, config: Config, folder: Path):
     with checkpoints.opened(folder, config.resume):
         pass  # an occupied folder is refused before data are read
-    dataset, module, _ = config.source.load(name, config.validation)
+    dataset, module, given = config.source.load(name, config.validation)
     train = dataset.train[: config.train_limit]
     arch = config.source.arch
     print(f"training {arch} on {len(train):,} images, {config.epochs} epochs")
@@ -129,6 +128,7 @@ def _trained(name: str, config: Config, folder: Path):
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), decayed)
     variables, _ = jb.fit(
         *(module, train, recipe),
+        variables=given,
         optimiser=optimiser,
         validation=dataset.validation if config.validation else None,
         directory=folder,

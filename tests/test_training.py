@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -486,6 +487,22 @@ def test_a_finished_run_is_returned(run, uninterrupted, monkeypatch):
     variables, history = train(run, resume=True)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
     assert [row["step"] for row in history] == [5, 10, 15]
+
+
+def test_trains_further_from_given_variables(tmp_path, uninterrupted):
+    given = jax.tree.map(np.asarray, uninterrupted[0])
+    still = dataclasses.replace(RECIPE, learning_rate=1e-30, seed=5)
+    variables, history = train(tmp_path, still, variables=given)
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], given["params"])
+    assert history[0]["loss"] == pytest.approx(uninterrupted[1][-1]["loss"], rel=0.3)
+    half = jax.tree.map(np.float16, given)
+    chex.assert_trees_all_equal_dtypes(train(recipe=still, variables=half)[0], given)
+    with pytest.raises(ValueError, match="another run, with other variables at its st"):
+        train(tmp_path, still, variables=half, resume=True)
+    with pytest.raises(
+        ValueError, match=r"variables: params/conv0/kernel: expected \("
+    ):
+        train(variables={"batch_stats": given["batch_stats"]})
 
 
 def test_restore_reads_the_network_back(run, uninterrupted):

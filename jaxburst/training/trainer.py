@@ -56,6 +56,7 @@ def fit(
     split: Split | tuple[Any, Any],
     recipe: Recipe = LI2022,
     *,
+    variables: dict | None = None,
     optimiser: optax.GradientTransformation | None = None,
     validation: Split | tuple[Any, Any] | None = None,
     directory: str | Path | None = None,
@@ -84,6 +85,8 @@ def fit(
         `(inputs, labels)`, taken as they are. Inputs `[N, ...]`; labels, whole numbers,
         `[N]`, or `[N, ...]` where every position has logits.
       recipe: how to train.
+      variables: those of a trained network, to train it further: `{'params',
+        'batch_stats', ...}`. With None, weights are drawn by the seed.
       optimiser: used instead of the SGD that the recipe describes, of which
         `learning_rate`, `momentum`, `nesterov`, `weight_decay` and `warmup_epochs` then
         mean nothing. A run is resumed with the same one, which is not checked.
@@ -111,9 +114,9 @@ def fit(
         `directory`; a program ends with the exit code 130 or 143. It is a
         KeyboardInterrupt, too.
       TypeError: the module is not one of Flax Linen, or the inputs are not in memory.
-      ValueError: split, network and recipe do not fit together; the module cannot be
-        told whether it trains; or `directory` holds a run already, that of something
-        else, or a damaged checkpoint.
+      ValueError: split, network, variables and recipe do not fit together; the module
+        cannot be told whether it trains; or `directory` holds a run already, that of
+        something else, or a damaged checkpoint.
 
     Example:
       >>> import flax.linen as nn
@@ -135,6 +138,8 @@ def fit(
             f"the uint8 images of a Split, found {recipe.augment!r} and "
             f"{recipe.cutout!r}"
         )
+    if variables is not None:
+        _require_own(module, variables, _example(data))
     if recipe.batch_size > len(data.labels):
         raise ValueError(
             f"Recipe.batch_size: expected at most {len(data.labels)}, the images in "
@@ -150,6 +155,7 @@ def fit(
     console = _console(progress and jax.process_index() == 0)
     start = functools.partial(
         _initial,
+        variables,
         module=_Static(module),
         recipe=recipe,
         optimiser=optimiser,
@@ -160,7 +166,8 @@ def fit(
     if directory is not None:
         opened = checkpoints.opened(directory, resume)
     with opened as store, _signals(store) as signalled:
-        run = {} if store is None else _describe(module, recipe, optimiser, data)
+        what = module, recipe, variables, optimiser, data
+        run = {} if store is None else _describe(*what)
         if store is not None and checkpoints.any_in(store):
             record, arrays = checkpoints.latest(store)
             _require_same(store, record, run)
@@ -481,9 +488,11 @@ def _keys(recipe: Recipe) -> tuple[jax.Array, jax.Array, jax.Array]:
 @functools.partial(
     jax.jit, static_argnames=("module", "recipe", "optimiser", "example", "size")
 )
-def _initial(*, module, recipe, optimiser, example, size) -> _State:
+def _initial(variables=None, *, module, recipe, optimiser, example, size) -> _State:
     """The state before the first step, for a split of so many such inputs."""
     others = dict(module.init(_keys(recipe)[0], example.zeros()))
+    if variables is not None:
+        others = jax.tree.map(lambda own, x: x.astype(own.dtype), others, variables)
     average = dict(others) if recipe.ema else {}
     params = others.pop("params", {})
     optimiser = _optimiser(recipe, optimiser, size // recipe.batch_size)
@@ -739,24 +748,27 @@ def _type(leaf) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def _describe(module, recipe: Recipe, optimiser, data: _Data) -> dict:
-    """What a run is a function of, in JSON."""
+def _sha256(*arrays) -> str:
     content = hashlib.sha256()
-    for array in (
-        data.inputs,
-        data.labels,
-        np.array([data.mean or (), data.std or ()]),
-    ):
+    for array in arrays:
         content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()
+
+
+def _describe(module, recipe: Recipe, variables, optimiser, data: _Data) -> dict:
+    """What a run is a function of, in JSON."""
+    constants = np.array([data.mean or (), data.std or ()])
+    started = None if variables is None else _sha256(*jax.tree.leaves(variables))
     return {
         **_describe_module(module, _example(data)),
         "example": _example(data),
         "recipe": dataclasses.asdict(recipe),
+        "started": started,
         "optimiser": "the recipe's" if optimiser is None else "given to fit",
         "split": {
             "shape": list(data.inputs.shape),
             "dtype": str(data.inputs.dtype),
-            "sha256": content.hexdigest(),
+            "sha256": _sha256(data.inputs, data.labels, constants),
         },
     }
 
@@ -778,6 +790,8 @@ def _require_same(directory: Path, there: dict, here: dict) -> None:
         ]
     if there["optimiser"] != here.get("optimiser", there["optimiser"]):
         different.append(f"the optimiser {there['optimiser']}, not {here['optimiser']}")
+    if there.get("started") != here.get("started", there.get("started")):
+        different.append("other variables at its start")
     if different:
         raise ValueError(
             f"{directory}: holds another run, with {'; '.join(different)}; pass what "
