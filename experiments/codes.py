@@ -25,7 +25,6 @@ from pathlib import Path
 
 import common
 import jax
-import jax.numpy as jnp
 import numpy as np
 from catalogue import CODES, Code, Draw, once
 
@@ -136,7 +135,8 @@ def source(title: str, config: Config) -> common.Source:
 
 @lru_cache(maxsize=8)
 def _running(model, steps: int, before: int):
-    """Logits `[B, T, C]` and counts `{name: [B, T, 3]}` in each unit."""
+    """Logits `[B, T, C]` and traffic `{name: [B, T]}`, to be stacked on the host: here
+    the populations would be gone through once more for each unit."""
 
     def function(circuit, batch):
         leaves = model.network.leaves(batch)
@@ -144,10 +144,7 @@ def _running(model, steps: int, before: int):
             trace = silenced_of(model, circuit, leaves, steps - before, before)
         else:
             trace = trace_of(model, circuit, leaves, steps)
-        counts = {
-            name: jnp.stack([getattr(own, unit) for unit in UNITS], -1).swapaxes(0, 1)
-            for name, own in trace.traffic.items()
-        }
+        counts = jax.tree.map(lambda own: own.swapaxes(0, 1), trace.traffic)
         return trace.logits[0].swapaxes(0, 1), counts
 
     return function
@@ -156,7 +153,8 @@ def _running(model, steps: int, before: int):
 def record(model, spiking, inputs, steps: int, before: int = 0):
     """Logits `[N, T, C]`, and what is sent at each step `{name: [N, T, 3]}`."""
     task = _running(model, steps, before), prepared(model, spiking), inputs, 100
-    return gather(*task, options=compiler_options(model.network))
+    logits, traffic = gather(*task, options=compiler_options(model.network))
+    return logits, {name: np.stack(own, -1) for name, own in traffic.items()}
 
 
 def operations(network, traffic) -> np.ndarray:
