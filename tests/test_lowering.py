@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import jaxburst as jb
 from jaxburst.graph import Synapse
 from jaxburst.kernels.training import accelerate
-from jaxburst.training import trainer
+from jaxburst.training import descent, task
 
 PLATFORMS = ("tpu", "cuda", "cpu")
 NEURONS = {"burst": jb.Burst(5), "refining": jb.Refining()}
@@ -60,16 +60,16 @@ def test_inference_lowers(converted, name, platform):
 @pytest.mark.parametrize("name, kernels", [("vgg16", 10), ("resnet20", 19)])
 def test_a_training_step_lowers(name, kernels, platform, monkeypatch):
     # The step asks its devices what they are: say what it is lowered for.
-    monkeypatch.setattr(trainer, "accelerate", lambda f, _: accelerate(f, platform))
+    monkeypatch.setattr(descent, "accelerate", lambda f, _: accelerate(f, platform))
     precision = "float32" if platform == "cpu" else "bfloat16"
-    example = trainer._Example((1, 32, 32, 3), "float32")
+    example = task.Example((1, 32, 32, 3), "float32")
     run = {
-        "module": trainer._Static(jb.zoo.NETWORKS[name](10)),
+        "module": task.Static(jb.zoo.NETWORKS[name](10)),
         "recipe": jb.Recipe(epochs=1, batch_size=8, precision=precision),
         "optimiser": None,
     }
-    state = jax.eval_shape(lambda: trainer._initial(**run, example=example, size=16))
-    exported = export.export(trainer._step, platforms=[platform])(
+    state = jax.eval_shape(lambda: descent.initial(**run, example=example, size=16))
+    exported = export.export(descent.step, platforms=[platform])(
         state,
         jax.ShapeDtypeStruct((8,), jnp.int32),
         jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.uint8),

@@ -28,9 +28,12 @@ from jaxburst.data import Split, batch_indices
 from jaxburst.training import (
     Recipe,
     accuracy,
+    descent,
     fit,
+    loop,
     restore,
     schedule,
+    task,
     trainer,
 )
 from jaxburst.training.augmentation import augment
@@ -242,20 +245,20 @@ def test_bfloat16_is_float32_coarsely():
 
 def test_bfloat16_is_what_a_step_computes_in():
     recipe = dataclasses.replace(RECIPE, precision="bfloat16")
-    state = trainer._initial(
-        module=trainer._Static(MODULE),
+    state = descent.initial(
+        module=task.Static(MODULE),
         recipe=recipe,
         optimiser=None,
-        example=trainer._example(trainer._read("split", SPLIT)),
+        example=task.example_of(task.read("split", SPLIT)),
         size=90,
     )
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    lowered = trainer._step.lower(
+    lowered = descent.step.lower(
         state,
         np.arange(16, dtype=np.int32),
         SPLIT.images,
         SPLIT.labels,
-        module=trainer._Static(MODULE),
+        module=task.Static(MODULE),
         recipe=recipe,
         optimiser=None,
         mean=SPLIT.mean,
@@ -287,7 +290,7 @@ def test_learning_rate_ends_at_zero():
 # What a step trains on.
 
 
-augmented = jax.jit(trainer._augment, static_argnums=(0, 4))
+augmented = jax.jit(descent.varied, static_argnums=(0, 4))
 
 
 def seen(recipe, step, pixels):
@@ -360,7 +363,7 @@ def test_resumes_bit_for_bit(tmp_path, monkeypatch, uninterrupted, stopped_at):
 
     validation = blobs(30, seed=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "batch_indices", indices)
+        patch.setattr(loop, "batch_indices", indices)
         train(tmp_path, checkpoint_every=3, validation=validation)
     again = train(tmp_path, checkpoint_every=4, validation=validation, resume=True)
     assert_same_run(again, uninterrupted)
@@ -377,7 +380,7 @@ def test_resumes_bit_for_bit_where_epochs_differ(tmp_path, monkeypatch):
         return batch_indices(seed, step, batch_size, size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "batch_indices", indices)
+        patch.setattr(loop, "batch_indices", indices)
         train(tmp_path, recipe, checkpoint_every=3)
     again = train(tmp_path, recipe, resume=True)
     assert_same_run(again, train(recipe=recipe))
@@ -386,7 +389,7 @@ def test_resumes_bit_for_bit_where_epochs_differ(tmp_path, monkeypatch):
 def test_steps_per_call_leave_no_trace(monkeypatch, uninterrupted):
     clock = iter(range(10**6))
     # A second per call: one step at a time.
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
     assert_same_run(train(validation=blobs(30, seed=1)), uninterrupted)
 
 
@@ -442,7 +445,7 @@ def test_signals_end_a_run_with_a_checkpoint(
         return batch_indices(seed, step, batch_size, size)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
-        patch.setattr(trainer, "batch_indices", indices)
+        patch.setattr(loop, "batch_indices", indices)
         train(tmp_path, checkpoint_every=100)
     assert isinstance(caught.value, KeyboardInterrupt)
     assert caught.value.code == 128 + number
@@ -464,7 +467,7 @@ def test_the_second_of_two_runs_in_a_directory_is_told_who_has_it(
             train(tmp_path, resume=True)
         return batch_indices(seed, step, batch_size, size)
 
-    monkeypatch.setattr(trainer, "batch_indices", indices)
+    monkeypatch.setattr(loop, "batch_indices", indices)
     train(tmp_path, dataclasses.replace(RECIPE, epochs=1))
     assert files_of(tmp_path) == ["5.safetensors"]
 
@@ -483,7 +486,7 @@ def test_stopped_before_the_first_checkpoint(tmp_path, capsys, uninterrupted):
 
 
 def test_a_finished_run_is_returned(run, uninterrupted, monkeypatch):
-    monkeypatch.setattr(trainer, "_step", lambda *_, **__: pytest.fail("stepped"))
+    monkeypatch.setattr(descent, "step", lambda *_, **__: pytest.fail("stepped"))
     variables, history = train(run, resume=True)
     jax.tree.map(np.testing.assert_array_equal, variables, uninterrupted[0])
     assert [row["step"] for row in history] == [5, 10, 15]
@@ -514,11 +517,11 @@ def test_restore_reads_the_network_back(run, uninterrupted):
 
 def test_compiles_once(tmp_path):
     recipe = dataclasses.replace(RECIPE, seed=11)
-    before = trainer._step._cache_size()
+    before = descent.step._cache_size()
     train(tmp_path, recipe, checkpoint_every=4)
     (tmp_path / "15.safetensors").unlink()
     train(tmp_path, recipe, checkpoint_every=2, resume=True)
-    assert trainer._step._cache_size() == before + 1
+    assert descent.step._cache_size() == before + 1
 
 
 # Numbers that are not.
@@ -778,7 +781,7 @@ def test_a_split_of_floats_is_taken_as_it_is():
     )
 
 
-@pytest.mark.parametrize("flag", trainer.FLAGS)
+@pytest.mark.parametrize("flag", task.FLAGS)
 def test_a_module_is_told_whether_it_trains(flag):
     told = []
 
@@ -837,11 +840,11 @@ def test_modules_that_cannot_be_trained_are_refused():
 def test_convolutions_take_their_fast_forms():
     module = zoo.VGG((32, 32), 3)
     recipe = dataclasses.replace(RECIPE, epochs=1)
-    data_ = trainer._read("split", SPLIT)
-    static = dict(module=trainer._Static(module), recipe=recipe, optimiser=None)
-    state = trainer._initial(**static, example=trainer._example(data_), size=90)
+    data_ = task.read("split", SPLIT)
+    static = dict(module=task.Static(module), recipe=recipe, optimiser=None)
+    state = descent.initial(**static, example=task.example_of(data_), size=90)
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:1]), ("data",))
-    lowered = trainer._step.lower(
+    lowered = descent.step.lower(
         state,
         np.arange(16, dtype=np.int32),
         SPLIT.images,
