@@ -110,6 +110,8 @@ def fit(
     """
     data = read("split", split)
     check(module, "split", data)
+    if variables is not None:
+        require_own(module, variables, example_of(data))
     if validation is not None:
         check(module, "validation", read("validation", validation))
     if data.mean is None and (recipe.augment != "none" or recipe.cutout):
@@ -118,8 +120,6 @@ def fit(
             f"the uint8 images of a Split, found {recipe.augment!r} and "
             f"{recipe.cutout!r}"
         )
-    if variables is not None:
-        require_own(module, variables, example_of(data))
     if recipe.batch_size > len(data.labels):
         raise ValueError(
             f"Recipe.batch_size: expected at most {len(data.labels)}, the images in "
