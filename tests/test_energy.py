@@ -356,9 +356,12 @@ def test_what_the_input_reaches_later_is_weighed_once():
 
     network = trace(net, w, np.ones((1, 3), np.float32))
     reach = energy.reach(network)
-    assert reach.once == {"a": 12, "b": 15}
+    assert {name: x.tolist() for name, x in reach.once.items()} == {
+        "a": [[4, 4, 4]],
+        "b": [[5, 5, 5, 0, 0, 0, 0]],
+    }
     # No neurons between c and d: it weighs charges at every step.
-    assert reach.charges == {"d": 12}
+    assert {name: x.tolist() for name, x in reach.charges.items()} == {"d": [[6, 6]]}
     fan = energy.fan_out(network)
     assert fan == {("relu0", "b"): 5, ("relu1", "c"): 2}
     events = {"relu0": np.array([1, 0]), "relu1": np.array([0, 3])}

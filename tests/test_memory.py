@@ -288,6 +288,31 @@ def test_kernels_with_padding_averages_and_branches_where_all_places_are_active(
     check(found, machine, "T = 2")
 
 
+def test_places_that_meet_no_synapse_are_not_read():
+    """A stride of two leaves out three quarters, of constants and of events."""
+    w = {"a": normal(1, 1, 1, 2), "b": normal(1, 1, 3, 2)}
+
+    def net(w, x):
+        return conv(jnp.concatenate([x, jax.nn.relu(conv(x, w["a"]))], -1), w["b"], 2)
+
+    network = trace(net, w, np.ones((1, 4, 4, 1), np.float32))
+    found = energy.report(network, {"relu0": [32.0]}, cost=COST, bits=8)
+    machine = Machine("quanta", 1)
+    machine.constant(16, 2)
+    machine.constant(4, 2)
+    for place in np.ndindex(4, 4, 2):
+        machine.send(1)
+        if place[0] % 2 == place[1] % 2 == 0:
+            machine.arrive(1)
+            for _ in range(2):
+                machine.synapse(1)
+    machine.update(32, states=1)
+    check(found, machine, "T = 1")
+    read = 16 + 4 + 8 * 8 / WORD  # images are not rounded
+    row = found["8 bits, full reuse"]
+    assert row["events"] * 1e12 == pytest.approx(read * 17 + 32 * 19 * 8 / WORD)
+
+
 @UNITS
 def test_products_of_two_signals_and_functions(unit):
     w = {"a": normal(2, 3), "b": normal(2, 3), "c": normal(4, 2)}

@@ -16,7 +16,6 @@ from jaxburst.energy.counting import (
     Events,
     counted,
     function_macs,
-    kernel_of,
     size_of,
 )
 from jaxburst.energy.reaching import reach
@@ -101,8 +100,10 @@ def prices(
     event, ops = ({name: _nothing() for name in net.senders} for _ in range(2))
     step, once = _nothing(), _nothing()
 
-    def arrives(name: str) -> float:
-        return cost.signal.of(size_of(graph[name]))[0] + cost.captured
+    def arrives(name: str, met=1.0) -> float:
+        """Of an event, on average over what its places meet: some may meet nothing."""
+        word, _ = cost.signal.of(size_of(graph[name]))
+        return np.mean(np.asarray(met) > 0) * (word + cost.captured)
 
     for name, own in event.items():
         node, size = graph[name], size_of(graph[name])
@@ -119,7 +120,7 @@ def prices(
             step[_POOLS] += found.windows[name].sum() * _compared(cost, node)
     for (sender, name), places in found.events.items():
         fan = places.mean()
-        event[sender][_EVENTS] += arrives(sender)
+        event[sender][_EVENTS] += arrives(sender, places)
         event[sender] += fan * _synapse(cost, graph[name], graph)
         ops[sender][_OPERATIONS] += fan * operation
         if isinstance(graph[name].role, Product):  # what its own side has sent
@@ -129,18 +130,17 @@ def prices(
         pool = _is_pool(name, graph)
         node = graph[graph[name].inputs[0] if name in graph.dynamic else name[1:]]
         ways = places.mean() * (cost.addition + _updated(cost, size_of(node)))
-        event[sender][_EVENTS] += arrives(sender)
+        event[sender][_EVENTS] += arrives(sender, places)
         event[sender][_POOLS if pool else _SUMS] += ways
         if pool:
             windows = found.compared[sender, name].mean()
             event[sender][_POOLS] += windows * _compared(cost, graph[name])
     for amounts, into in ((found.once, once), (found.charges, step)):
-        for name, taps in amounts.items():
-            node, met = graph[name], found.taps[name]
-            into[_OPERATIONS] += taps * cost.mac
-            into += taps * _synapse(cost, node, graph)
-            share = taps / max(met.sum(), 1)
-            into[_EVENTS] += share * (met > 0).sum() * arrives(node.inputs[0])
+        for name, places in amounts.items():
+            node = graph[name]
+            into[_OPERATIONS] += places.sum() * cost.mac
+            into += places.sum() * _synapse(cost, node, graph)
+            into[_EVENTS] += places.size * arrives(node.inputs[0], places)
     return Prices(event, ops, step, once)
 
 
@@ -282,14 +282,16 @@ def ann_spent(
                 reads = size_of(graph[side]) if full else met.sum()
                 spent[_EVENTS] += reads * share * read(side)
             continue
-        plain = found.once.get(name, 0.0) + found.charges.get(name, 0.0)
-        taps, active = met.sum() - plain, 1.0
+        plain = np.zeros_like(met)  # taps of what is not rounded
+        for amounts in (found.once, found.charges):
+            plain = np.maximum(plain, amounts.get(name, plain))
+        values = np.array([(plain > 0).sum(), (met > plain).sum()])
+        taps, active = (met - plain).sum(), 1.0
         if sent is not None:  # averages are dense
             some = {s: x for (s, to), x in found.events.items() if to == name}
             active = sum(sent[s] * x.mean() for s, x in some.items()) / max(taps, 1)
             active = min(active, 1.0)
-        values = (met > 0).sum() * np.array([plain, taps]) / max(met.sum(), 1)
-        done = np.array([plain, taps * active])
+        done = np.array([plain.sum(), taps * active])
         spent[_OPERATIONS] += done @ [cost.mac, cost.product(bits)]
         kernel = math.prod(node.role.kernel)
         weight = cost.weight.of(kernel)[0] + cost.address
@@ -346,8 +348,11 @@ def _updated(cost: Cost, words: int) -> float:
 def _synapse(cost: Cost, node: Node, graph: Graph) -> np.ndarray:
     """The memory of one event at one synapse, or at one number of a product."""
     found = _nothing()
-    memory = cost.potential if isinstance(node.role, Product) else cost.weight
-    found[_WEIGHTS] = memory.of(math.prod(kernel_of(node, graph)))[0] + cost.address
+    if isinstance(node.role, Product):  # in a memory as large as the larger side
+        memory, words = cost.potential, max(size_of(graph[n]) for n in node.inputs)
+    else:
+        memory, words = cost.weight, math.prod(node.role.kernel)
+    found[_WEIGHTS] = memory.of(words)[0] + cost.address
     found[_POTENTIALS] = _updated(cost, size_of(node))
     return found
 

@@ -44,9 +44,9 @@ class Reach(NamedTuple):
         of a product of two signals, how many numbers of the second each of the first.
       events: `{(sender, synapse): [...]}`, how many an event of each place of the
         sender meets, along all ways through wires; at a product, of either side.
-      once: `{synapse: multiply-accumulates}` of what is constant over time.
-      charges: `{synapse: multiply-accumulates}` at every step, of what comes from
-        another synapse with no neuron between them.
+      once: `{synapse: [...]}`, the same of its taps of what is constant over time.
+      charges: `{synapse: [...]}`, of what comes from another synapse at every step,
+        with no neuron between them.
       sums: `{(sender, receiver): [...]}`, how many places of a population, pool or
         output an event of each place reaches through wires alone: at shortcuts, before
         pools.
@@ -61,8 +61,8 @@ class Reach(NamedTuple):
 
     taps: dict[str, np.ndarray]
     events: dict[tuple[str, str], np.ndarray]
-    once: dict[str, float]
-    charges: dict[str, float]
+    once: dict[str, np.ndarray]
+    charges: dict[str, np.ndarray]
     sums: dict[tuple[str, str], np.ndarray]
     windows: dict[str, np.ndarray]
     compared: dict[tuple[str, str], np.ndarray]
@@ -98,12 +98,7 @@ def _reach(network: Network, weights: dict | None) -> Reach:
     # On a CPU counts are exact in single precision; other devices may round products.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         found = jax.device_get(_count(network.graph, present))
-    found = jax.tree.map(lambda x: x.astype(np.float64), found)
-    once, charges = (
-        {name: float((found.taps[name] * where).sum()) for name, where in part.items()}
-        for part in (found.once, found.charges)
-    )
-    return found._replace(once=once, charges=charges)
+    return jax.tree.map(lambda x: x.astype(np.float64), found)
 
 
 def _present(network: Network, node: Node, weights: dict | None) -> tuple:
@@ -134,7 +129,7 @@ def _present(network: Network, node: Node, weights: dict | None) -> tuple:
 
 @partial(jax.jit, static_argnums=0)
 def _count(graph: Graph, present: dict) -> Reach:
-    """The counts; of `once` and `charges`, where they arrive."""
+    """The counts."""
     kind = jnp.float32
     nothing: list[dict[Any, Any]] = [{} for _ in Reach._fields]
     found: Any = Reach(*nothing)
@@ -168,14 +163,14 @@ def _count(graph: Graph, present: dict) -> Reach:
         for names, where in ((still, found.once), (moving, found.charges)):
             if names:
                 ones = {n: jnp.ones(graph[n].image_shape, kind) for n in names}
-                where[node.name] = lead(ones) > 0
+                where[node.name] = met * (lead(ones) > 0)
     for node in graph.of(Product):
         ones = [jnp.ones(graph[name].image_shape, kind) for name in node.inputs]
         out, pull = jax.vjp(partial(execute, node, batch=1), *ones)
         sides = pull(jnp.ones_like(out))
         found.taps[node.name] = sides[0]
         if node.name not in graph.dynamic:
-            found.once[node.name] = ones[0] > 0
+            found.once[node.name] = sides[0]
             continue
         for name, met in zip(node.inputs, sides, strict=True):
             senders, _, moving, lead = starts((name,))
@@ -184,7 +179,7 @@ def _count(graph: Graph, present: dict) -> Reach:
                     pair = sender, node.name
                     found.events[pair] = found.events.get(pair, 0.0) + places
             if moving:
-                found.charges[node.name] = ones[0] > 0
+                found.charges[node.name] = sides[0]
     receivers = [(n.name, n.inputs) for n in graph.of(Neuron, Pool)]
     for name, inputs in [*receivers, *((f"/{n}", (n,)) for n in graph.outputs)]:
         senders, _, _, lead = starts(inputs)
