@@ -19,7 +19,7 @@ from jaxburst import energy
 from jaxburst.convert import convert
 from jaxburst.energy.costs import LEMAIRE, Cost, Memory
 from jaxburst.evaluation import evaluate
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Phase, Radix, Refining
 from jaxburst.run import Model, simulate
 from jaxburst.tracing import trace
 from jaxburst.traffic import Traffic, count
@@ -386,6 +386,25 @@ def test_memories_cost_what_their_size_costs():
     for column, value in expected.items():
         assert row[column] * 1e12 == pytest.approx(value), column
     assert row["sums"] == row["pools"] == 0
+
+
+def test_neurons_are_updated_in_every_slot_of_a_window():
+    """Bursts of one and weighted spikes keep a potential alone, windows two numbers."""
+    w = [normal(3, 6), normal(6, 5)]
+    network = trace(lambda w, x: jax.nn.relu(x @ w[0]) @ w[1], w, np.ones((1, 3), "f4"))
+    for neuron, slots, states in ((Burst(1), 1, 1), (Phase(4), 1, 1), (Radix(4), 4, 2)):
+        machine = Machine("quanta", 1)
+        machine.constant(3, 6)
+        for _ in range(8):
+            machine.send(1)
+            machine.arrive(1)
+            for _ in range(5):
+                machine.synapse(1)
+        for _ in range(slots):
+            machine.update(6, states)
+        found = energy.report(Model(network, neuron), {"relu0": [8.0]}, cost=COST)
+        check(found, machine, "T = 1")
+        assert found["T = 1"]["latency"] == slots * (1 + 1)
 
 
 def test_the_usual_model_counts_operations_alone():

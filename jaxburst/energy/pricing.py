@@ -77,9 +77,9 @@ def prices(
     send. A sum at a shortcut is an event without a weight: an addition, a potential
     read and written. A pool adds an event to its running sum, and compares it with the
     maximum of each window that the place is in; what it passes on is written. Every
-    step every neuron's state is read, updated and written: as many numbers as the
-    neurons of a `Model` keep, of a `Network` one. What is constant is weighed as graded
-    events of full width are.
+    step, in each of its slots, every neuron's state is read, updated and written: as
+    many numbers as the neurons of a `Model` keep, of a `Network` one. What is constant
+    is weighed as graded events of full width are.
 
     Args:
       network: the network, or a model, whose neurons are known.
@@ -94,7 +94,7 @@ def prices(
       >>> prices(network).operation["relu0"][0].item()  # one synapse, 0.9 pJ
       0.9
     """
-    net, states, bits = parts_of(network)
+    net, states, bits, slots = parts_of(network)
     graph, found = net.graph, reach(net, spiking)
     operation = cost.product(bits) if unit == "events" else cost.accumulate
     event, ops = ({name: _nothing() for name in net.senders} for _ in range(2))
@@ -110,9 +110,11 @@ def prices(
         before = size_of(graph[node.inputs[0]])
         own[_EVENTS] += cost.signal.of(size)[1] + cost.sent
         if isinstance(node.role, Neuron):
-            step[_NEURONS] += size * cost.neuron + function_macs(node) * cost.mac
-            step[_POTENTIALS] += before * _updated(cost, before)
-            step[_POTENTIALS] += (states - 1) * size * _updated(cost, size)
+            updated = before * _updated(cost, before)
+            updated += (states - 1) * size * _updated(cost, size)
+            step[_POTENTIALS] += slots * updated
+            step[_NEURONS] += slots * size * cost.neuron
+            step[_NEURONS] += function_macs(node) * cost.mac
             continue
         own[_POOLS] += cost.potential.of(size)[1]
         if not any(receiver == name for _, receiver in found.sums):  # charges
@@ -318,17 +320,19 @@ def ann_spent(
     return spent
 
 
-def parts_of(network: Network | Model) -> tuple[Network, int, int | None]:
-    """The network, how many numbers a neuron keeps, and the bits of what it sends."""
+def parts_of(network: Network | Model) -> tuple[Network, int, int | None, int]:
+    """The network, how many numbers a neuron keeps, the bits of what it sends, and the
+    slots of a step."""
     if not isinstance(network, Model):
-        return network, 1, None
+        return network, 1, None, 1
     neuron, none = network.neuron, jnp.zeros(())
     name = network.network.neurons[0]
     rest = partial(neuron.at(name).rest, Threshold(none, none, none), (1,), none.dtype)
     state = jax.tree.leaves(jax.eval_shape(rest))
     states = sum(math.prod(x.shape) for x in state if x.ndim)
     most = neuron.most
-    return network.network, states, most and math.ceil(math.log2(most + 1))
+    bits = most and math.ceil(math.log2(most + 1))
+    return network.network, states, bits, neuron.slots
 
 
 def _nothing() -> np.ndarray:

@@ -58,9 +58,9 @@ class Report:
       cost: the name of the cost model.
       unit: what events are charged in.
       baseline: the row that `relative` is over.
-      rows: one for each number of steps and each conventional network: `name`; `steps`
-        and `latency`, with the depth of the pipeline, of spiking ones; the `COLUMNS`;
-        `total`; `step`, what the last step alone cost; `relative`.
+      rows: one for each number of steps and each conventional network: `name`; of
+        spiking ones `steps`, and `latency`, in slots, with the depth of the pipeline;
+        the `COLUMNS`; `total`; `step`, what the last step alone cost; `relative`.
 
     Example:
       >>> labels = np.zeros(2, int)
@@ -130,11 +130,12 @@ def report(
     """
     spent = spent_by_step(network, events, cost, unit, spiking, first_layer)
     spent = spent.reshape(len(spent), -1, len(COLUMNS)).mean(1)
-    net, _, needed = parts_of(network)
+    net, _, needed, slots = parts_of(network)
     bits, late = bits or needed or 8, depth(net)
     found = {}
     for t, total in enumerate(np.cumsum(spent, 0), 1):
-        found[f"T = {t}"] = (t, t + late, total, float(spent[t - 1].sum()) * 1e-12)
+        latency, last = slots * (t + late), float(spent[t - 1].sum()) * 1e-12
+        found[f"T = {t}"] = (t, latency, total, last)
     kinds = {"": {}, f"{bits} bits, ": {"bits": bits}}
     if rounded is not None:
         kinds[f"{bits} bits, zeros skipped, "] = {"bits": bits, "sent": rounded}

@@ -83,7 +83,7 @@ class Phase(Neuron):
         """`v_0 = initial θ`, and no spikes."""
         none = jnp.zeros(shape, dtype)
         start = over(threshold.theta, none) * over(threshold.initial, none)
-        return Said(none + start.astype(dtype), none)
+        return Said(none + start.astype(dtype), none if f.cap is not None else None)
 
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
@@ -91,12 +91,13 @@ class Phase(Neuron):
         charged = state.potential + (current + bias)
         theta = over(threshold.theta, current)
         weight = self.worth(t).astype(current.dtype)
-        fires, sent = charged >= weight * theta, state.sent + weight
+        fires, sent = charged >= weight * theta, state.sent
         if f.cap is not None:
             most = f.cap / theta * ((t - 1) // self.period + 1).astype(theta.dtype)
-            fires &= sent <= most
+            fires &= sent + weight <= most
         spikes = jax.lax.optimization_barrier(fires.astype(current.dtype))
-        sent = jnp.where(fires, sent, state.sent)
+        if f.cap is not None:
+            sent = sent + weight * spikes
         return Said(charged - weight * theta * spikes, sent), spikes
 
     def potential(self, threshold: Threshold, state: Said) -> jax.Array:
