@@ -59,9 +59,11 @@ def measure(config: Config, run: common.Kept) -> dict:
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
     quantised = {b: run(f"{b} bits", once, *task, test, b) for b in config.bits}
     sent = {bits: row["events"] for bits, row in quantised.items()}
+    preset = partial(jb.presets.refining, *task)
+    for_events = partial(preset, cost=jb.energy.LEMAIRE, unit="events")
     makers = {
-        "refining": (partial(jb.presets.refining, *task), jb.energy.UNITS),
-        "balanced for events": (partial(for_events, *task), ("quanta", "events")),
+        "refining": (preset, jb.energy.UNITS),
+        "balanced for events": (for_events, ("quanta", "events")),
         "bursts": (partial(common.Conversion(neuron=jb.Burst(5)), *task), ("quanta",)),
     }
     codes = {
@@ -89,19 +91,6 @@ def once(network, variables, images, test, bits: int) -> dict:
     curves = jb.evaluate(*rounded(network, variables, images, bits=bits), test, 1)
     events = {name: counts.events for name, counts in curves.traffic.items()}
     return {"accuracy": float(curves.accuracy[0]), "events": events}
-
-
-def for_events(network, variables, images):
-    """The preset of refining, balanced for graded events by a model with memory."""
-    neuron = jb.Refining(gamma=15, ratio=2, silence=0.6)
-    start = jb.methods.calibrate_mse(network, variables, images, jb.Burst(4))
-    thresholds = jb.methods.balance(
-        *(network, variables, start, images[:100], neuron),
-        cost=jb.energy.LEMAIRE, unit="events",
-    )  # fmt: skip
-    spiking = jb.convert(network, variables, thresholds, initial=0.4)
-    model = jb.Model(network, neuron)
-    return model, jb.methods.correct(model, spiking, images[:200], steps=4)
 
 
 def spikes(make, units, test, steps: int, sent: dict) -> dict:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from jaxburst.batching import first
 from jaxburst.checks import door
 from jaxburst.convert import Spiking, convert
+from jaxburst.energy import HOROWITZ_FP32, Cost
 from jaxburst.graph import Neuron as Population
 from jaxburst.methods.allotting import allot
 from jaxburst.methods.balancing import balance
@@ -94,6 +95,8 @@ def refining(
     inputs,
     *,
     levels: int = 4,
+    cost: Cost = HOROWITZ_FP32,
+    unit: str = "quanta",
     batch_size: int = 100,
     progress: bool = True,
 ) -> tuple[Model, Spiking]:
@@ -113,6 +116,7 @@ def refining(
       variables: its trained variables.
       inputs: calibration inputs `[N, ...]`, normalised; no labels. A few hundred.
       levels: of the first step; more of them cost more spikes there and are closer.
+      cost, unit: what layers are balanced for, see `balance`.
       batch_size: number of images at a time; memory grows with it.
       progress: whether to show progress bars.
 
@@ -135,8 +139,9 @@ def refining(
 
     some = first(inputs, batch_size)
     thresholds = balance(
-        network, variables, thresholds, some, neuron, progress=progress
-    )
+        network, variables, thresholds, some, neuron, cost=cost, unit=unit,
+        progress=progress,
+    )  # fmt: skip
     model = Model(network, neuron)
     spiking = convert(network, variables, thresholds, initial=0.4)
     return model, correct(model, spiking, first(inputs, 2 * batch_size), steps=4)

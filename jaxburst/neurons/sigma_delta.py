@@ -7,7 +7,7 @@ sigma-delta neurons.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,12 @@ class Said(NamedTuple):
 
     Attributes:
       potential: its whole drive `v`, `[B, ...]`, in units of activation.
-      sent: what its spikes add up to, over the threshold, `[B, ...]`.
+      sent: what its spikes add up to, over the threshold, `[B, ...]`; None where no
+        neuron asks.
     """
 
     potential: jax.Array
-    sent: jax.Array
+    sent: Any
 
 
 @dataclasses.dataclass(frozen=True)

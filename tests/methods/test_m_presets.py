@@ -3,13 +3,18 @@
 import jax
 import numpy as np
 import pytest
+from jax.nn import relu
 
+from jaxburst.energy import LEMAIRE
+from jaxburst.methods import balance, calibrate_mse
 from jaxburst.methods.presets import refining
+from jaxburst.neurons import Burst, Refining
 from jaxburst.run import simulate
 from jaxburst.tracing import trace
 
 RNG = np.random.default_rng(5)
 W = [RNG.normal(size=shape).astype(np.float32) for shape in ((4, 16), (16, 3))]
+DEEP = [RNG.normal(size=s).astype(np.float32) for s in ((4, 9), (9, 30), (30, 3))]
 
 
 @pytest.mark.parametrize("f", [jax.nn.gelu, jax.nn.hard_swish])
@@ -27,3 +32,19 @@ def test_outliers_leave_no_error_that_stays(f):
     error = np.linalg.norm(np.asarray(seen.logits) - wanted, axis=(1, 2))
     assert (error[3:] < 0.7 * error[2:-1]).all()
     assert error[-1] < 0.002 * np.linalg.norm(wanted)
+
+
+def test_balanced_for_another_cost():
+    """As by hand; and it matters, where memory is as large as each layer needs."""
+    inputs = RNG.normal(size=(200, 4)).astype(np.float32)
+    network = trace(lambda w, x: relu(relu(x @ w[0]) @ w[1]) @ w[2], DEEP, inputs[:1])
+    given = network, DEEP, inputs
+    how = {"cost": LEMAIRE, "unit": "events"}
+    _, spiking = refining(*given, **how, progress=False)
+    thetas = calibrate_mse(*given, Burst(4))
+    neuron = Refining(15, silence=0.6)
+    expected = balance(network, DEEP, thetas, inputs[:100], neuron, **how)
+    _, usual = refining(*given, progress=False)
+    for name, theta in expected.items():
+        np.testing.assert_array_equal(spiking[name].theta, theta)
+        assert (spiking[name].theta != usual[name].theta).any()
