@@ -25,20 +25,14 @@ import jaxburst as jb
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
-    """Changes one factor of the conversion at a time.
+    """Changes one factor of the conversion at a time."""
 
-    Attributes:
-      gamma: largest number of spikes per step in the paper's setting.
-      gammas: those it is compared with.
-      percentiles: those that 99.9 is compared with.
-      steps: number of time steps; integrate-and-fire takes gamma times as many.
-    """
-
-    gamma: int = 5
-    gammas: tuple[int, ...] = (1, 2, 3, 5, 10, 15)
+    gamma: int = 5  # largest number of spikes per step in the paper's setting
+    gammas: tuple[int, ...] = (1, 2, 3, 5, 10, 15)  # it is compared with
+    # that 99.9 is compared with
     percentiles: tuple[float, ...] = (95, 97, 99, 99.5, 99.9, 99.99, 100)
-    steps: int = 64
-    limit: int = 1000
+    steps: int = 64  # integrate-and-fire takes gamma times as many
+    limit: int = 1000  # training images to measure on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +43,10 @@ class Setting(common.Conversion):
     initial: float = 0.0
 
 
-def settings(config: Config, network, variables, images, run) -> tuple[dict, dict]:
-    """`{factor: {value: setting}}`, and the divergences by which a percentile is chosen
-    without labels."""
+def settings(config: Config, network, variables, images, run) -> dict:
+    """`{factor: {value: setting}}`; a percentile is chosen without labels."""
     gamma, steps = config.gamma, config.steps
-    chosen, divergences = run(
+    chosen, _ = run(
         *("percentile", jb.calibration.choose_percentile),
         *(network, variables, images[:400], jb.Burst(gamma)),
         steps=steps,
@@ -92,7 +85,7 @@ def settings(config: Config, network, variables, images, run) -> tuple[dict, dic
     }
     if not network.pools:
         del found["max pooling"]
-    return found, {"divergences": divergences}
+    return found
 
 
 if __name__ == "__main__":

@@ -37,37 +37,26 @@ from jaxburst.run import compiler_options, trace_of
 NETWORKS = ("resnet20-cifar10", "vgg9-cifar100", "vgg9-cifar10", "resnet56-cifar10")
 GOALS = (0.5, 1.0, 0.2)
 UNITS = jb.energy.UNITS
-ENDS, PAID = UNITS[::2], (UNITS[:1], UNITS[1:])
 LONG = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Experiment):
-    """Compares codes that need no training.
+    """Compares codes that need no training."""
 
-    Attributes:
-      network: which networks, ARCH-DATASET.
-      code: which codes, by the beginning of their names; all if none is given.
-      weights: folder of state dicts ARCH_DATASET.safetensors, trained on images that
-        were normalised with ImageNet's constants.
-      data_dir: folder of the prepared datasets.
-      draws: how often calibration images are drawn.
-      calibration: number of calibration images in a draw.
-      choice: number of other training images on which settings are chosen; half of
-        them for codes of more than 8 steps.
-      limit: at most so many test images of each draw.
-      seed: of the draws.
-    """
-
-    network: tuple[str, ...] = NETWORKS
-    code: tuple[str, ...] = ()
+    network: tuple[str, ...] = NETWORKS  # ARCH-DATASET, each
+    code: tuple[str, ...] = ()  # the beginnings of their names; all if none is given
+    # of state dicts ARCH_DATASET.safetensors, trained on images that were normalised
+    # with ImageNet's constants
     weights: Path | None = None
-    data_dir: Path = Path("data")
-    draws: int = 5
-    calibration: int = 1000
+    data_dir: Path = Path("data")  # of the prepared datasets
+    draws: int = 5  # how often calibration images are drawn
+    calibration: int = 1000  # images in a draw
+    # other training images, on which settings are chosen; half of them for codes of
+    # more than 8 steps
     choice: int = 1000
-    limit: int = 10_000
-    seed: int = 0
+    limit: int = 10_000  # at most so many test images of each draw
+    seed: int = 0  # of the draws
 
     @property
     def identity(self):
@@ -79,14 +68,8 @@ class Config(common.Experiment):
 
 
 class Bench:
-    """A trained network, its data, and what it answers.
-
-    Attributes:
-      network, variables: the network.
-      draws: of calibration images.
-      parts: test images, and the training images on which settings are chosen.
-      ann: the classes of the trained network, of both.
-    """
+    """A trained network, draws of calibration images, test images and training images
+    on which settings are chosen, and the classes that the network gives both."""
 
     def __init__(self, title: str, config: Config):
         self.config = config
@@ -106,21 +89,6 @@ class Bench:
             part: common.outputs(*trained, split.inputs).argmax(-1)
             for part, split in self.parts.items()
         }
-
-    def run(self, code: Code, setting: dict, draw: int, part: str, count, steps):
-        """`(model, spiking, logits [N, T, C], traffic {name: [N, T, 3]})` of the first
-        images of a part."""
-        model, spiking = code.make(self.draws[draw], **setting)
-        images = self.parts[part].inputs[:count]
-        return model, spiking, *record(model, spiking, images, steps, code.before)
-
-    def right(self, part: str, classes) -> tuple[np.ndarray, np.ndarray]:
-        """`[N, T]`: whether classes are right, less whether the trained network's are;
-        whether they are the same."""
-        count = len(classes)
-        own = self.ann[part][:count, None]
-        labels = self.parts[part].labels[:count, None]
-        return (classes == labels) - 1.0 * (own == labels), classes == own
 
 
 def source(title: str, config: Config) -> common.Source:
@@ -166,7 +134,7 @@ def operations(network, traffic) -> np.ndarray:
 
 def conventional(bench: Bench) -> dict:
     """What the trained network reaches, and what it costs by every model."""
-    network, costs = bench.network, jb.energy.PRESETS.values()
+    network, costs = bench.network, jb.energy.PRESETS
     shapes = [network.graph[name].image_shape for name in network.neurons]
     right = {
         part: float((bench.ann[part] == split.labels).mean())
@@ -178,20 +146,8 @@ def conventional(bench: Bench) -> dict:
         "images": len(bench.parts["test"]),
         "depth": jb.energy.depth(network),
         "neurons": sum(int(np.prod(shape)) for shape in shapes),
-        "macs": int(sum(jb.energy.macs(network).values())),
-        "joules": {
-            reuse: {
-                cost.name: jb.energy.ann_joules(network, cost=cost, reuse=reuse)
-                for cost in costs
-            }
-            for reuse in ("no", "full")
-        },
+        "joules": {n: jb.energy.ann_joules(network, cost=c) for n, c in costs.items()},
     }
-
-
-def means(traffic: dict) -> dict:
-    """Over images, added up over time, `{name: [T, 3]}`."""
-    return {name: own.mean(0).cumsum(0) for name, own in traffic.items()}
 
 
 def choose(code: Code, found: list[dict]) -> dict:
@@ -223,34 +179,35 @@ def measured(
 ) -> dict:
     """On images of a part; what is sent, priced, and early stops with the first draw
     and test images only."""
-    task = code, setting, draw, part, count, steps
-    model, spiking, logits, traffic = bench.run(*task)
-    classes, labels = logits.argmax(-1), bench.parts[part].labels[: len(logits)]
-    apart, same = bench.right(part, classes)
-    mean = {name: own.mean(0) for name, own in traffic.items()}
+    model, spiking = code.make(bench.draws[draw], **setting)
+    split, own = bench.parts[part][:count], bench.ann[part][:count, None]
+    logits, traffic = record(model, spiking, split.inputs, steps, code.before)
+    classes, labels = logits.argmax(-1), split.labels[:, None]
+    # Less whether the trained network is right.
+    apart = (classes == labels) - 1.0 * (own == labels)
+    mean = {name: counts.mean(0) for name, counts in traffic.items()}
     row = {
         "images": len(classes),
-        "accuracy": (classes == labels[:, None]).mean(0),
+        "accuracy": (classes == labels).mean(0),
         "difference": apart.mean(0),
         "deviation": apart.std(0),
         "shared": apart[: images_of(code, bench.config)[1]].mean(0),
-        "agreement": same.mean(0),
-        "operations": operations(bench.network, means(traffic)),
+        "agreement": (classes == own).mean(0),
+        "operations": operations(bench.network, mean).cumsum(0),
         "sent": sum(mean[name].cumsum(0) for name in bench.network.neurons),
     }
-    row = {name: np.asarray(value).tolist() for name, value in row.items()}
     if draw or part == "held":
         return row
     counted = {
         name: jb.traffic.Traffic(*np.moveaxis(own, -1, 0)) for name, own in mean.items()
     }
-    curves = jb.evaluation.Curves(np.array(row["accuracy"]), counted, len(classes))
+    curves = jb.evaluation.Curves(row["accuracy"], counted, len(classes))
     row["joules"] = priced(code, model, curves)
     if steps > 1 and not code.before:
         some = bench.parts["held"].inputs[:500]
         margins = jb.anytime.settle(model, spiking, some, steps, agreement=0.99)
         spent = operations(bench.network, traffic)
-        row["anytime"] = stopped(logits, spent, labels, margins)
+        row["anytime"] = stopped(logits, spent, split.labels, margins)
     return row
 
 
@@ -290,16 +247,13 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
             for plan in plans
         ]
         first_ = draws[0] | {"joules": draws[0]["joules"][code.unit]}
-        rows[str(setting)] = [first_, *draws[1:]]
+        others_ = [{"shared": draw["shared"]} for draw in draws[1:]]
+        rows[str(setting)] = [first_, *others_]
     return {
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
         "main": {"setting": str(code.settings[main[0]]), "steps": main[1]},
-        "goals": {
-            str(goal): {"setting": str(code.settings[i]), "steps": steps}
-            for goal, (i, steps) in goals.items()
-            if goal in GOALS
-        },
+        "met": GOALS[0] in goals,
         "settings": rows,
     }
 
@@ -372,12 +326,10 @@ def streamed(bench: Bench) -> list[dict]:
             for name, own in changed.traffic.items()
         }
         whole = {name: own[:, 0] for name, own in whole.items()}
-        found.append({
-            "share": tall * wide / (height * width),
-            "changes": operations(bench.network, sent).mean(0).tolist(),
-            "whole": operations(bench.network, whole).mean(0).tolist(),
-            "agreement": float(same.mean()), "images": len(frame),
-        })  # fmt: skip
+        row = {"changes": sent, "whole": whole}
+        row = {of: operations(bench.network, own).mean(0) for of, own in row.items()}
+        share = tall * wide / (height * width)
+        found.append({"share": share, "agreement": same.mean()} | row)
     return found
 
 
@@ -414,10 +366,9 @@ def measure(config: Config, run: common.Kept) -> dict:
 # Tables and figures.
 
 
-def at(row: dict, goal: float | None = None):
-    """The draws of the setting, and the time step (from 0), of a goal."""
-    chosen = row["goals"][str(goal)] if goal else row["main"]
-    return row["settings"][chosen["setting"]], chosen["steps"] - 1
+def at(row: dict):
+    """The draws of the setting that was chosen, and the time step (from 0)."""
+    return row["settings"][row["main"]["setting"]], row["main"]["steps"] - 1
 
 
 def line(name: str, row: dict) -> str:
@@ -436,10 +387,10 @@ def line(name: str, row: dict) -> str:
 def table(title: str, record: dict) -> str:
     """Markdown of one network."""
     ann = record["ann"]
-    models = list(ann["joules"]["no"])
+    models = list(ann["joules"])
     head = ["code", "T", "time", "images", "accuracy", "difference", "lossless",
             "± draws", "agreement", *(f"{u} per MAC" for u in UNITS),
-            *(f"{u} per neuron" for u in UNITS), *models]  # fmt: skip
+            *(f"{u} per neuron" for u in UNITS), *models, "early stop"]  # fmt: skip
     lines = []
     every = [
         (name, setting, draws, row)
@@ -451,19 +402,26 @@ def table(title: str, record: dict) -> str:
         t, first = row["main"]["steps"] - 1, draws[0]
         if setting != row["main"]["setting"]:
             name = f"{name}, preset"
-        joules = first["joules"]
+        joules, early = first["joules"], first.get("anytime")
         apart, within = 100 * first["difference"][t], 100 * interval(draws, t)
         lines.append([
-            name if "0.5" in row["goals"] else f"{name} ¹",
+            name if row["met"] else f"{name} ¹",
             str(t + 1), str(row["slots"] * (t + 1 + ann["depth"])),
             f"{first['images']:,}", f"{100 * first['accuracy'][t]:.2f}",
             f"{apart:+.2f} ± {within:.2f}", "yes" if abs(apart) <= within else "no",
             f"{100 * spread(draws, t):.2f}", f"{100 * first['agreement'][t]:.1f}",
             *(f"{x:.2f}" for x in first["operations"][t]),
             *(f"{x / ann['neurons']:.2f}" for x in first["sent"][t]),
-            *(f"{joules[m][t] / ann['joules']['no'][m]:.2f}" for m in models),
+            *(f"{joules[m][t] / ann['joules'][m]:.2f}" for m in models),
+            f"{early['accuracy']:.2%} at {early['steps']:.2f}" if early else "",
         ])  # fmt: skip
     counts = {len(at(row)[0]) for row in record["rows"].values()}
+    sides = ["changes", "whole"]
+    streams = [
+        [f"{row['share']:.1%}", *(f"{x:.2f}" for side in sides for x in row[side])]
+        for row in record["streams"]
+    ]
+    labels = [f"{unit} of {side}" for side in sides for unit in UNITS]
     return (
         f"{title}, ANN {ann['accuracy']:.2%} of {ann['images']:,} test images "
         f"({ann['held']:.1%} of the training images of the choice)\n\n"
@@ -477,7 +435,11 @@ def table(title: str, record: dict) -> str:
         "met (in part because these are few). Time: until the answer, in slots, a step "
         "for each layer included. Digits are signed binary. Energies over the "
         "trained network's without reuse, each code in the unit that its hardware is "
-        "charged by; the quantised network's with zeros skipped."
+        "charged by; the quantised network's with zeros skipped. Early stop: accuracy "
+        "and mean time step where each image stops when it is settled.\n\n"
+        + common.markdown(["pixels that change", *labels], streams)
+        + "\n\nPer MAC, of what a frame changes (sigma-delta), and of the whole frame "
+        "sent once."
     )
 
 
@@ -490,17 +452,13 @@ def draw(record: dict, folder: Path) -> None:
     """All figures."""
     records = record["networks"]
     look, rows = styles(records), records.items()
-    for name, shown, units in (("codes", rows, UNITS), ("methods", [*rows][:1], ENDS)):
+    for name, shown, units in (
+        ("codes", rows, UNITS),
+        ("methods", [*rows][:1], UNITS[::2]),
+    ):
         panels = [accuracies(*one, unit, look) for one in shown for unit in units]
         options = {"below": True, "sharey": "row", "size": (5.4, 4.5)}
         common.picture(folder / f"{name}.png", panels, len(units), **options)
-    panels = [goals(*one, units, look) for one in rows for units in PAID]
-    title = "least cost for a loss of 1, 0.5 and 0.2 points on training images"
-    common.picture(folder / "goals.png", panels, 2, title, size=(5.5, 4.6))
-    panels = [anytime(*one, look) for one in rows]
-    common.picture(folder / "anytime.png", panels, len(panels), size=(5.6, 4.4))
-    panels = [changes(records, unit) for unit in UNITS]
-    common.picture(folder / "streams.png", panels, len(UNITS), size=(4, 3.8))
 
 
 def styles(records) -> dict:
@@ -544,8 +502,8 @@ def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
             label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
         bar = {
             "yerr": 100 * interval(draws, t),
-            "lw": 0.8,
             "color": look[name]["color"],
+            "lw": 0.8,
         }
         curves.append((cost, accuracy, look[name] | {"label": label}))
         curves.append((spent, ann + 100 * draws[0]["difference"][t], bar))
@@ -556,60 +514,6 @@ def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
     labels = f"{unit} that reach a synapse, per MAC of the ANN", "test accuracy (%)"
     task = f"{title}: cost in {unit}; dashed: the ANN", *labels, curves, True
     return common.Panel(*task, levels=[ann], limits=limits)
-
-
-def goals(title: str, found: dict, units, look: dict) -> common.Panel:
-    """What the settings that were chosen for each goal cost, and lose on test images,
-    of the codes that are charged by one of these units."""
-    curves = []
-    for name, row in found["rows"].items():
-        met = [at(row, goal) for goal in GOALS if str(goal) in row["goals"]]
-        if row["unit"] in units and met:
-            k = UNITS.index(row["unit"])
-            points = sorted(
-                (one["operations"][t][k], -100 * one["difference"][t])
-                for (one, *_), t in met
-            )
-            curve = zip(*points, strict=True)
-            curves.append((*curve, look[name] | {"label": name}))
-    labels = "operations per MAC of the ANN", "points lost on test images"
-    task = f"{title}: paid in {' or '.join(units[::-1])}", *labels, curves, True
-    return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -0.5), "xmargin": 0.3})
-
-
-def anytime(title: str, found: dict, look: dict) -> common.Panel:
-    """From a fixed number of steps to as many as each image needs."""
-    ann, curves, costs = 100 * found["ann"]["accuracy"], [], [1.0]
-    for name, row in found["rows"].items():
-        first, k = at(row)[0][0], UNITS.index(row["unit"])
-        accuracy = 100 * np.array(first["accuracy"])
-        if "anytime" not in first or accuracy.max() < ann - 6:
-            continue
-        cost, own = np.array(first["operations"])[:, k], first["anytime"]
-        costs += cost[accuracy > ann - 6].tolist()
-        label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
-        mark = look[name] | {"ms": 10, "ls": "", "label": label}
-        curves.append((cost, accuracy, look[name]))
-        curves.append((own["operations"][k], 100 * own["accuracy"], mark))
-    limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
-    task = f"{title}: all images as long (lines), or each as it needs"
-    task = task, "operations per MAC, in the unit of each code", "accuracy (%)", curves
-    return common.Panel(*task, True, levels=[ann], limits=limits)
-
-
-def changes(records: dict, unit: str) -> common.Panel:
-    """Cost of a frame against the share of pixels that change."""
-    curves, k = [], UNITS.index(unit)
-    for i, (title, found) in enumerate(records.items()):
-        share = [100 * row["share"] for row in found["streams"]]
-        for kind, label, style in (("changes", "changes", "-"),
-                                   ("whole", "whole sent once", "--")):  # fmt: skip
-            spent = [row[kind][k] for row in found["streams"]]
-            look = {"color": f"C{i}", "ls": style, "label": f"{title}, {label}"}
-            curves.append((share, spent, look))
-    limits = {"xscale": "log", "ylim": (0, None)}
-    labels = "pixels that change (%)", f"{unit} per MAC and frame"
-    return common.Panel(f"a stream, in {unit}", *labels, curves, limits=limits)
 
 
 if __name__ == "__main__":

@@ -76,23 +76,15 @@ def check_settings(settings) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Which network, with which weights and data.
+    """Which network, with which weights and data."""
 
-    Attributes:
-      arch: the network.
-      checkpoint: a folder of trained weights (`OUT/training` of another run).
-      torch_weights: weights of a PyTorch state dict (.safetensors).
-      mean: of the image channels, if the weights were trained with other constants.
-      std: of the image channels, if the weights were trained with other constants.
-      data_dir: folder of the prepared dataset; it is downloaded there if missing.
-    """
-
-    arch: Literal[tuple(jb.zoo.NETWORKS)] = "vgg9"
-    checkpoint: Path | None = None
-    torch_weights: Path | None = None
+    arch: Literal[tuple(jb.zoo.NETWORKS | jb.zoo.IMAGENET)] = "vgg9"  # the network
+    checkpoint: Path | None = None  # trained weights: OUT/training of another run
+    torch_weights: Path | None = None  # a PyTorch state dict (.safetensors)
+    # of the image channels, if the weights were trained with other constants
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    data_dir: Path = Path("data")
+    data_dir: Path = Path("data")  # of the prepared dataset, else downloaded there
 
     def __post_init__(self):
         if self.checkpoint and self.torch_weights:
@@ -102,10 +94,13 @@ class Source:
 
     def load(self, name: str, validation: int | None = None):
         """The dataset of this name, the module, and its variables if they are given."""
+        zoo = jb.zoo.IMAGENET if name == "imagenet2012" else jb.zoo.NETWORKS
+        if self.arch not in zoo:
+            raise ValueError(f"--arch: for {name} expected one of {', '.join(zoo)}")
         dataset = jb.data.load(name, self.data_dir, validation=validation)
         if self.mean is not None:
             dataset = dataset.with_normalisation(self.mean, self.std)
-        module = jb.zoo.NETWORKS[self.arch](dataset.classes)
+        module = zoo[self.arch](dataset.classes)
         example, variables = dataset.test[:1].inputs, None
         if self.torch_weights is not None:
             variables = jb.load_pytorch(module, self.torch_weights, example).variables
@@ -122,7 +117,7 @@ class Source:
                 raise ValueError(
                     f"no weights of {self.arch} on {name} are released (there are "
                     f"{', '.join(jb.released.names()) or 'none'}); give --checkpoint "
-                    "or --torch-weights, or train with cifar10.py or cifar100.py"
+                    "or --torch-weights, or train with --epochs"
                 )
             module, variables = jb.pretrained(released)
         return dataset, trace(module, variables, dataset), variables
@@ -140,15 +135,10 @@ def beyond_relu(network: jb.Network) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What every experiment is told.
+    """What every experiment is told; the comments are what `--help` says."""
 
-    Attributes:
-      out: folder for the results; runs/EXPERIMENT and the network if not given.
-      redraw: only draw the record again that `out` holds.
-    """
-
-    out: Path | None = None
-    redraw: bool = False
+    out: Path | None = None  # folder for the results, if not runs/EXPERIMENT/NETWORK
+    redraw: bool = False  # only draw the record again that `out` holds
 
     def __post_init__(self):
         check_settings(self)
@@ -174,19 +164,12 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study(Experiment):
-    """What every study of one trained network is told.
+    """What every study of one trained network is told."""
 
-    Attributes:
-      dataset: what the network was trained on.
-      source: which network, with which weights and data.
-      calibration: number of training images for the thresholds.
-      limit: number of images to measure on; all of them if not given.
-    """
-
-    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"  # it was trained on
     source: tyro.conf.OmitArgPrefixes[Source] = Source()
-    calibration: int = 1000
-    limit: int | None = None
+    calibration: int = 1000  # training images for the thresholds
+    limit: int | None = None  # images to measure on; all of them if not given
 
     def load(self, run: Kept):
         """What `Source.load_trained` returns, with a device of every core."""
@@ -225,23 +208,14 @@ def outputs(network, variables, inputs, batch_size: int = 100) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """To bursts, or to integrate-and-fire: thresholds by a range of activations.
-
-    Attributes:
-      neuron: which sends the spikes.
-      levels: what the range is divided by; the neuron's largest burst if not given.
-      percentile: the range, of the activations; None for least squares, per channel.
-      per: what has a threshold of its own, "layer" or "channel".
-      pool: how maxima are taken, see `jb.Model`.
-      initial: potential over threshold.
-    """
+    """To bursts, or to integrate-and-fire: thresholds by a range of activations."""
 
     neuron: jb.Burst
-    levels: int | None = None
-    percentile: float | None = 99.9
-    per: str = "layer"
-    pool: str = "lateral"
-    initial: float = 0.5
+    levels: int | None = None  # that divide the range, if not the largest burst
+    percentile: float | None = 99.9  # the range; None: least squares, per channel
+    per: str = "layer"  # or "channel": what has a threshold of its own
+    pool: str = "lateral"  # how maxima are taken, see `jb.Model`
+    initial: float = 0.5  # potential over threshold
 
     def __call__(self, network, variables, images, batch_size: int = 100):
         """`(model, spiking)`, with the images of calibration."""
@@ -326,21 +300,17 @@ class Kept:
 
     def __init__(self, folder: Path, config: object):
         self.folder, self.path = folder, folder / "unfinished.jsonl"
-        self.origin = repr((config, versions()))
-        self.found = {name: value for name, value in self._lines(own=True)}
-        if self.found:
-            print(f"continuing with {len(self.found)} results of {self.path}")
-
-    def _lines(self, own: bool) -> list:
-        """Names and values of this command, or the lines of others."""
-        found = []
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        for line in lines:
+        self.origin, self.found, self.others = repr((config, versions())), {}, ""
+        lines = self.path.read_text() if self.path.exists() else ""
+        for line in lines.splitlines(keepends=True):
             with contextlib.suppress(ValueError):  # empty, or cut off
                 origin, name, value = json.loads(line)
-                if own == (origin == self.origin):
-                    found.append((name, value) if own else line)
-        return found
+                if origin == self.origin:
+                    self.found[name] = value
+                else:
+                    self.others += line
+        if self.found:
+            print(f"continuing with {len(self.found)} results of {self.path}")
 
     def __call__(self, name: str, measure: Callable, *arguments, **keywords):
         """What was kept under this name; else measures and keeps it, as JSON has it.
@@ -384,9 +354,9 @@ class Kept:
         """Everything is written elsewhere, unless it was a part of a `whole`."""
         if not self.whole:
             return
-        if others := self._lines(own=False):
+        if self.others:
             print(f"{self.path} keeps what other commands, stopped, have measured")
-            files.write(self.path, "\n".join(others) + "\n")
+            files.write(self.path, self.others)
         else:
             self.path.unlink(missing_ok=True)
 
@@ -539,19 +509,25 @@ def write(path: Path, content: dict | str | bytes) -> None:
 
 
 def _json(record: dict) -> str:
-    """With an array on a line, and five digits of a number."""
+    """With five digits of a number; an object that holds no other is a line."""
     exact = json.dumps(record, default=_plain)
     rounded = json.loads(
         exact,
         parse_float=lambda x: float(f"{float(x):.5g}"),
         parse_constant=lambda name: None,  # what is not finite
     )
-    text = json.dumps(rounded, indent=1, ensure_ascii=False)
-    return _ARRAY.sub(lambda array: f"[{_LINES.sub(' ', array[1])}]", text)
+    return _laid(rounded)
 
 
-_ARRAY = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
-_LINES = re.compile(r"\s*\n\s*")
+def _laid(value, margin: str = "\n") -> str:
+    text, inner = json.dumps(value, ensure_ascii=False), f"{margin} "
+    if not isinstance(value, dict | list) or "{" not in text[1:]:
+        return text
+    cells = [_laid(one, inner) for one in (value.values() if text[0] == "{" else value)]
+    if text[0] == "{":
+        names = (json.dumps(name, ensure_ascii=False) for name in value)
+        cells = [f"{name}: {cell}" for name, cell in zip(names, cells, strict=True)]
+    return text[0] + inner + f",{inner}".join(cells) + margin + text[-1]
 
 
 # Tables and figures.
@@ -601,27 +577,16 @@ def figure(path: Path, *shape: int, **options):
 
 @dataclasses.dataclass
 class Panel:
-    """What a part of a figure shows.
-
-    Attributes:
-      title: above it.
-      x: below it.
-      y: beside it.
-      curves: `(x, y, look)`, of what `Axes.errorbar` takes, each.
-      doubling: whether the horizontal axis doubles from mark to mark.
-      log: whether the vertical axis has powers of ten, with plain numbers.
-      levels: heights of dashed lines.
-      limits: of the axes, and what else `Axes.set` takes.
-    """
+    """What a part of a figure shows."""
 
     title: str
     x: str
     y: str
-    curves: list[tuple[Any, Any, dict]]
-    doubling: bool = False
-    log: bool = False
-    levels: Sequence[float] = ()
-    limits: dict = dataclasses.field(default_factory=dict)
+    curves: list[tuple[Any, Any, dict]]  # x, y, look of what `Axes.errorbar` takes
+    doubling: bool = False  # whether the horizontal axis doubles from mark to mark
+    log: bool = False  # whether the vertical axis has powers of ten, in plain numbers
+    levels: Sequence[float] = ()  # heights of dashed lines
+    limits: dict = dataclasses.field(default_factory=dict)  # what `Axes.set` takes
 
     def draw(self, axis) -> None:
         """Draws it, without a legend."""

@@ -22,16 +22,10 @@ import jaxburst as jb
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Experiment):
-    """Trains, converts and simulates two small networks on handwritten digits.
+    """Trains, converts and simulates two small networks on handwritten digits."""
 
-    Attributes:
-      epochs: passes over the 1,257 training images.
-      seed: of the weights, batches and augmentation.
-      simulation: how the networks are converted and simulated.
-    """
-
-    epochs: int = 30
-    seed: int = 0
+    epochs: int = 30  # passes over the 1,257 training images
+    seed: int = 0  # of the weights, batches and augmentation
     simulation: tyro.conf.OmitArgPrefixes[conversion.Simulation] = (
         conversion.Simulation(calibration=500)
     )

@@ -25,28 +25,19 @@ from jaxburst.neurons import Burst, Refining
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
-    """Changes one part of refining bursts at a time.
+    """Changes one part of refining bursts at a time."""
 
-    Attributes:
-      steps: number of time steps.
-    """
-
-    steps: int = 6
+    steps: int = 6  # number of time steps
     calibration: int = 500
-    limit: int = 500
+    limit: int = 500  # training images to measure on
 
 
 @dataclasses.dataclass(frozen=True)
 class Partly(Refining):
-    """Refining neurons; populations whose names end alike have a silence of their own.
+    """Refining neurons; populations whose names end alike have their own silence."""
 
-    Attributes:
-      only: how their names end, without the number.
-      own: their silence.
-    """
-
-    only: tuple[str, ...] = ()
-    own: float = 0.0
+    only: tuple[str, ...] = ()  # how their names end, without the number
+    own: float = 0.0  # their silence
 
     def at(self, name: str) -> Refining:
         """The neuron of one population."""
@@ -57,16 +48,11 @@ class Partly(Refining):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One conversion.
-
-    Attributes:
-      exact: thresholds by least squares, of so many levels.
-      steps: for how long it is simulated.
-    """
+    """One conversion."""
 
     neuron: Refining
-    exact: Callable = dataclasses.field(repr=False)
-    steps: int
+    exact: Callable = dataclasses.field(repr=False)  # least squares, of so many levels
+    steps: int  # for how long it is simulated
     levels: int = 4
     balanced: bool = True
     corrected: bool = True
@@ -84,7 +70,7 @@ class Setting:
         return model, spiking
 
 
-def settings(config: Config, network, variables, images, run) -> tuple[dict, dict]:
+def settings(config: Config, network, variables, images, run) -> dict:
     """`{factor: {value: setting}}`; the first value is the preset's."""
 
     @cache
@@ -123,7 +109,7 @@ def settings(config: Config, network, variables, images, run) -> tuple[dict, dic
             f"{own}": replace(preset, neuron=Partly(most, ratio, 0.6, kinds, own))
             for own in (0.0, *quiet)
         }
-    return found, {}
+    return found
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
     for row in found["streams"]:
         assert row["agreement"] > 0.9
         assert row["changes"][1] < row["whole"][1] or row["share"] > 0.2
-    for figure in ("codes", "goals", "anytime", "streams"):
+    for figure in ("codes", "methods"):
         data = (tmp_path / f"here/{figure}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
 
@@ -312,7 +312,7 @@ def test_kept_results_are_of_the_same_settings(monkeypatch, tmp_path, capsys):
     assert kept("here: it", dict) == {"found": 0.5} and kept("next", dict)["found"] == 2
     other = Kept(tmp_path, "b")
     assert other("here: it", dict) == {}
-    kept.done()
+    Kept(tmp_path, "a").done()
     assert "keeps what other commands" in capsys.readouterr().out
     assert Kept(tmp_path, "b").found == {"here: it": {}}
     Kept(tmp_path, "b").done()
@@ -458,7 +458,7 @@ def test_throughput_without_peers(run, without_peers, tmp_path, capsys):
     (result,) = record["results"]["vgg_tiny"]
     names = {f"jaxburst {name}" for name in ("step", "layer", "auto", "ANN")}
     assert set(result["programs"]) == names
-    assert result["direct"]["passes"] > 0
+    assert result["direct_over_ann"] > 0
     _check_rates("vgg_tiny", result, ann="jaxburst ANN")
     printed = capsys.readouterr().out
     for name in ("PyTorch", "SpikingJelly"):
@@ -478,8 +478,7 @@ def test_throughput_races_the_same_network(run, tmp_path, arch, gamma):
     (result,) = record["results"][arch]
     assert len(result["programs"]) == 9
     for program in result["programs"].values():
-        assert program["difference_of_logits"]["median"] < 1e-4
-        assert program["spread_of_logits"] > 0.1
+        assert program["difference_of_logits"] < 1e-4
         assert program["same_predictions"] >= 0.9
     _check_rates(arch, result, ann="PyTorch ANN")
 
@@ -506,16 +505,15 @@ def _check_rates(arch, result, ann):
     variables = module.init(jax.random.key(0), images)
     macs = jb.energy.macs(jb.trace(module.apply, variables, images))
     once, every = macs["conv0"], sum(macs.values()) - macs["conv0"]
-    peak = max(map(max, result["peak_operations_per_second"].values()))
+    peak = max(result["peak_operations_per_second"].values())
     assert min(result["spikes_per_neuron_and_step"]) > 0.01
     assert result["programs"][ann]["over_t_times_ann"] == 1
     for program in result["programs"].values():
         steps = result["steps"] if program["kind"] == "SNN" else 1
-        rate = result["batch"] / np.median(program["seconds"])
-        digits = {"rtol": 3e-4}  # records have five
-        assert np.isclose(program["image_steps_per_second"], rate * steps, **digits)
-        share = 2 * rate * (once + steps * every) / peak
-        assert np.isclose(program["fraction_of_peak"], share, **digits)
+        least, typical, most = program["image_steps_per_second"]
+        assert 0 < least <= typical <= most
+        share = 2 * typical / steps * (once + steps * every) / peak
+        assert np.isclose(program["fraction_of_peak"], share, rtol=3e-4)  # five digits
         assert program["compile_seconds"] >= 0 and program["bytes"] >= 0
 
 
