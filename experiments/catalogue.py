@@ -11,7 +11,14 @@ from functools import cache, partial
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
-from jaxburst.neurons import Burst, Differential, Phase, Refining, SigmaDelta
+from jaxburst.neurons import (
+    Burst,
+    Differential,
+    Growing,
+    Phase,
+    Refining,
+    SigmaDelta,
+)
 
 
 class Draw:
@@ -192,6 +199,8 @@ CODES = {
         Code(phases, 16, "quanta", some("period", 4, 8)),
     "bursts (the paper)":
         Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
+    "bursts that grow, after Park":
+        Code(partial(from_zero, neuron=Growing()), 32, "digits", RANGES),
     "bursts, SpiCalib":
         Code(partial(from_zero, neuron=Burst(5, allowance=16)), 32, "quanta", RANGES),
     "signed spikes (ST-BIF)":

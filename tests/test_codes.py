@@ -18,6 +18,7 @@ from jaxburst.neurons import (
     Burst,
     Differential,
     FirstSpike,
+    Growing,
     Parallel,
     Phase,
     Radix,
@@ -113,6 +114,19 @@ def phase(neuron, theta, initial, current):
     return np.stack(found), np.array(clock[: len(found)])
 
 
+def growing(neuron, theta, initial, current):
+    """Each neuron by itself, from the length of the burst it is in."""
+    found = np.zeros_like(current)
+    for place in np.ndindex(current.shape[1:]):
+        potential, length = (initial * theta)[place], 0
+        for t, arriving in enumerate(current[(slice(None), *place)]):
+            potential, size = potential + arriving, min(2**length, neuron.gamma)
+            length = length + 1 if potential >= size * theta[place] else 0
+            found[t, *place] = size * (length > 0)
+            potential -= found[t, *place] * theta[place]
+    return found, np.ones(len(found))
+
+
 def parallel(neuron, theta, initial, current):
     """All slots are compared with the whole input."""
     whole = current.sum(0) + initial * theta
@@ -151,6 +165,7 @@ CODES = {
     "refining": (Refining(6, silence=0.6), refining, 4),
     "differential": (Differential(8), differential, 8),
     "phase": (Phase(4), phase, 11),
+    "growing": (Growing(4), growing, 9),
     "parallel": (Parallel(9), parallel, 1),
     "radix": (Radix(5), radix, 1),
     "first spike": (FirstSpike(20), first_spike, 1),
@@ -206,6 +221,8 @@ def test_every_spike_is_that_of_numpy(code, name):
             np.testing.assert_array_equal(sent, expected)
         if isinstance(neuron, Phase):
             logits /= 1 + (times.reshape(-1, 1, 1) - 1) // neuron.period
+        if neuron.repeats:
+            logits /= times.reshape(-1, 1, 1)
         if neuron.slots > 1:
             logits = logits[-1:]
         np.testing.assert_allclose(found.logits, logits, rtol=0, atol=1e-12)
@@ -302,6 +319,12 @@ def test_what_a_code_sends_adds_up_to_what_it_says(code):
         wanted = np.clip(drive, 0, 0.7 * neuron.levels)
         assert np.abs(total[11] / 3 - wanted).max() <= 0.7 / 2 / 3 + 1e-9
         return
+    if isinstance(neuron, Growing):  # what a neuron holds is no more than two bursts
+        np.testing.assert_allclose(heard.cumsum(0), total, atol=1e-12)
+        inside = drive < 0.7 * neuron.gamma / 2
+        error = np.abs(total[-1] / steps - np.maximum(drive, 0))[inside]
+        assert error.max() <= 2 * 0.7 * neuron.gamma / steps
+        return
     np.testing.assert_allclose(heard, total, rtol=0, atol=1e-12)
     within = (neuron.gamma or np.inf) * 0.7
     wanted = np.maximum(drive, 0)
@@ -358,7 +381,8 @@ def test_a_cap_holds_for_every_code():
 
     cap = Function(cap=2.0)
     threshold = Threshold(*map(jnp.asarray, (0.3, 0.5, 0.0)))
-    for neuron in (SigmaDelta(), Differential(), Radix(6), FirstSpike(40), Phase(5)):
+    kinds = SigmaDelta(), Differential(), Radix(6), FirstSpike(40), Phase(5), Growing()
+    for neuron in kinds:
         state = neuron.rest(threshold, (200,), jnp.float64, cap)
         drive, total = jnp.linspace(-1.0, 9.0, 200), 0.0
         steps = 1 if neuron.slots > 1 else 10
@@ -368,6 +392,8 @@ def test_a_cap_holds_for_every_code():
             total = total + 0.3 * n * jnp.asarray(neuron.worth(t), jnp.float64)
         if isinstance(neuron, Phase):
             total = total / 2  # two periods of five steps
+        if neuron.repeats:
+            total = total / steps
         assert 1.6 < total.max() <= 2.0 + 0.3
         assert (np.diff(total) >= -0.3).all() and total.min() >= 0
 
@@ -382,6 +408,7 @@ def test_a_cap_holds_for_every_code():
         (FirstSpike, {"slots": 2**24 + 1}, "slots"),
         (Parallel, {"slots": 2.0}, "slots"),
         (Phase, {"period": 17}, "period"),
+        (Growing, {"gamma": 0}, "gamma"),
     ],
 )
 def test_impossible_codes_are_refused(kind, settings, word):

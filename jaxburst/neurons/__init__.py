@@ -3,6 +3,7 @@
 from jaxburst.neurons.base import Neuron, Threshold
 from jaxburst.neurons.burst import Burst
 from jaxburst.neurons.differential import Differential
+from jaxburst.neurons.growing import Growing
 from jaxburst.neurons.phase import Phase
 from jaxburst.neurons.pooling import POOLS, Pooled
 from jaxburst.neurons.refining import Refining
@@ -14,6 +15,7 @@ __all__ = [
     "Burst",
     "Differential",
     "FirstSpike",
+    "Growing",
     "Neuron",
     "Parallel",
     "Phase",
