@@ -37,6 +37,7 @@ from jaxburst.run import compiler_options, trace_of
 NETWORKS = ("resnet20-cifar10", "vgg9-cifar100", "vgg9-cifar10", "resnet56-cifar10")
 GOALS = (0.5, 1.0, 0.2)
 UNITS = jb.energy.UNITS
+ENDS, PAID = UNITS[::2], (UNITS[:1], UNITS[1:])
 LONG = 8
 
 
@@ -146,7 +147,13 @@ def conventional(bench: Bench) -> dict:
         "images": len(bench.parts["test"]),
         "depth": jb.energy.depth(network),
         "neurons": sum(int(np.prod(shape)) for shape in shapes),
-        "joules": {n: jb.energy.ann_joules(network, cost=c) for n, c in costs.items()},
+        "joules": {
+            reuse: {
+                name: jb.energy.ann_joules(network, cost=cost, reuse=reuse)
+                for name, cost in costs.items()
+            }
+            for reuse in ("no", "full")
+        },
     }
 
 
@@ -253,7 +260,11 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
         "main": {"setting": str(code.settings[main[0]]), "steps": main[1]},
-        "met": GOALS[0] in goals,
+        "goals": {
+            str(goal): {"setting": str(code.settings[i]), "steps": steps}
+            for goal, (i, steps) in goals.items()
+            if goal in GOALS
+        },
         "settings": rows,
     }
 
@@ -366,9 +377,10 @@ def measure(config: Config, run: common.Kept) -> dict:
 # Tables and figures.
 
 
-def at(row: dict):
-    """The draws of the setting that was chosen, and the time step (from 0)."""
-    return row["settings"][row["main"]["setting"]], row["main"]["steps"] - 1
+def at(row: dict, goal: float | None = None):
+    """The draws of the setting, and the time step (from 0), of a goal."""
+    chosen = row["goals"][str(goal)] if goal else row["main"]
+    return row["settings"][chosen["setting"]], chosen["steps"] - 1
 
 
 def line(name: str, row: dict) -> str:
@@ -387,7 +399,7 @@ def line(name: str, row: dict) -> str:
 def table(title: str, record: dict) -> str:
     """Markdown of one network."""
     ann = record["ann"]
-    models = list(ann["joules"])
+    models = list(ann["joules"]["no"])
     head = ["code", "T", "time", "images", "accuracy", "difference", "lossless",
             "± draws", "agreement", *(f"{u} per MAC" for u in UNITS),
             *(f"{u} per neuron" for u in UNITS), *models, "early stop"]  # fmt: skip
@@ -405,14 +417,14 @@ def table(title: str, record: dict) -> str:
         joules, early = first["joules"], first.get("anytime")
         apart, within = 100 * first["difference"][t], 100 * interval(draws, t)
         lines.append([
-            name if row["met"] else f"{name} ¹",
+            name if "0.5" in row["goals"] else f"{name} ¹",
             str(t + 1), str(row["slots"] * (t + 1 + ann["depth"])),
             f"{first['images']:,}", f"{100 * first['accuracy'][t]:.2f}",
             f"{apart:+.2f} ± {within:.2f}", "yes" if abs(apart) <= within else "no",
             f"{100 * spread(draws, t):.2f}", f"{100 * first['agreement'][t]:.1f}",
             *(f"{x:.2f}" for x in first["operations"][t]),
             *(f"{x / ann['neurons']:.2f}" for x in first["sent"][t]),
-            *(f"{joules[m][t] / ann['joules'][m]:.2f}" for m in models),
+            *(f"{joules[m][t] / ann['joules']['no'][m]:.2f}" for m in models),
             f"{early['accuracy']:.2%} at {early['steps']:.2f}" if early else "",
         ])  # fmt: skip
     counts = {len(at(row)[0]) for row in record["rows"].values()}
@@ -452,13 +464,17 @@ def draw(record: dict, folder: Path) -> None:
     """All figures."""
     records = record["networks"]
     look, rows = styles(records), records.items()
-    for name, shown, units in (
-        ("codes", rows, UNITS),
-        ("methods", [*rows][:1], UNITS[::2]),
-    ):
+    for name, shown, units in (("codes", rows, UNITS), ("methods", [*rows][:1], ENDS)):
         panels = [accuracies(*one, unit, look) for one in shown for unit in units]
         options = {"below": True, "sharey": "row", "size": (5.4, 4.5)}
         common.picture(folder / f"{name}.png", panels, len(units), **options)
+    panels = [goals(*one, units, look) for one in rows for units in PAID]
+    title = "least cost for a loss of 1, 0.5 and 0.2 points on training images"
+    common.picture(folder / "goals.png", panels, 2, title, size=(5.5, 4.6))
+    panels = [anytime(*one, look) for one in rows]
+    common.picture(folder / "anytime.png", panels, len(panels), size=(5.6, 4.4))
+    panels = [changes(records, unit) for unit in UNITS]
+    common.picture(folder / "streams.png", panels, len(UNITS), size=(4, 3.8))
 
 
 def styles(records) -> dict:
@@ -514,6 +530,60 @@ def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
     labels = f"{unit} that reach a synapse, per MAC of the ANN", "test accuracy (%)"
     task = f"{title}: cost in {unit}; dashed: the ANN", *labels, curves, True
     return common.Panel(*task, levels=[ann], limits=limits)
+
+
+def goals(title: str, found: dict, units, look: dict) -> common.Panel:
+    """What the settings that were chosen for each goal cost, and lose on test images,
+    of the codes that are charged by one of these units."""
+    curves = []
+    for name, row in found["rows"].items():
+        met = [at(row, goal) for goal in GOALS if str(goal) in row["goals"]]
+        if row["unit"] in units and met:
+            k = UNITS.index(row["unit"])
+            points = sorted(
+                (one["operations"][t][k], -100 * one["difference"][t])
+                for (one, *_), t in met
+            )
+            curve = zip(*points, strict=True)
+            curves.append((*curve, look[name] | {"label": name}))
+    labels = "operations per MAC of the ANN", "points lost on test images"
+    task = f"{title}: paid in {' or '.join(units[::-1])}", *labels, curves, True
+    return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -0.5), "xmargin": 0.3})
+
+
+def anytime(title: str, found: dict, look: dict) -> common.Panel:
+    """From a fixed number of steps to as many as each image needs."""
+    ann, curves, costs = 100 * found["ann"]["accuracy"], [], [1.0]
+    for name, row in found["rows"].items():
+        first, k = at(row)[0][0], UNITS.index(row["unit"])
+        accuracy = 100 * np.array(first["accuracy"])
+        if "anytime" not in first or accuracy.max() < ann - 6:
+            continue
+        cost, own = np.array(first["operations"])[:, k], first["anytime"]
+        costs += cost[accuracy > ann - 6].tolist()
+        label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
+        mark = look[name] | {"ms": 10, "ls": "", "label": label}
+        curves.append((cost, accuracy, look[name]))
+        curves.append((own["operations"][k], 100 * own["accuracy"], mark))
+    limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
+    task = f"{title}: all images as long (lines), or each as it needs"
+    task = task, "operations per MAC, in the unit of each code", "accuracy (%)", curves
+    return common.Panel(*task, True, levels=[ann], limits=limits)
+
+
+def changes(records: dict, unit: str) -> common.Panel:
+    """Cost of a frame against the share of pixels that change."""
+    curves, k = [], UNITS.index(unit)
+    for i, (title, found) in enumerate(records.items()):
+        share = [100 * row["share"] for row in found["streams"]]
+        for kind, label, style in (("changes", "changes", "-"),
+                                   ("whole", "whole sent once", "--")):  # fmt: skip
+            spent = [row[kind][k] for row in found["streams"]]
+            look = {"color": f"C{i}", "ls": style, "label": f"{title}, {label}"}
+            curves.append((share, spent, look))
+    limits = {"xscale": "log", "ylim": (0, None)}
+    labels = "pixels that change (%)", f"{unit} per MAC and frame"
+    return common.Panel(f"a stream, in {unit}", *labels, curves, limits=limits)
 
 
 if __name__ == "__main__":
