@@ -218,6 +218,8 @@ def resizes(x):
         F.interpolate(
             x, scale_factor=1.7, mode="bilinear", recompute_scale_factor=True
         ),
+        F.interpolate(x, size=(4, 13), mode="bilinear", antialias=True),
+        F.interpolate(x, scale_factor=(1.6, 0.4), mode="bilinear", antialias=True),
         F.interpolate(x, size=(10, 4), mode="bicubic"),
         F.interpolate(x, size=(10, 4), mode="bicubic", align_corners=True),
         F.interpolate(x[:, 0], scale_factor=3, mode="linear"),
@@ -302,6 +304,18 @@ MODULES = {
         lambda: nn.Sequential(
             nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 3, 3)),
             nn.utils.parametrizations.spectral_norm(nn.Conv1d(3, 2, 3)),
+        ),
+        SIGNAL,
+    ),
+    "orthogonal": (
+        lambda: nn.Sequential(
+            *(
+                nn.utils.parametrizations.orthogonal(
+                    nn.Linear(21, size), "weight", kind
+                )
+                for size, kind in ((21, "cayley"), (21, "matrix_exp"))
+            ),
+            nn.utils.parametrizations.orthogonal(nn.Linear(21, 9)),  # householder
         ),
         SIGNAL,
     ),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
@@ -247,6 +248,8 @@ def _read(exported) -> tuple[_Program, dict]:
         name = spec.arg.name
         if spec.kind is kinds.USER_INPUT:
             inputs.append(name)
+            continue
+        if spec.kind is kinds.TOKEN:  # the order of assertions, which are left out
             continue
         if spec.target in exported.state_dict:
             tensor = exported.state_dict[spec.target]
@@ -501,6 +504,9 @@ _OTHERS: dict[str, Callable] = {
     "addmv": lambda x, mat, vec, beta=1, alpha=1: (
         _times(beta, x) + _times(alpha, mat @ vec)
     ),
+    "diagonal": lambda x, offset=0, dim1=0, dim2=1: jnp.diagonal(x, offset, dim1, dim2),
+    "linalg_matrix_exp": lambda x: jax.scipy.linalg.expm(x),
+    "linalg_householder_product": lambda x, tau: lax.linalg.householder_product(x, tau),
     "embedding": lambda weight, indices, padding_idx=None: (  # which is for gradients
         jnp.take(weight, indices, 0, mode="clip")
     ),
@@ -648,6 +654,13 @@ def _linear(x, weight, bias=None):
     return y if bias is None else y + bias
 
 
+@_aten("_linalg_solve_ex")  # of weights, as orthogonal ones are made
+def _solve(A, B, left=True):
+    if left:
+        return jnp.linalg.solve(A, B), None, None, None
+    return jnp.linalg.solve(A.mT, B.mT).mT, None, None, None
+
+
 @_aten("scaled_dot_product_attention")
 def _attention(query, key, value, attn_mask=None, is_causal=False, scale=None):
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -791,6 +804,19 @@ def _linear_resize(x, output_size=None, align_corners=False, scale_factors=None)
         return ops.linear_weights(_positions(size, new, step, align_corners), size)
 
     return _resize(x, output_size, scale_factors, weights)
+
+
+@_aten("_upsample_bilinear2d_aa")
+def _blurred_resize(x, output_size, align_corners, scales_h=None, scales_w=None):
+    """Triangles as wide as what becomes one pixel."""
+
+    def weights(size, new, step):
+        centres, wide = (np.arange(new) + 0.5) * step, max(step, 1)
+        away = abs(np.arange(size)[:, None] + 0.5 - centres) / wide
+        triangles = np.maximum(1 - away, 0)
+        return np.float32(triangles / triangles.sum(0))
+
+    return _resize(x, output_size, (scales_h, scales_w), weights)
 
 
 @_aten("upsample_bicubic2d")
