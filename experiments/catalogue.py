@@ -38,10 +38,12 @@ class Draw:
         some = network, variables, images[:200]
         self.allotted = cache(lambda: jb.methods.allot(*some, error=1.0))
 
-    def thresholds(self, levels: int, percentile: float | None = None) -> dict:
-        """By least squares, or a percentile divided by the levels."""
+    def thresholds(self, levels, percentile: float | None = None, steps=1) -> dict:
+        """A percentile divided by the levels; or by least squares, with what spikes of
+        so many steps add up to: those of one alone would cut off too much."""
         if percentile is None:
-            return self.least_squares(levels)
+            found = self.least_squares(levels * steps)
+            return {name: steps * theta for name, theta in found.items()}
         return {name: top / levels for name, top in self.ranges(percentile).items()}
 
     def convert(self, neuron, thresholds, initial: float = 0.5):
@@ -78,14 +80,16 @@ class Code:
     spikes: bool = True
 
 
-def repeating(draw, *, neuron, percentile=None, initial=0.5, correct=0, each=False):
+def repeating(
+    draw, *, neuron, percentile=None, steps=1, initial=0.5, correct=0, each=False
+):
     """Codes that are presented the input at every step: a percentile for the range, or
     least squares; corrected means if asked for."""
-    thresholds, some = draw.thresholds(neuron.levels, percentile), draw.images[:100]
+    thresholds = draw.thresholds(neuron.levels, percentile, steps)
     model, spiking = draw.convert(neuron, thresholds, initial)
     if correct:
         how = {"steps": correct, "each_step": each}
-        spiking = jb.methods.correct(model, spiking, some, **how)
+        spiking = jb.methods.correct(model, spiking, draw.images[:100], **how)
     return model, spiking
 
 
@@ -146,7 +150,7 @@ def some(name: str, *values, **others) -> tuple[dict, ...]:
     return tuple({name: value, **others} for value in values)
 
 
-RANGES = some("percentile", 99.9, 99.0, None)
+RANGES = some("percentile", 99.9, 99.0) + some("steps", 8)
 WINDOWS = some("levels", 7, 15, 31)
 from_zero = partial(repeating, initial=0.0)
 signed = partial(Burst, signed=True)
@@ -185,16 +189,18 @@ CODES = {
     "hierarchical thresholds, after H-MT":
         Code(repeating, 4, "digits", some("neuron", Burst(15), Burst(63))),
     "signed bursts, each step corrected (FTBC)":
-        Code(partial(repeating, neuron=signed(5), correct=4, each=True), 4, "quanta"),
+        Code(partial(repeating, neuron=signed(5), correct=4, each=True), 4, "quanta",
+             some("steps", 1, 4)),
     "differential, after DCGS":
         Code(partial(changing, rows=4), 8, "digits",
              some("levels", 4, 8, neuron=Differential(8))
              + some("levels", 16, neuron=Differential(128))),
     "signed bursts (SNM)":
         Code(partial(repeating, correct=2), 8, "quanta",
-             some("neuron", signed(5), signed(10))),
+             some("steps", 1, 8, neuron=signed(5)) + some("neuron", signed(10))),
     "bursts, means corrected (AdaFire)":
-        Code(partial(repeating, neuron=Burst(5), correct=4), 16, "quanta"),
+        Code(partial(repeating, neuron=Burst(5), correct=8), 16, "quanta",
+             some("steps", 1, 8)),
     "phase, after Kim":
         Code(phases, 16, "quanta", some("period", 4, 8)),
     "bursts (the paper)":
@@ -206,7 +212,8 @@ CODES = {
     "signed spikes (ST-BIF)":
         Code(partial(repeating, neuron=signed(1)), 32, "quanta", RANGES),
     "integrate-and-fire, means corrected (SNNC)":
-        Code(partial(repeating, neuron=Burst(1), correct=8), 32, "quanta"),
+        Code(partial(repeating, neuron=Burst(1)), 32, "quanta",
+             some("steps", 8, correct=8) + some("steps", 32, correct=32)),
     "integrate-and-fire, some silenced (SRP)":
         Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES, before=4),
     "integrate-and-fire from θ/2 (OPI)":
