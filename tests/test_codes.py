@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ from jaxburst.neurons import (
     Threshold,
 )
 from jaxburst.neurons.sigma_delta import nearest
+from jaxburst.run import infer
+from jaxburst.tracing import trace
 from jaxburst.traffic import count
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -414,6 +417,22 @@ def test_a_cap_holds_for_every_code():
 def test_impossible_codes_are_refused(kind, settings, word):
     with pytest.raises(ValueError, match=f"{kind.__name__}: .*{word}"):
         kind(**settings)
+
+
+def test_thresholds_by_least_squares_fit_a_whole_run(monkeypatch):
+    """Those of a single step cut off what integrate-and-fire neurons have 32 for."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "experiments")
+    from catalogue import CODES, Draw
+
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(8, 16)), rng.normal(size=(200, 8))
+    network = trace(lambda w, x: jax.nn.relu(x @ w) @ w.T, w, x[:1])
+    code = CODES["integrate-and-fire from θ/2 (OPI)"]
+    draw, wanted, errors = Draw(network, w, x), network(w, x), []
+    for setting in (code.settings[-1], {"steps": 1}):
+        found = infer(*code.make(draw, **setting), x, code.steps)
+        errors.append(np.square(found - wanted).mean() / np.square(wanted).mean())
+    assert errors[0] < 0.002 and errors[1] > 0.05
 
 
 def test_a_window_is_one_step():
