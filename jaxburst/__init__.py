@@ -99,5 +99,13 @@ def __getattr__(name: str):
     if name in _FRONT_ENDS:
         from importlib import import_module
 
-        return getattr(import_module(_FRONT_ENDS[name]), name)
+        try:
+            return getattr(import_module(_FRONT_ENDS[name]), name)
+        except ImportError as error:
+            lacks = str(error)
+
+        def missing(*_, **__):
+            raise ImportError(lacks)
+
+        return missing
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -419,7 +419,7 @@ def variables(name, value, given):
             if not hasattr(leaf, "dtype"):
                 refuse(f"{name}: {'/'.join(map(str, where))}", "an array", leaf)
     else:
-        one.program.pick(value)
+        one.program.pick(value)  # what is no array is as it was when traced
     numeric(name, value)
     finite(name, value, "train again with a lower learning rate", masks=True)
     return value
@@ -862,7 +862,8 @@ def is_numeric(value, kinds: str = "iuf") -> bool:
 def numeric(name: str, tree) -> None:
     """Refuses arrays that do not hold real numbers."""
     for where, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not is_numeric(leaf, "biuf") and not isinstance(leaf, int | float | Tracer):
+        held = hasattr(leaf, "dtype") and not isinstance(leaf, Tracer)
+        if held and not is_numeric(leaf, "biuf"):
             place = jax.tree_util.keystr(where, simple=True, separator="/")
             refuse(f"{name}: {place}", _NUMERIC, leaf)
 

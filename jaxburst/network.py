@@ -40,6 +40,19 @@ class Affine(NamedTuple):
     bias: jax.Array
 
 
+class Aside(NamedTuple):
+    """What was set aside behind an output.
+
+    Attributes:
+      what: its name.
+      function: a graph whose one input is what comes out instead; None where it is not
+        known.
+    """
+
+    what: str
+    function: Graph | None
+
+
 class Refused(ValueError):
     """Something in the function has no spiking meaning; the message names it.
 
@@ -79,7 +92,7 @@ class Network:
     function: Callable
     variables: Any
     tree: tuple[Any, Any]
-    aside: dict[int, str]
+    aside: dict[int, Aside]
     program: Any
 
     def __eq__(self, other) -> bool:
@@ -147,6 +160,20 @@ class Network:
     def outputs(self, found: list):
         """Arrays, one for each output, in the structure that the function returns."""
         return jax.tree.unflatten(self.tree[1], found)
+
+    def whole(self, found: list, inputs) -> list:
+        """Outputs as the function returns them, with what was set aside.
+
+        Numbers only: None for places (of the largest, or in order), and for what has
+        been moved since.
+        """
+        batch, outputs = len(jax.tree.leaves(inputs)[0]), list(found)
+        for i, (what, function) in self.aside.items():
+            node = Node(what, Neuron(None, function), (), ())
+            x = stands_for(node, {}, batch)(found[i]) if function else None
+            numbers = x is not None and jnp.issubdtype(x.dtype, jnp.floating)
+            outputs[i] = x if numbers else None
+        return outputs
 
     @door
     def __call__(self, variables, inputs):
@@ -277,6 +304,6 @@ def summary(network: Network) -> str:
         left = [row[i].ljust(widths[i]) for i in range(3)]
         right = [row[i].rjust(widths[i]) for i in (3, 4)]
         lines.append("  ".join([*left, *right, row[5]]).rstrip())
-    for position, what in network.aside.items():
-        lines.append(f"output {position}: {what} is set aside, logits come out")
+    for position, aside in network.aside.items():
+        lines.append(f"output {position}: {aside.what} is set aside, logits come out")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def test_all_is_sorted_and_complete():
 def test_everything_public_is_documented(name):
     thing = CALLABLE[name]
     assert thing.__doc__ and not thing.__doc__.startswith(f"{thing.__name__}(")
+
+
+def test_what_needs_an_extra_says_so_when_it_is_called(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jaxburst.io.nir", None)
+    assert hasattr(jb, "to_nir") and not hasattr(jb, "to_others")
+    with pytest.raises(ImportError, match="nir"):
+        jb.to_nir()
 
 
 def test_modules_are_documented():

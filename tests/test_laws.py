@@ -308,12 +308,36 @@ def test_verify_compares_with_the_function(name):
     worst = verify(it.network, it.variables, spiking, it.inputs)
     size = max(np.abs(x).max() for x in it.outputs)
     rounding = 0.02 if name in HALF else precision(name)
-    assert len(worst) == len(it.outputs) - len(it.network.aside)
+    assert len(worst) == len(it.outputs)
     assert all(value <= rounding * size for value in worst.values())
     path = it.network.synapses[0]
     wrong = spiking[path]._replace(kernel=1.5 * spiking[path].kernel)
     worst = verify(it.network, it.variables, spiking | {path: wrong}, it.inputs)
     assert max(worst.values()) > 0.1 * size
+
+
+@pytest.mark.parametrize("end", ["softmax", "log_softmax", "falling", "argmax"])
+def test_verify_puts_back_what_was_set_aside(end):
+    """Chances are compared; places of the largest cannot be."""
+    ends = {"falling": lambda y: jax.nn.sigmoid(1 - 2 * y), "argmax": jnp.argmax}
+    last = ends.get(end) or getattr(jax.nn, end)
+
+    def net(w, x):
+        return jax.vmap(last)(jax.nn.relu(x @ w[0]) @ w[1])
+
+    rng = np.random.default_rng(0)
+    w = [rng.normal(size=(4, 4)).astype(np.float32) for _ in "ab"]
+    x = rng.normal(size=(8, 4)).astype(np.float32)
+    with pytest.warns(UserWarning, match="set aside"):
+        network = tracing.trace(net, w, x[:1])
+    spiking = convert(network, w, {"relu0": 1.0})
+    if end == "argmax":
+        with pytest.raises(ValueError, match=r"every output \(argmax\)"):
+            verify(network, w, spiking, x)
+        return
+    assert verify(network, w, spiking, x)["logits"] < 1e-5
+    wrong = spiking["1"]._replace(kernel=-spiking["1"].kernel)
+    assert verify(network, w, spiking | {"1": wrong}, x)["logits"] > 0.1
 
 
 def test_conversion_under_jit_vmap_and_grad():

@@ -363,6 +363,11 @@ def one_of(y):
     return jax.nn.softmax(y)[:, 0, :1]
 
 
+def pieces(y):
+    """Which of several is a place, but of no signal."""
+    return jnp.select([y < 0, y < 1], [0.1 * y, y], jnp.ones_like(y))
+
+
 ENDS = {  # a function, its name if it is set aside, and what comes out instead
     "chance": (lambda y: 1 / (1 + jnp.exp(-2 * y)), "sigmoid", lambda y: 2 * y),
     "class": (lambda y: jax.nn.softmax(y).argmax(-1), "argmax", lambda y: y),
@@ -379,6 +384,7 @@ ENDS = {  # a function, its name if it is set aside, and what comes out instead
         lambda y: y,
     ),
     "features": (jax.nn.silu, None, jax.nn.silu),
+    "pieces": (pieces, None, pieces),
     "one of them": (one_of, None, one_of),
     "sum": (lambda y: y + jax.nn.sigmoid(y), None, lambda y: y + jax.nn.sigmoid(y)),
 }
@@ -394,7 +400,7 @@ def test_what_is_set_aside():
     y = jax.nn.relu(TOKENS @ W["d"]) @ W["c"]
     for i, name in enumerate(sorted(ENDS)):
         _, what, expected = ENDS[name]
-        assert network.aside.get(i) == what
+        assert network.aside[i].what == what if what else i not in network.aside
         found = network(W, TOKENS)[name]
         np.testing.assert_allclose(found, expected(y), rtol=1e-5, atol=1e-5)
 

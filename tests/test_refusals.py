@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxburst.tracing as tracing
-from jaxburst.convert import convert
+from jaxburst.convert import convert, verify
+from jaxburst.energy import macs
 from jaxburst.network import Refused, forward
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import Model, simulate
@@ -127,6 +129,24 @@ REFUSED = {
     "place in the batch": (
         behind(lambda w, y: y + jnp.arange(y.shape[0], dtype=y.dtype)[:, None]),
         "place of an image",
+    ),
+    "from the fourth image on": (
+        behind(lambda w, y: y + (jnp.arange(y.shape[0]) > 2)[:, None]),
+        "place of an image",
+    ),
+    "weights for every image, added up": (
+        behind(lambda w, y: y + jnp.tile(w["s"], (y.shape[0], 1)).sum(0)[None]),
+        "number of images",
+    ),
+    "weights repeated for every image": (
+        lambda w, x: relu(
+            x.reshape(-1, 2) @ w["a"][:2] + jnp.tile(w["b"][:3], (x.shape[0], 1))
+        ),
+        "repeated for every image",
+    ),
+    "a kernel for every image": (
+        lambda w, x: jax.vmap(lambda y: jnp.convolve(y, relu(y @ w["a"])))(x),
+        "kernel of its own",
     ),
     "first of the batch": (behind(lambda w, y: y + y[:1]), "mixes"),
     "reversed": (behind(lambda w, y: y + lax.rev(y, (0,))), "mixes"),
@@ -290,6 +310,55 @@ def test_weights_that_are_made_and_not_finite_are_named():
         tracing.trace(net, variables, X[:1])
 
 
+def test_a_module_among_the_variables():
+    """Functions and texts that it holds are no arrays."""
+    module = eqx.nn.MLP(6, 3, 4, 1, key=jax.random.key(0))
+
+    def net(variables, x):
+        return jax.vmap(variables["net"])(x)
+
+    variables = {"net": module, "name": "mlp"}
+    network = tracing.trace(net, variables, X[:1])
+    np.testing.assert_allclose(network(variables, X), net(variables, X), atol=1e-6)
+    spiking = convert(network, variables, {"relu0": 1.0})
+    assert verify(network, variables, spiking, X)["logits"] < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_throughout_is_proved_in_single(kind):
+    """Weights and inputs both, so that nothing in the function casts."""
+
+    def net(w, x):
+        return end(w, hidden(w, x))
+
+    variables, x = jax.tree.map(lambda a: jnp.asarray(a, kind), (W, X))
+    network = tracing.trace(net, variables, x[:1])
+    wide = jax.tree.map(np.float32, (variables, x))
+    np.testing.assert_allclose(network(variables, x), net(*wide), atol=1e-5)
+
+
+COPIES = {  # of a kernel, one for each image: a product with one of them
+    "right": lambda w, y: y @ w,
+    "left": lambda w, y: w @ y.swapaxes(1, 2),
+    "moved": lambda w, y: jnp.einsum("bni,bij->nbj", y, w).swapaxes(0, 1),
+    "between": lambda w, y: jnp.einsum("bij,bni->jbn", w, y).swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_a_kernel_are_one_synapse(name):
+    def net(w, x):
+        kernel = jnp.broadcast_to(w["a"][:3], (x.shape[0], 3, 8))
+        if name == "left":
+            kernel = kernel.swapaxes(1, 2)
+        return relu(COPIES[name](kernel, x.reshape(-1, 2, 3)))
+
+    network = tracing.trace(net, W, X[:1])
+    assert network.synapses == ("a",)
+    assert macs(network) == {"a": 2 * 3 * 8}
+    np.testing.assert_allclose(network(W, X), net(W, X), atol=1e-5)
+
+
 def test_numbers_among_the_variables():
     """A whole number is part of the program, another one a weight."""
 
@@ -322,6 +391,13 @@ RIGHT = {
     "clip between": inside(lambda w, y: jnp.clip(y, 0.5, 2)),
     "clip the wrong way": inside(lambda w, y: jnp.clip(relu(y), 2, 1) + y),
     "clip by weights": inside(lambda w, y: jnp.clip(y, -abs(w["s"]), abs(w["s"]))),
+    "relu of relu": inside(lambda w, y: relu(jnp.minimum(relu(relu(y)), 1.5))),
+    "named, and put where it is": behind(
+        lambda w, y: jax.device_put(checkpoint_name(jnp.array(y, copy=True), "y"))
+    ),
+    "padded by its means": behind(
+        lambda w, y: jnp.pad(y, ((0, 0), (2, 0)), mode="mean")[:, :8]
+    ),
     "clamp": inside(lambda w, y: lax.clamp(0.1, y, 1.0)),
     "max with weights": inside(lambda w, y: jnp.maximum(y, w["m"])),
     "min with weights": behind(lambda w, y: jnp.minimum(y, abs(w["m"]))),

@@ -51,7 +51,7 @@ _OWN_JAXPR = frozenset(
 
 # Primitives by what they mean for a signal.
 
-_MOVES = frozenset(
+_AFFINE = frozenset(
     """reshape transpose squeeze expand_dims broadcast_in_dim slice rev concatenate pad
     tile cumsum reduce_sum reduce_window_sum neg add add_any sub real""".split()
 )
@@ -67,7 +67,10 @@ _PLACES = {  # which operands say where
     "scatter-mul": (slice(1, 2), "writes to"),
     "dynamic_update_slice": (slice(2, None), "writes to"),
 }
-_NOTHING = frozenset("stop_gradient copy copy_p optimization_barrier".split())
+_NOTHING = frozenset(
+    """stop_gradient copy copy_p optimization_barrier name device_put
+    sharding_constraint""".split()
+)
 COMPARE = {"gt": False, "ge": False, "lt": True, "le": True}
 _FUNCTIONS = frozenset(
     """exp exp2 expm1 log log1p logistic tanh erf erfc sin cos tan asin acos atan atan2
@@ -93,6 +96,7 @@ _UNKNOWN = (
 _RANDOM = ("random_", "threefry", "rng_")
 _ROUNDING = frozenset(("floor", "ceil", "round", "rem", "nextafter"))
 _LONGEST = 4096  # rounds of a loop that is unrolled
+_SEVERAL = 7  # images, of which what depends on their number shows it
 
 
 class Place(NamedTuple):
@@ -102,6 +106,7 @@ class Place(NamedTuple):
     stack: tuple[str, ...] = ()
     call: str = ""
     source: str = ""
+    values: tuple = ()  # what the equation is given
 
     def named(self, kind: str) -> str:
         """A name for what stands there: the scope, without the outermost module."""
@@ -174,6 +179,7 @@ class Follower:
 
     def equation(self, values) -> list:
         eqn = self.at.eqn
+        self.at = self.at._replace(values=tuple(values))
         name = eqn.primitive.name
         if name.startswith(_RANDOM):
             self.refuse(f"draws random numbers, as in training: {INFERENCE}")
@@ -242,15 +248,20 @@ class Follower:
             return Held(np.stack([v.value for v in values]))
         return self.apply(_beside, values)[0]
 
-    def apply(self, function, values) -> list:
+    def apply(self, function, values, avals=None) -> list:
         """Follows a function of ours, written in JAX."""
-        closed = jax.make_jaxpr(function)(*[self.aval(v) for v in values])
+        closed = jax.make_jaxpr(function)(*(avals or map(self.aval, values)))
         self.own += 1  # its lines are not the user's
         found = self.follow(closed, values)
         self.own -= 1
         return found
 
     def aval(self, value):
+        """Of an equation's own values as it has them, with the batch of constants."""
+        for one, var in zip(self.at.values, self.at.eqn.invars, strict=True):
+            if one is value and isinstance(value, Held | Made):
+                kind = (value.value if isinstance(value, Held) else value).dtype
+                return jax.ShapeDtypeStruct(var.aval.shape, kind)
         match value:
             case Held():
                 return jax.ShapeDtypeStruct(value.value.shape, value.value.dtype)
@@ -265,6 +276,9 @@ class Follower:
 
     def known(self, values) -> list:
         eqn = self.at.eqn
+        picks = eqn.primitive.name in ("slice", "dynamic_slice", "gather")
+        if _sized(eqn.invars) and not _sized(eqn.outvars) and not picks:
+            self.refuse("depends on the number of images")
         if eqn.primitive.name == "convert_element_type":
             kind = jnp.dtype(eqn.params["new_dtype"])
             kinds = kind, self.aval(values[0]).dtype
@@ -287,18 +301,16 @@ class Follower:
         return found
 
     def constant(self, values) -> list:
-        """Evaluated now: for one image, and for two where their number enters."""
+        """Evaluated now: for one image, and for several where their number enters."""
         eqn = self.at.eqn
-        shapes = [var.aval.shape for var in eqn.outvars]
         sized = any(isinstance(v, Sized) for v in values)
-        sized = sized or any(not is_number(n) for shape in shapes for n in shape)
-        sized = sized or _symbol_in(eqn.params)
+        sized = sized or _sized(eqn.outvars) or _symbol_in(eqn.params)
 
         def at(batch):
             arguments = []
             for value, var in zip(values, eqn.invars, strict=True):
                 if isinstance(value, Sized):
-                    arguments.append(value.one if batch == 1 else value.two)
+                    arguments.append(value.one if batch == 1 else value.many)
                 else:
                     shape = at_batch(tuple(var.aval.shape), batch)
                     arguments.append(np.broadcast_to(value.value, shape))
@@ -312,10 +324,13 @@ class Follower:
         if not sized:
             return [Held(value) for value in at(1)]
         found = []
-        for one, two in zip(at(1), at(2), strict=True):
+        for one, many in zip(at(1), at(_SEVERAL), strict=True):
             nan = np.issubdtype(one.dtype, np.inexact)
-            same = np.array_equal(np.broadcast_to(one, two.shape), two, equal_nan=nan)
-            found.append(Held(one) if same else Sized(one, two, self.at.source))
+            same = all(a in (1, b) for a, b in zip(one.shape, many.shape, strict=True))
+            same = same and np.array_equal(
+                np.broadcast_to(one, many.shape), many, equal_nan=nan
+            )
+            found.append(Held(one) if same else Sized(one, many, self.at.source))
         return found
 
     # Signals.
@@ -332,7 +347,7 @@ class Follower:
             return list(values)
         if name in _PLACES:
             return self.at_places(values)
-        if name in _MOVES or self.roles.get(name) is Wire:
+        if name in _AFFINE or self.roles.get(name) is Wire:
             return self.wire(values)
         if self.roles.get(name) is Synapse:
             return self.product(values)
@@ -637,6 +652,8 @@ class Follower:
             self.refuse("convolves with a kernel that is a signal", values)
         if self.at.eqn.params["batch_group_count"] != 1:
             self.refuse("mixes images (batch_group_count)", values)
+        if not is_number(self.at.eqn.params["feature_group_count"]):
+            self.refuse("convolves every image with a kernel of its own", values)
         params = dict(self.at.eqn.params) | {"preferred_element_type": None}
         if isinstance(kernel, Signal):
             return self.other(values, params)
@@ -670,12 +687,47 @@ class Follower:
         if x is None:
             return self.other(values, params)
         data = 0 if values[0] is x else 1
-        copies = any(not is_number(n) for n in eqn.invars[1 - data].aval.shape)
-        if isinstance(kernel, Held) or copies or kernel.root is None:
+        if isinstance(kernel, Held) or kernel.root is None or not kernel.shape:
             return self.wire(values, params)
-        if len(kernel.shape) == 0:
-            return self.wire(values, params)
+        copies = [
+            axis
+            for axis, n in enumerate(eqn.invars[1 - data].aval.shape)
+            if not is_number(n)
+        ]
+        if copies:
+            return self.with_copies(values, data, copies[0])
         return [self.synapse(params, x, kernel, data)]
+
+    def with_copies(self, values, data: int, axis: int):
+        """A product with a kernel of which there is a copy for every image."""
+        params = self.at.eqn.params
+        contracted, batched = params["dimension_numbers"]
+        x, kernel = values[data], values[1 - data]
+        if axis not in batched[1 - data] or kernel.shape[axis] != 1:
+            return self.wire(values, dict(params) | {"preferred_element_type": None})
+        place = batched[1 - data].index(axis)
+        own = [0, 0]  # the axes of images
+        own[data], own[1 - data] = batched[data][place], axis
+        pairs = [[*side] for side in batched]
+        for side in pairs:
+            del side[place]
+        free = set(range(len(self.nodes[x.name].shape)))
+        free -= {*contracted[data], *pairs[data]}
+        before = sum(i < own[data] for i in free) + len(pairs[0])
+        if data == 1:  # the kernel's come first
+            before += len(kernel.shape) - 1 - len(contracted[0]) - len(pairs[0])
+        less = [i - (i > axis) for i in range(len(kernel.shape))]
+        numbers = [[*contracted], pairs]
+        for both in numbers:
+            both[1 - data] = [less[i] for i in both[1 - data]]
+
+        def function(x, kernel):
+            sides = (x, jnp.squeeze(kernel, axis))  # one of it
+            y = lax.dot_general(*sides[:: 1 - 2 * data], numbers, params["precision"])
+            return jnp.moveaxis(y, before, place)
+
+        one = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+        return self.apply(function, [x, kernel], [self.aval(x), one])
 
     # Nodes.
 
@@ -707,6 +759,16 @@ class Follower:
             else:
                 operands.append(Operand(len(own)))
                 own.append(value)
+        for operand, var in zip(operands, eqn.invars, strict=True):
+            several = any(
+                not is_number(n) and at_batch(n, 1) != 1 for n in var.aval.shape
+            )
+            if operand is not None and several:
+                self.refuse(
+                    "meets values that are repeated for every image, along one axis "
+                    "with images; let it meet [b, n, ...], not what becomes [b n, ...]",
+                    values,
+                )
         shapes = tuple(
             tuple(var.aval.shape)
             if operand is not None and any(not is_number(n) for n in var.aval.shape)
@@ -745,6 +807,8 @@ class Follower:
         return Signal(name)
 
     def neuron(self, x: Signal, cap=None) -> Signal:
+        if cap is None and isinstance(self.nodes[x.name].role, Neuron):
+            return x  # never negative
         shape = self.nodes[x.name].shape
         return Signal(self.emit(Neuron(cap), (x.name,), shape, self.at.named("relu")))
 
@@ -769,7 +833,7 @@ class Follower:
 
     def refuse(self, why: str, values=(), place: Place | None = None) -> NoReturn:
         """Refuses the present equation, or that of another place."""
-        eqn, stack, call, source = place or self.at
+        eqn, stack, call, source, _ = place or self.at
         before = self.nearest([v.name for v in values if isinstance(v, Signal)])
         where = "/".join(stack[1:] or stack) or "the function"
         of = f" (in {call})" if call and call != eqn.primitive.name else ""
@@ -801,6 +865,11 @@ def _needed(jaxpr: Jaxpr) -> list:
             kept.append(eqn)
             wanted.update(map(id, eqn.invars))
     return kept[::-1]
+
+
+def _sized(variables) -> bool:
+    """Whether the number of images is part of a shape."""
+    return any(not is_number(n) for var in variables for n in var.aval.shape)
 
 
 def _empty(var) -> bool:

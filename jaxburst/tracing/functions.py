@@ -41,12 +41,19 @@ from jaxburst.network import Network, Refused
 from jaxburst.tracing import sizes
 from jaxburst.tracing.following import INFERENCE, Follower, called, framework
 from jaxburst.tracing.populations import grouped
-from jaxburst.tracing.program import Held, Made, Program, SynapseUse, bind
+from jaxburst.tracing.program import (
+    SINGLE,
+    Held,
+    Made,
+    Program,
+    SynapseUse,
+    bind,
+    is_array,
+    widened,
+)
 from jaxburst.tracing.proofs import prove
 
 __all__ = ["trace"]
-
-_SINGLE = np.dtype("float32")
 
 
 @door(function="anything")
@@ -116,11 +123,11 @@ def _network(function: Callable, variables, example, roles) -> Network:
     """Traces `f(variables, inputs)`."""
     flat, tree = jax.tree_util.tree_flatten_with_path(variables)
     arrays = [
-        i for i, (_, leaf) in enumerate(flat) if _is_array(leaf) or type(leaf) is float
+        i for i, (_, leaf) in enumerate(flat) if is_array(leaf) or type(leaf) is float
     ]
     values = [flat[i][1] for i in arrays]
     kind = _widest([*values, *jax.tree.leaves(example)])
-    widened = _widened(values, kind)
+    wide = widened(values, kind)
     names = [_path(flat[i][0]) for i in arrays]
 
     def call(values, inputs):
@@ -146,13 +153,13 @@ def _network(function: Callable, variables, example, roles) -> Network:
             if was != now:
                 name = _path(path)
                 raise ValueError(f"variables: {name} was {was} when traced, is {now}")
-        return _widened([found[i] for i in arrays], kind)
+        return widened([found[i] for i in arrays], kind)
 
     symbols, inputs_tree = _symbolic(example, kind)
     with warnings.catch_warnings():
         # Widened weights meet casts to what they were.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
-        closed, shapes = _jaxpr(call, widened, symbols)
+        closed, shapes = _jaxpr(call, wide, symbols)
     program, held, known = Program(pick), {}, _names_of(function)
     made = [
         _made(program, var.aval, name)
@@ -168,7 +175,8 @@ def _network(function: Callable, variables, example, roles) -> Network:
     trees = inputs_tree, jax.tree.structure(shapes)
     whole = function if len(arrays) == len(flat) else own
     network = _followed(closed, program, made, held, roles, whole, trees)
-    return _proved(network, variables, example)
+    variables = jax.tree.map(lambda x: widened([x], kind)[0], variables)
+    return _proved(network, variables, example, kind)
 
 
 def _path(path) -> str:
@@ -273,7 +281,7 @@ def _closure(function: Callable, example, roles) -> Network:
             raise ValueError(
                 f"variables: expected network.variables, missing {missing}"
             )
-        return _widened([variables[name] for name in names])
+        return widened([variables[name] for name in names])
 
     def own(variables, inputs):
         """The function with other arrays than it holds."""
@@ -341,7 +349,7 @@ def _names_of(function) -> dict[Any, str]:
         seen[id(owner)] = owner
         leaves = jax.tree_util.tree_leaves_with_path(_tree_of(owner))
         for path, leaf in leaves:
-            if _is_array(leaf):
+            if is_array(leaf):
                 name = _path(path)
                 found.setdefault(id(leaf), name)
                 if isinstance(leaf, np.ndarray):
@@ -355,7 +363,7 @@ def _names_of(function) -> dict[Any, str]:
         for name, cell in zip(names, cells, strict=True):
             with contextlib.suppress(ValueError):  # of one that is empty
                 value = cell.cell_contents
-                held.append({name: value} if _is_array(value) else value)
+                held.append({name: value} if is_array(value) else value)
         queue += [item for item in held if item is not None]
     return found
 
@@ -369,11 +377,6 @@ def _tree_of(owner):
     return owner
 
 
-def _is_array(leaf) -> bool:
-    kinds = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
-    return isinstance(leaf, kinds)
-
-
 def _widest(leaves: list):
     """The floating-point type that weights and inputs have in common."""
     kinds = [jnp.result_type(leaf) for leaf in leaves]
@@ -381,7 +384,7 @@ def _widest(leaves: list):
     return jnp.dtype("float64" if wide else "float32")
 
 
-def _symbolic(example, least=_SINGLE):
+def _symbolic(example, least=SINGLE):
     """The example's shapes with the symbol `b` for the batch."""
     (symbol,) = export.symbolic_shape("b")
     leaves, tree = jax.tree.flatten(example)
@@ -399,18 +402,6 @@ def _symbolic(example, least=_SINGLE):
             kind = least
         shapes.append(jax.ShapeDtypeStruct((symbol, *np.shape(leaf)[1:]), kind))
     return jax.tree.unflatten(tree, shapes), tree
-
-
-def _widened(values: list, least=_SINGLE) -> list:
-    """Arrays of less precision in single precision, or in that of others."""
-    return [
-        value.astype(least)
-        if _is_array(value)
-        and jnp.issubdtype(value.dtype, jnp.floating)
-        and value.dtype.itemsize < least.itemsize
-        else value
-        for value in values
-    ]
 
 
 def _made(program: Program, like, name: str) -> Made:
@@ -451,7 +442,7 @@ def _followed(
     return Network(graph, function, None, trees, aside, program)
 
 
-def _proved(network: Network, variables, example) -> Network:
+def _proved(network: Network, variables, example, kind=SINGLE) -> Network:
     program = network.program
     made = jax.eval_shape(program.make, program.pick(variables))
     for name, own in made.items():
@@ -460,11 +451,11 @@ def _proved(network: Network, variables, example) -> Network:
             own = own.kernel
         parts = (math.prod(leaf.shape) for leaf in jax.tree.leaves(own))
         program.parameters[name] = sum(parts)
-    prove(network, variables, example)
-    for position, what in network.aside.items():
+    prove(network, variables, example, kind)
+    for position, aside in network.aside.items():
         warnings.warn(
-            f"output {position}: the final {what} is set aside; what comes out is what "
-            "it was given",
+            f"output {position}: the final {aside.what} is set aside; what comes out "
+            "is what it was given",
             stacklevel=4,
         )
     return network

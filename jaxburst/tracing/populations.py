@@ -30,12 +30,13 @@ from jaxburst.graph import (
     Wire,
     routes,
 )
-from jaxburst.network import Refused
+from jaxburst.network import Aside, Refused
 from jaxburst.tracing.following import AT_END, ROUNDS, Follower
 from jaxburst.tracing.program import Signal
 
 _DRIVE = "drive"
-_HEADS = AT_END.union("exp exp2 log log1p logistic tanh erf_inv".split())
+_ENDS = frozenset("exp exp2 log log1p logistic tanh erf_inv".split())
+_HEADS = AT_END | _ENDS
 _AFTER_HEAD = frozenset(
     """max min sub add div mul neg reduce_sum reduce_max not broadcast_in_dim reshape
     convert_element_type select_n squeeze eq ne gt ge lt le transpose slice copy
@@ -56,7 +57,7 @@ _KINDS = (  # of functions that JAX does not call by a name
 )
 
 
-def grouped(follower: Follower, found: list) -> tuple[Graph, dict[int, str]]:
+def grouped(follower: Follower, found: list) -> tuple[Graph, dict[int, Aside]]:
     """The graph of what was followed, and what is set aside behind its outputs.
 
     Args:
@@ -78,7 +79,7 @@ def grouped(follower: Follower, found: list) -> tuple[Graph, dict[int, str]]:
         name, what = groups.peeled(value.name)
         outputs.append(name)
         if what:
-            aside[i] = what
+            aside[i] = Aside(what, groups.behind(name, value.name))
     return _with_identities(groups.graph(outputs), follower), aside
 
 
@@ -101,6 +102,7 @@ class _Groups:
         self.order: dict[str, int] = {}
         self.other: dict[str, bool] = {}
         self.users: dict[str, set[str]] = {}
+        self.turned: dict[str, Node] = {}  # of the negative that is an output instead
         for node in follower.nodes.values():
             self.add(node)
 
@@ -164,6 +166,12 @@ class _Groups:
             return self.other[name]
         own = isinstance(role, Wire) and not role.affine
         return own and name not in self.follower.fronts
+
+    def ranks(self, name: str) -> bool:
+        """Whether a node says which signal is the largest; of truths, as `jnp.select`
+        does, it is a function like others."""
+        node = self.nodes[name]
+        return _primitive(node) in AT_END and node.inputs[0] not in self.follower.kinds
 
     def drive(self, name: str) -> str:
         """The nearest affine signal above a node, or the last one above at all."""
@@ -246,7 +254,7 @@ class _Groups:
         while drive is not None:
             inside = self.between(drive, name)
             kinds = {one: _primitive(node) for one, node in inside.items()}
-            heads = [one for one, kind in kinds.items() if kind in _HEADS]
+            heads = [one for one in inside if self.ranks(one) or kinds[one] in _ENDS]
             if heads:
                 break
             drive = self.above[drive]
@@ -279,7 +287,37 @@ class _Groups:
             return node.inputs[0], what
         new, role = f"{drive}/neg", Wire(lax.neg_p, {}, (None,))
         self.add(Node(new, role, (drive,), node.shape, node.source))
+        self.turned[drive] = dataclasses.replace(node, role=role, inputs=(new,))
         return new, what
+
+    def behind(self, start: str, end: str) -> Graph | None:
+        """What is set aside, a function of the output; None if it is no such function,
+        as where places have been moved."""
+        found, queue = {}, [end]
+        while queue:
+            name = queue.pop()
+            node = self.turned.get(name, self.nodes[name])
+            held = getattr(node.role, "operands", ())
+            if name == start or name in found:
+                continue
+            if not node.inputs or any(isinstance(one, Operand) for one in held):
+                return None
+            found[name] = node
+            queue += node.inputs
+        order = sorted(found, key=self.order.__getitem__)
+        return self.function(start, [found[name] for name in order])
+
+    def function(self, drive: str, nodes: list[Node]) -> Graph:
+        """The graph of what the last of some nodes is of their drive."""
+        dtype = str(jnp.dtype(self.follower.dtype))
+        start = Node(_DRIVE, Input(dtype), (), self.nodes[drive].shape)
+        inner = [
+            dataclasses.replace(
+                one, inputs=tuple(_DRIVE if n == drive else n for n in one.inputs)
+            )
+            for one in nodes
+        ]
+        return Graph((start, *inner), (nodes[-1].name,))
 
     def gates(self, node: Node, drive: str, logs: bool) -> bool:
         """Whether a node multiplies two signals, as SiLU does, `x sigmoid(x)`, or adds
@@ -341,19 +379,11 @@ class _Groups:
         if isinstance(role, Wire) and role.primitive.name == "sign":
             self.refuse(self.nodes[function], ROUNDS)
         for one in inside.values():
-            if isinstance(one.role, Wire) and one.role.primitive.name in AT_END:
+            if self.ranks(one.name):
                 self.refuse(one, "has a spiking meaning at the end of a network only")
         if list(inside) == [name] and isinstance(node.role, Neuron):
             return node
-        dtype = str(jnp.dtype(self.follower.dtype))
-        start = Node(_DRIVE, Input(dtype), (), self.nodes[drive].shape)
-        nodes = [
-            dataclasses.replace(
-                one, inputs=tuple(_DRIVE if n == drive else n for n in one.inputs)
-            )
-            for one in inside.values()
-        ]
-        role = Neuron(None, Graph((start, *nodes), (name,)))
+        role = Neuron(None, self.function(drive, [*inside.values()]))
         return dataclasses.replace(node, role=role, inputs=(drive,))
 
     def label(self, node: Node) -> str:

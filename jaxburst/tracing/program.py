@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,10 +28,10 @@ class Held(NamedTuple):
 
 
 class Sized(NamedTuple):
-    """A constant that depends on the number of images: for one of them, and for two."""
+    """A constant that depends on the number of images: of one, and of several."""
 
     one: np.ndarray
-    two: np.ndarray
+    many: np.ndarray
     source: str
 
 
@@ -222,3 +224,36 @@ class WireUse:
 def bind(primitive, values, params) -> list:
     found = primitive.bind(*values, **primitive.get_bind_params(params))
     return list(found) if primitive.multiple_results else [found]
+
+
+def is_array(leaf) -> bool:
+    kinds = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+    return isinstance(leaf, kinds)
+
+
+SINGLE = np.dtype("float32")
+
+
+def widened(values: list, least=SINGLE) -> list:
+    """Arrays of less precision in single precision, or in that of others."""
+    return [
+        value.astype(least)
+        if is_array(value)
+        and jnp.issubdtype(value.dtype, jnp.floating)
+        and value.dtype.itemsize < least.itemsize
+        else value
+        for value in values
+    ]
+
+
+def parted(tree) -> tuple[list, Callable[[list], Any]]:
+    """The arrays of a pytree, which jitted functions take, and how it is put together
+    of such arrays and of whatever else it holds, as Equinox's modules do."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def together(arrays):
+        found = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        return jax.tree.unflatten(structure, found.values())
+
+    return [leaves[i] for i in places], together

@@ -25,12 +25,17 @@ from jaxburst.graph import (
     read,
 )
 from jaxburst.network import Network, Refused, forward
+from jaxburst.tracing.program import parted, widened
 
 AFFINE_TOLERANCE = 1e-3
 
 
-def prove(network: Network, variables, example) -> None:
+def prove(network: Network, variables, example, kind) -> None:
     """Checks numerically that wires are affine, and that the graph is the function.
+
+    Args:
+      network, variables, example: what was traced.
+      kind: the type that narrower inputs are widened to, as they were for the trace.
 
     Raises:
       ValueError: for weights that are not finite.
@@ -38,26 +43,27 @@ def prove(network: Network, variables, example) -> None:
       AssertionError: where the graph is not the user's function: a fault of this
         library.
     """
-    inputs = jax.tree.map(_some, example)
+    inputs = jax.tree.map(lambda x: widened([_some(x)], kind)[0], example)
     if any(
         isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)
     ):
         raise TypeError("trace: variables must be arrays, found shapes alone")
-    weights = _quick(network.weights)(variables)
+    arrays, together = parted(variables)
+    weights = _quick(lambda arrays: network.weights(together(arrays)))(arrays)
     hint = "look for a variance below 0 or a division by 0 in what it is made of"
     finite("variables", weights, hint, masks=True)
     _check_wires(network, weights, inputs)
 
-    def both(variables, weights, inputs):
-        own = jax.tree.leaves(network.function(variables, inputs))
-        return own, forward(network, weights, inputs)[0]
+    def both(arrays, weights, inputs):
+        own = jax.tree.leaves(network.function(together(arrays), inputs))
+        return own, network.whole(forward(network, weights, inputs)[0], inputs)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected, found = jax.device_get(_quick(both)(variables, weights, inputs))
+        expected, found = jax.device_get(_quick(both)(arrays, weights, inputs))
     tolerance = max(1e-4, 16 * network.program.rounding)
     for i, (one, other) in enumerate(zip(expected, found, strict=True)):
-        if i in network.aside:
+        if other is None:
             continue
         one = np.asarray(one, np.float64)
         error = np.abs(one - np.asarray(other)).max() / max(np.abs(one).max(), 1e-30)
@@ -70,10 +76,11 @@ def prove(network: Network, variables, example) -> None:
 
 
 def _some(leaf) -> np.ndarray:
-    """Up to two images of the example, or random ones of its shape."""
+    """Two images of the example, or random ones of its shape."""
     kind = jnp.result_type(leaf)
     if not isinstance(leaf, jax.ShapeDtypeStruct):
-        return np.asarray(leaf)[:2]
+        leaf = np.asarray(leaf)[:2]
+        return leaf if len(leaf) == 2 else np.concatenate([leaf, leaf])
     shape = (2, *leaf.shape[1:])
     if jnp.issubdtype(kind, jnp.floating):
         return np.random.default_rng(0).normal(size=shape).astype(kind)
