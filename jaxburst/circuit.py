@@ -294,7 +294,11 @@ class _Block:
     def advance(self) -> tuple[State, Info]:
         # Inputs are in `held` already: what stands for them here is not looked at.
         inputs = [None] * len(self.graph.of(Input))
-        signals = read(self.graph, self.visit, *inputs)
+        signals = [
+            # Whole numbers that are given out are presented like others.
+            s._replace(value=s.value.astype(self.dtype)) if s.constant else s
+            for s in read(self.graph, self.visit, *inputs)
+        ]
         arriving = tuple(self.split(self.charge(s), s.node) for s in signals)
 
         def integrate(carried, arriving):

@@ -316,6 +316,23 @@ def test_verify_compares_with_the_function(name):
     assert max(worst.values()) > 0.1 * size
 
 
+@pytest.mark.parametrize("neuron", [Burst(5), Refining()])
+def test_whole_numbers_that_are_given_out_stay_what_they_are(neuron):
+    """An image's number beside its logits, at every step."""
+
+    def net(w, inputs):
+        x, number = inputs
+        return jax.nn.relu(x @ w) @ w, number, number > 3, x
+
+    x, number = np.ones((5, 2), np.float32), np.arange(1, 6)
+    network = tracing.trace(net, np.eye(2, dtype=np.float32), (x[:1], number[:1]))
+    spiking = convert(network, np.eye(2, dtype=np.float32), {"relu0": np.float32(0.3)})
+    found = simulate(Model(network, neuron), spiking, (x, number), 6)
+    assert found.events["relu0"].any()
+    for one, expected in zip(found.logits[1:], (number, number > 3, x), strict=True):
+        np.testing.assert_allclose(one, [expected] * 6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("end", ["softmax", "log_softmax", "falling", "argmax"])
 def test_verify_puts_back_what_was_set_aside(end):
     """Chances are compared; places of the largest cannot be."""

@@ -302,6 +302,8 @@ class _Groups:
                 continue
             if not node.inputs or any(isinstance(one, Operand) for one in held):
                 return None
+            if self.ranks(name):
+                return None  # places cannot be compared
             found[name] = node
             queue += node.inputs
         order = sorted(found, key=self.order.__getitem__)
@@ -376,6 +378,9 @@ class _Groups:
         drive = self.further(drive, inside)
         inside = self.between(drive, name)
         node, role = self.nodes[name], self.nodes[function].role
+        if name in self.follower.kinds:
+            kind = self.follower.kinds[name]
+            self.refuse(node, f"gives {kind}, which no population can send")
         if isinstance(role, Wire) and role.primitive.name == "sign":
             self.refuse(self.nodes[function], ROUNDS)
         for one in inside.values():
