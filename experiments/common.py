@@ -44,16 +44,12 @@ from jaxburst.training.stopping import Stopped
 
 
 KINDS = {
-    name: kind
-    for kind, names in {
-        "steps": "longest steps",
-        "fraction": "agreement initial",
-        "percentile": "percentile percentiles",
-        "positive": "budgets",
-        "natural": "cutout hops speeds validation",
-        "seed": "seed",
-    }.items()
-    for name in names.split()
+    "steps": ("longest", "steps"),
+    "fraction": ("agreement", "initial"),
+    "percentile": ("percentile", "percentiles"),
+    "positive": ("budgets",),
+    "natural": ("cutout", "hops", "speeds", "validation"),
+    "seed": ("seed",),
 }
 """What settings of these names are, as for the arguments of functions; others that
 are whole numbers are counts."""
@@ -67,7 +63,8 @@ def check_settings(settings) -> None:
     """
     for field in dataclasses.fields(settings):
         value, counts = getattr(settings, field.name), re.search(r"\bint\b", field.type)
-        kind = KINDS.get(field.name, counts and "count")
+        own = [kind for kind, names in KINDS.items() if field.name in names]
+        kind = own[0] if own else counts and "count"
         if kind and value is not None:
             option = f"--{field.name.replace('_', '-')}"
             for one in value if isinstance(value, tuple) else (value,):
@@ -243,19 +240,15 @@ def measure(model, spiking, test, steps: int, batch_size: int = 100):
 def scores(model, spiking, data, steps: int, metric: Callable, batch_size: int = 100):
     """What a metric says of every input after every step, and what is sent.
 
-    Args:
-      model, spiking, data, steps, batch_size: as of `jb.evaluate`.
-      metric: of the first output and targets of a batch; numbers `[B]`, or `[B, K]`.
-
-    Returns:
-      `(numbers [T, N] or [T, N, K], Curves)`; the curves are of the first number.
+    Returns `(numbers [T, N], Curves)`. The metric is of the first output and targets of
+    a batch; the rest is as for `jb.evaluate`.
     """
     each = []
 
     def kept(found, wanted) -> np.ndarray:
         first = np.asarray(jax.tree.leaves(found)[0])
         each.append(np.asarray(metric(first, wanted), np.float64))
-        return each[-1].reshape(len(first), -1)[:, 0]
+        return each[-1]
 
     some = {"metric": kept, "batch_size": batch_size}
     curves = jb.evaluate(model, spiking, data, steps, **some)
@@ -346,9 +339,7 @@ class Kept:
 
     def within(self, scope: str) -> Callable:
         """The same for results whose names are their own within the scope only."""
-        return lambda name, *task, **keywords: self(
-            f"{scope}: {name}", *task, **keywords
-        )
+        return lambda name, *task, **more: self(f"{scope}: {name}", *task, **more)
 
     def done(self) -> None:
         """Everything is written elsewhere, unless it was a part of a `whole`."""
@@ -376,17 +367,11 @@ def answer(
     *optional: str,
     **default: Experiment,
 ) -> None:
-    """Runs an experiment as its command line says, and writes what it found.
+    """Runs an experiment as its command line says, and writes what it found: the record
+    that `measure` makes of the settings and of `Kept`, its text, and figures.
 
-    Args:
-      name: of the experiment: writes NAME.json, NAME.md and figures.
-      settings: the class of its settings.
-      measure: of the settings and of `Kept`, which keeps each result: the record.
-      text: of the record, to be printed and written.
-      draw: of the record and the folder for figures.
-      description: for `--help`.
-      optional: packages whose versions are written down where they are installed.
-      default: `default=` settings that options change.
+    `description` is for `--help`; of `optional` packages versions are written down
+    where they are installed; `default=` are settings that options change.
     """
 
     def main():
@@ -603,17 +588,16 @@ class Panel:
 
 
 def picture(
-    path: Path, panels: Sequence[Panel], columns: int, title: str = "", **options
+    path: Path,
+    panels: Sequence[Panel | Callable],
+    columns: int,
+    title: str = "",
+    **options,
 ) -> None:
-    """Writes a figure of panels, row by row.
+    """Writes a figure of panels, or of what draws on axes, row by row.
 
-    Args:
-      path: of the PNG.
-      panels: its parts.
-      columns: how many stand in a row.
-      title: above all.
-      options: `size=` of a panel in inches; `below=` for one legend below all, that of
-        the last panel; others are those of `subplots`.
+    `size=` is that of a panel in inches; with `below=` one legend, that of the last
+    panel, is below all; other options are those of `subplots`.
     """
     wide, high = options.pop("size", (5.4, 4))
     below, rows = options.pop("below", False), -(-len(panels) // columns)
@@ -622,9 +606,11 @@ def picture(
         for axis in axes.flat[len(panels) :]:
             axis.remove()
         for axis, panel in zip(axes.flat, panels, strict=False):
-            panel.draw(axis)
+            (panel.draw if isinstance(panel, Panel) else panel)(axis)
             found = axis.get_legend_handles_labels()
-            if found[1] and not below:
+            if below and axis.get_legend():
+                axis.get_legend().remove()
+            elif found[1] and not below and not axis.get_legend():
                 axis.legend(fontsize=7)
         if below:
             whole.legend(*found, loc="outside lower center", ncols=3)
@@ -633,14 +619,9 @@ def picture(
 
 
 def accuracies(runs: dict[str, dict], record: dict, axes, **options) -> None:
-    """Draws the accuracy of rows as of `measure` over time, or over `energy`.
-
-    Args:
-      runs: `{label: row}`.
-      record: which tells of `test_images` and `ann_accuracy`.
-      axes: where to draw.
-      options: of `jb.plot.accuracy`.
-    """
+    """Draws the accuracy of rows as of `measure`, `{label: row}`, over time, or over
+    `energy`; options are those of `jb.plot.accuracy`. The record tells of
+    `test_images` and `ann_accuracy`."""
     images, ann = record["test_images"], record["ann_accuracy"]
     curves = {
         label: jb.evaluation.Curves(np.array(row["accuracy"]), {}, images)

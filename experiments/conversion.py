@@ -6,6 +6,7 @@ What cifar10.py, cifar100.py, fashion_mnist.py, imagenet.py and digits.py share.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -183,13 +184,14 @@ def cells_of(run: dict) -> list[str]:
 
 def draw(record: dict, folder: Path) -> None:
     """Accuracy against energy and against time, one row for each network."""
-    results, path = record["results"], folder / f"{record['experiment']}.png"
-    size = {"figsize": (11, 3.9 * len(results)), "squeeze": False}
-    with common.figure(path, len(results), 2, **size) as (_, axes):
-        for (network, result), (left, right) in zip(results.items(), axes, strict=True):
-            runs = {LABELS[name]: run for name, run in result["runs"].items()}
-            energy = {label: run["energy_over_ann"] for label, run in runs.items()}
-            images = f"{result['test_images']:,} test images"
-            title = f"{network}, {result['dataset']}, {images}"
-            common.accuracies(runs, result, left, energy=energy, title=title)
-            common.accuracies(runs, result, right, title=title)
+    panels = []
+    for network, result in record["results"].items():
+        runs = {LABELS[name]: run for name, run in result["runs"].items()}
+        energy = {label: run["energy_over_ann"] for label, run in runs.items()}
+        images = f"{result['test_images']:,} test images"
+        title = f"{network}, {result['dataset']}, {images}"
+        for spent in (energy, None):
+            look = {"energy": spent, "title": title}
+            panels.append(partial(common.accuracies, runs, result, **look))
+    path = folder / f"{record['experiment']}.png"
+    common.picture(path, panels, 2, size=(5.5, 3.9))

@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 
 import common
-import jax
 import numpy as np
 
 import jaxburst as jb
@@ -29,58 +28,56 @@ GOALS = (0.01, 0.005)
 CLAIMED = {"energy": 0.693, "time": 0.1}
 CONVENTIONS = ("once", "every step")
 FIRST = 64  # steps of a simulation of which nothing is known
-PART = 1000  # images in one result that is kept
 LABELS = {"burst": "bursts", "IF": "integrate-and-fire"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
-    """Measures time and energy at equal accuracy, bursts over integrate-and-fire.
+    """Measures time and energy at equal accuracy, bursts over integrate-and-fire."""
 
-    Attributes:
-      gamma: largest number of spikes per step of a burst neuron.
-      percentiles: those that each method may choose from.
-      steps: longest simulation of bursts.
-      longest: longest simulation of integrate-and-fire.
-      selection: number of other training images, to choose percentile and v_0 on.
-    """
-
-    gamma: int = 5
-    percentiles: tuple[float, ...] = (99.9, 99.99, 99.0)
-    steps: int = 64
-    longest: int = 512
-    selection: int = 500
+    gamma: int = 5  # largest number of spikes per step of a burst neuron
+    percentiles: tuple[float, ...] = (99.9, 99.99, 99.0)  # to choose from
+    steps: int = 64  # longest simulation of bursts
+    longest: int = 512  # longest simulation of integrate-and-fire
+    selection: int = 500  # other training images, to choose percentile and v_0 on
 
 
 def measure(config: Config, run: common.Kept) -> dict:
     """Both methods, each with the settings that serve it best."""
     dataset, *trained = config.load(run)
     images = dataset.train[: config.calibration].inputs
-    selection = dataset.validation[: config.selection]
-    test = dataset.test[: config.limit]
-    expected = run("ANN, training images", jb.accuracy, *trained, selection)
+    some, test = dataset.validation[: config.selection], dataset.test[: config.limit]
+    expected = run("ANN, training images", jb.accuracy, *trained, some)
     ann = run("ANN", jb.accuracy, *trained, test)
     print(f"ANN: {ann:.2%} of {len(test):,} test images")
-    runs = {}
-    for method, neuron, longest in (
-        ("burst", jb.Burst(config.gamma), config.steps),
-        ("IF", jb.Burst(1), config.longest),
+    parts, runs = {"training": (some, expected), "test": (test, ann)}, {}
+    for method, gamma, longest in (
+        ("burst", config.gamma, config.steps),
+        ("IF", 1, config.longest),
     ):
+
+        def course(part: str, settings: dict, gamma=gamma, longest=longest):
+            """Steps are doubled until all goals are reached, or to the longest."""
+            made = common.Conversion(neuron=jb.Burst(gamma), **settings)
+            task, steps = made(*trained, images), min(FIRST, longest)
+            split, own = parts[part]
+            while True:
+                name = f"γ = {gamma}, {settings}, {part}, {steps} steps"
+                curve = run(name, priced, *task, split, steps)
+                found = common.reached(curve["accuracy"], own - GOALS[-1])
+                if found or steps == longest:
+                    return curve
+                steps = min(2 * steps, longest)
+
         trials = []
-
-        def make(neuron=neuron, **settings):
-            return common.Conversion(neuron=neuron, **settings)(*trained, images)
-
         for initial, percentile in product((0.5, 0.0), config.percentiles):
             settings = {"percentile": percentile, "initial": initial}
             try:
-                converted = make(**settings)
+                curve = course("training", settings)
             except jb.calibration.ZeroThreshold as error:
                 print(f"left out {settings}: {error}")
                 continue
-            keep = run.within(f"{neuron}, {settings}")
-            curve = until_reached(*converted, selection, longest, expected, keep)
-            t = common.reached(curve["accuracy"], expected - min(GOALS))
+            t = common.reached(curve["accuracy"], expected - GOALS[-1])
             spent = curve["energy_over_ann"]["once"][t - 1] if t else None
             final = curve["accuracy"][-1]
             trials.append(settings | {"time": t, "energy": spent, "final": final})
@@ -91,52 +88,26 @@ def measure(config: Config, run: common.Kept) -> dict:
             trials, key=lambda x: (x["energy"] is None, x["energy"] or -x["final"])
         )
         settings = {key: best[key] for key in ("percentile", "initial")}
-        print(f"{method}: {settings} serve best on {len(selection):,} training images")
-        keep = run.within(f"{neuron}, {settings}, test")
-        curve = until_reached(*make(**settings), test, longest, ann, keep)
-        curve |= {"neuron": repr(neuron), "settings": settings, "trials": trials}
-        runs[method] = curve
+        print(f"{method}: {settings} serve best on {len(some):,} training images")
+        runs[method] = course("test", settings)
+        runs[method] |= {"settings": settings, "trials": trials}
     rows = compare(runs, ann)
     return {
         "test_images": len(test),
         "ann_accuracy": ann,
         "ann_accuracy_selection": expected,
-        "claimed": CLAIMED,
         "rows": rows,
         "verdicts": verdicts(rows),
         "runs": runs,
     }
 
 
-def until_reached(model, spiking, split, longest: int, ann: float, keep) -> dict:
-    """Accuracy and energy of every step until all goals are reached.
-
-    Steps are doubled until they are, or until the longest simulation; a part of the
-    images after the other, each of which is kept.
-    """
-    starts = range(0, len(split), PART)
-
-    def one(part, steps: int) -> dict:
-        curves = jb.evaluate(model, spiking, part, steps)
-        events = {name: mean * len(part) for name, mean in curves.events.items()}
-        return {"correct": np.rint(curves.accuracy * len(part)), "events": events}
-
-    def mean(*values) -> np.ndarray:
-        return np.sum(values, 0) / len(split)
-
-    steps = min(FIRST, longest)
-    while True:
-        parts = [
-            keep(f"{steps} steps from {at}", one, split[at : at + PART], steps)
-            for at in starts
-        ]
-        means = jax.tree.map(mean, *parts, is_leaf=lambda x: isinstance(x, list))
-        accuracy = means["correct"]
-        if steps == longest or common.reached(accuracy, ann - min(GOALS)):
-            price = partial(jb.energy.relative, model.network, means["events"])
-            energy = {how: price(first_layer=how) for how in CONVENTIONS}
-            return {"accuracy": accuracy, "energy_over_ann": energy}
-        steps = min(2 * steps, longest)
+def priced(model, spiking, split, steps: int) -> dict:
+    """Accuracy and energy over the ANN's of every step."""
+    curves = jb.evaluate(model, spiking, split, steps)
+    price = partial(jb.energy.relative, model.network, curves.events)
+    energy = {how: price(first_layer=how) for how in CONVENTIONS}
+    return {"accuracy": curves.accuracy, "energy_over_ann": energy}
 
 
 def compare(runs: dict, ann: float) -> list[dict]:
@@ -147,29 +118,28 @@ def compare(runs: dict, ann: float) -> list[dict]:
             name: common.reached(curve["accuracy"], ann - goal)
             for name, curve in runs.items()
         }
-        energies = {
-            name: curve["energy_over_ann"][how][times[name] - 1]
-            for name, curve in runs.items()
-            if times[name]
+        spent = {
+            name: runs[name]["energy_over_ann"][how][t - 1]
+            for name, t in times.items()
+            if t
         }
-        row = {"goal": goal, "first_layer": how}
-        row |= {"time": times, "energy_over_ann": energies}
-        row |= {"time_ratio": _ratio(times), "energy_ratio": _ratio(energies)}
+        row = {
+            "goal": goal,
+            "first_layer": how,
+            "time": times,
+            "energy_over_ann": spent,
+        }
+        both = len(spent) == len(runs)
+        row["time_ratio"] = times["burst"] / times["IF"] if both else None
+        row["energy_ratio"] = spent["burst"] / spent["IF"] if both else None
         rows.append(row)
     return rows
 
 
-def _ratio(values: dict) -> float | None:
-    """Bursts over integrate-and-fire, if both reached the goal."""
-    burst, single = values.get("burst"), values.get("IF")
-    return burst / single if burst and single else None
-
-
 def text(record: dict) -> str:
     """Times, energies, their ratios, and what they say about the claim."""
-    head = ["within", "first layer", "T burst", "T IF", "T ratio"]
+    head, lines = ["within", "first layer", "T burst", "T IF", "T ratio"], []
     head += ["energy/ANN burst", "energy/ANN IF", "energy ratio"]
-    lines = []
     for row in record["rows"]:
         cells = [f"{100 * row['goal']:g} points", row["first_layer"]]
         cells += [str(row["time"][name] or "–") for name in LABELS]
@@ -202,28 +172,29 @@ def verdicts(rows: list[dict]) -> list[str]:
 
 def draw(record: dict, folder: Path) -> None:
     """Accuracy against energy and time; a large mark where a goal is first reached."""
-    runs, energy, reached = {}, {}, {}
+    runs, energy, marks = {}, {}, []
     for name, curve in record["runs"].items():
         percentile, initial = curve["settings"].values()
         label = f"{LABELS[name]}, {percentile:g}th percentile, v₀ = {initial:g} θ"
         runs[label], energy[label] = curve, curve["energy_over_ann"]["once"]
         times = sorted({row["time"][name] for row in record["rows"]} - {None})
-        reached[label] = np.array(times, int)
-    with common.figure(folder / "energy.png", 1, 2, figsize=(11, 4.5)) as (whole, axes):
-        for axis, spent in zip(axes, (energy, None), strict=True):
-            common.accuracies(runs, record, axis, energy=spent)
-            for i, (label, times) in enumerate(reached.items()):
-                x = np.array(energy[label])[times - 1] if spent else times
-                y = 100 * np.array(runs[label]["accuracy"])[times - 1]
-                style = {"color": jb.plot.COLOURS[i], "ms": 9, "mec": "black"}
-                axis.plot(x, y, "o", **style)
-            axis.get_legend().remove()
-        lines = axes[0].get_legend_handles_labels()
-        whole.legend(*lines, loc="outside lower center", ncols=3)
-        whole.suptitle(
-            f"{common.title_of(record)}, {record['test_images']:,} test images; large: "
-            "within 1 and 0.5 points of the ANN"
-        )
+        at = np.array(times, int) - 1
+        points = at + 1, np.array(energy[label])[at], np.array(curve["accuracy"])[at]
+        marks.append(points)
+
+    def panel(spent: dict | None, axis) -> None:
+        common.accuracies(runs, record, axis, energy=spent)
+        for colour, (time, cost, y) in zip(jb.plot.COLOURS, marks, strict=False):
+            style = {"color": colour, "ms": 9, "mec": "black"}
+            axis.plot(cost if spent else time, 100 * y, "o", **style)
+
+    panels = [partial(panel, energy), partial(panel, None)]
+    title = (
+        f"{common.title_of(record)}, {record['test_images']:,} test images; large: "
+        "within 1 and 0.5 points of the ANN"
+    )
+    task = folder / "energy.png", panels, 2, title
+    common.picture(*task, size=(5.5, 4.5), below=True)
 
 
 if __name__ == "__main__":

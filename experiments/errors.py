@@ -46,17 +46,12 @@ REMEDIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
-    """Takes the conversion error of a trained network apart.
+    """Takes the conversion error of a trained network apart."""
 
-    Attributes:
-      steps: number of time steps.
-      seed: of the draw of calibration images.
-    """
-
-    limit: int = 100
+    limit: int = 100  # test images, all in one batch
     calibration: int = 500
-    steps: int = 32
-    seed: int = 0
+    steps: int = 32  # number of time steps
+    seed: int = 0  # of the draw of calibration images
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -69,13 +64,10 @@ def measure(config: Config, run: common.Kept) -> dict:
     def one(method: str) -> dict:
         model, spiking = methods[method](network, variables, seen)
         rows = jb.analysis.errors(model, spiking, images, config.steps)
+        neurons = [row for row in rows if "pooling" not in row.size]
         return {
-            "mean_over_layers_percent": over_layers(rows, times),
-            "last_percent": {
-                row.name: relative(row, times[-1:])["total"][0]
-                for row in rows
-                if "pooling" not in row.size
-            },
+            "mean_over_layers_percent": over_layers(rows, np.array(times) - 1),
+            "last_percent": {row.name: relative(row, "total")[-1] for row in neurons},
         }
 
     found = {method: run(method, one, method) for method in methods}
@@ -97,27 +89,22 @@ def remedies(pools: bool) -> dict[str, common.Conversion]:
     return found
 
 
-def relative(row: LayerErrors, times: list[int]) -> dict[str, np.ndarray]:
-    """`{cause: [times]}`: mean size over mean activation, in percent."""
-    steps, whole = np.array(times) - 1, row.activation or np.nan
-    return {cause: 100 * size[steps] / whole for cause, size in row.size.items()}
+def relative(row: LayerErrors, cause: str) -> np.ndarray:
+    """`[T]`: mean size over mean activation, in percent."""
+    return 100 * row.size[cause] / (row.activation or np.nan)
 
 
-def over_layers(rows: list[LayerErrors], times: list[int]) -> dict[str, np.ndarray]:
+def over_layers(rows: list[LayerErrors], steps: np.ndarray) -> dict[str, np.ndarray]:
     """`{cause: [times]}`, in percent: the mean over the layers where it exists.
 
     The total is that of the neurons: what a pool adds, they inherit.
     """
     found = {}
-    for cause in (*CAUSES, "total"):
-        values = [
-            relative(row, times)[cause]
-            for row in rows
-            if cause in row.size and ("pooling" in row.size) == (cause == "pooling")
-        ]
-        if values:
-            found[cause] = np.nanmean(values, 0)
-    return found
+    for row in rows:
+        for cause in row.size:
+            if ("pooling" in row.size) == (cause == "pooling"):
+                found.setdefault(cause, []).append(relative(row, cause)[steps])
+    return {cause: np.nanmean(values, 0) for cause, values in found.items()}
 
 
 def limit(network, variables, images) -> dict:
@@ -139,9 +126,10 @@ def limit(network, variables, images) -> dict:
 def text(record: dict) -> str:
     """Every remedy at a few times: the mean over the layers, in percent."""
     times, causes, rows = record["times"], [*CAUSES, "total"], []
+    few = sorted({min(1, len(times) - 1), len(times) // 2, len(times) - 1})
     for method, found in record["methods"].items():
         means = found["mean_over_layers_percent"]
-        for i in _few(times):
+        for i in few:
             cells = [f"{means[c][i]:.2f}" if c in means else "" for c in causes]
             rows.append([method, str(times[i]), *cells])
     found = common.markdown(["% of the activations", "T", *causes], rows)
@@ -159,19 +147,13 @@ def text(record: dict) -> str:
     )
 
 
-def _few(times: list[int]) -> list[int]:
-    """Where a first, a middle and the last time stand among `times`."""
-    return sorted({min(1, len(times) - 1), len(times) // 2, len(times) - 1})
-
-
 def draw(record: dict, folder: Path) -> None:
     """By time and by remedy; by layer; and the limit of long times."""
     about = f"{common.title_of(record)}, {record['images']:,} test images"
     draw_parts(folder / "errors.png", record, about)
-    methods = record["methods"].items()
+    last = {name: of["last_percent"] for name, of in record["methods"].items()}
     curves = [
-        (list(of["last_percent"].values()), list(of["last_percent"]), {"label": method})
-        for method, of in methods
+        (list(of.values()), list(of), {"label": name}) for name, of in last.items()
     ]
     count = len(curves[0][0])
     limits = {"xscale": "log", "ylim": (count - 0.5, -0.5)}  # from the input downwards
@@ -210,25 +192,24 @@ def draw_parts(path: Path, record: dict, about: str) -> None:
         curves.append((times, own["total"], {"color": "black", "ls": "--"}))
         task = f"by time: {title}", "time steps", SIZE, curves, True, True
         panels.append(common.Panel(*task, limits={"ylim": (LEAST, None)}))
-    with common.figure(path, 1, 3, figsize=(14, 4.5)) as (whole, axes):
-        for axis, panel in zip(axes, panels, strict=False):
-            panel.draw(axis)
+
+    def bars(axis) -> None:
         start = np.zeros(len(methods))
         for cause, (colour, label) in PARTS.items():
             values = [m[cause][last] if cause in m else 0 for m in means.values()]
             if any(values):
-                axes[2].barh(methods, values, left=start, color=colour, label=label)
+                axis.barh(methods, values, left=start, color=colour, label=label)
                 start += values
         label = "the whole error (parts of opposite sign cancel)"
         total = [mean["total"][last] for mean in means.values()]
-        axes[2].plot(total, methods, "ko", label=label)
-        axes[2].invert_yaxis()
-        axes[2].set(
-            title=f"by remedy, T = {times[last]}", xlabel="mean over layers (%)"
-        )
-        found = axes[2].get_legend_handles_labels()
-        whole.legend(*found, loc="outside lower center", ncols=3)
-        whole.suptitle(f"Conversion error by cause: {about}")
+        axis.plot(total, methods, "ko", label=label)
+        axis.invert_yaxis()
+        labels = {"xlabel": "mean over layers (%)"}
+        axis.set(title=f"by remedy, T = {times[last]}", **labels)
+
+    title = f"Conversion error by cause: {about}"
+    task = path, [*panels, bars], 3, title
+    common.picture(*task, size=(14 / 3, 4.5), below=True)
 
 
 if __name__ == "__main__":

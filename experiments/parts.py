@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import ablation
 import common
-import factors
 
 import jaxburst as jb
 from jaxburst.neurons import Burst, Refining
@@ -70,7 +70,7 @@ class Setting:
         return model, spiking
 
 
-def settings(config: Config, network, variables, images, run) -> dict:
+def settings(config: Config, network, variables, images, run) -> tuple[dict, dict]:
     """`{factor: {value: setting}}`; the first value is the preset's."""
 
     @cache
@@ -109,8 +109,8 @@ def settings(config: Config, network, variables, images, run) -> dict:
             f"{own}": replace(preset, neuron=Partly(most, ratio, 0.6, kinds, own))
             for own in (0.0, *quiet)
         }
-    return found
+    return found, {}
 
 
 if __name__ == "__main__":
-    factors.answer("parts", Config, settings, "error", "the preset's", __doc__)
+    ablation.answer("parts", Config, settings, "error", "the preset's", __doc__)

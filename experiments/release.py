@@ -23,19 +23,12 @@ import jaxburst as jb
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rounds a trained network to 16 or 8 bits, measures it and ships it.
+    """Rounds a trained network to 16 or 8 bits, measures it and ships it."""
 
-    Attributes:
-      dataset: what the network was trained on.
-      source: which network, with which weights and data; give --checkpoint.
-      bits: of a kernel's weight.
-      out: folder of all released networks.
-    """
-
-    dataset: Literal["cifar10", "cifar100", "fashion_mnist"]
+    dataset: Literal["cifar10", "cifar100", "fashion_mnist"]  # it was trained on
     source: tyro.conf.OmitArgPrefixes[common.Source] = common.Source()
-    bits: Literal[16, 8] = 16
-    out: Path = jb.released.FOLDER
+    bits: Literal[16, 8] = 16  # of a kernel's weight
+    out: Path = jb.released.FOLDER  # of all released networks
 
 
 def main() -> None:

@@ -18,15 +18,14 @@ reuse.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import beyond
 import common
 import jax
 import numpy as np
 import tasks
+from tasks import Task
 
 import jaxburst as jb
 from jaxburst.methods.rounding import rounded
@@ -40,91 +39,53 @@ PRICES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
-    """Streams scenes through converted networks.
+    """Streams scenes through converted networks."""
 
-    Attributes:
-      text: the ONNX file of the text recogniser.
-      sound: the weights of the pitch tracker.
-      speeds: pixels a frame.
-      hops: samples a frame, of sound.
-      frames: of a scene, the first included.
-      lines: of text, and as many tones.
-      step: of a refinement, whose quantum a stream sends at.
-      bits: of the activations that are rounded once.
-      at_once: images at a time.
-      seed: of lines and tones.
-    """
-
-    text: Path | None = None
-    sound: Path | None = None
-    speeds: tuple[int, ...] = (0, 1, 2, 4)
-    hops: tuple[int, ...] = (0, 1, 16, 160)
-    frames: int = 16
-    limit: int = 500
-    lines: int = 8
-    step: int = 2
-    bits: int = 4
+    text: Path | None = None  # the ONNX file of the text recogniser
+    sound: Path | None = None  # the weights of the pitch tracker
+    speeds: tuple[int, ...] = (0, 1, 2, 4)  # pixels a frame
+    hops: tuple[int, ...] = (0, 1, 16, 160)  # samples a frame, of sound
+    frames: int = 16  # of a scene, the first included
+    limit: int = 500  # test images
+    lines: int = 8  # of text, and as many tones
+    step: int = 2  # of a refinement, whose quantum a stream sends at
+    bits: int = 4  # of the activations that are rounded once
     calibration: int = 200
-    at_once: int = 50
-    seed: int = 0
+    at_once: int = 50  # images at a time
+    seed: int = 0  # of lines and tones
 
 
-class Scene(NamedTuple):
-    """A network, and what moves in front of it.
-
-    Attributes:
-      network: the network.
-      variables: its variables.
-      calibration: inputs that thresholds are chosen on.
-      moving: of a speed, the frames `[T, B, ...]` and their targets `[T, B, ...]`; None
-        for what the network itself says.
-      speeds: how fast.
-      good: of outputs and targets `[N, ...]`, a number for each.
-      says: what it is.
-      at_once: how many at a time.
-    """
-
-    network: jb.Network
-    variables: Any
-    calibration: np.ndarray
-    moving: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
-    speeds: tuple[int, ...]
-    good: Callable
-    says: str
-    at_once: int
+# Tasks whose data are, for each speed, frames and their targets, `[T, B, ...]`.
 
 
-def images(config: Config, run: common.Kept) -> Scene:
+def images(config: Config, run: common.Kept) -> Task:
     """A window that moves over images, four pixels to each side."""
     dataset, network, variables = config.load(run)
     test = dataset.test[: config.limit]
     wide = np.pad(test.inputs, [(0, 0), (0, 0), (4, 4), (0, 0)])
-    some = dataset.train[: config.calibration].inputs
-
-    def moving(speed: int):
+    some, data = dataset.train[: config.calibration].inputs, {}
+    for speed in config.speeds:
         places = 8 - abs(8 - speed * np.arange(config.frames) % 16)
         frames = np.stack([wide[:, :, x : x + 32] for x in places])
-        return frames, np.broadcast_to(test.labels, frames.shape[:2])
-
-    task = config.speeds, tasks.right, "right", config.at_once
-    return Scene(network, variables, some, moving, *task)
+        data[speed] = frames, np.broadcast_to(test.labels, frames.shape[:2])
+    return Task(network, variables, some, data, tasks.right, "right")
 
 
-def text(config: Config, run: common.Kept) -> Scene:
+def text(config: Config, run: common.Kept) -> Task:
     """Lines of text that scroll; a reading is compared with the network's own."""
     function, variables = jb.from_onnx(config.text)
     own = beyond.Config(network="recogniser", file=config.text, seed=config.seed)
-    some = tasks.lines(own, max(config.calibration // 8, 1)).inputs
+    some, *_ = tasks.lines(own, max(config.calibration // 8, 1))
     read, rng = tasks.reader(config.text), np.random.default_rng([config.seed, 1])
     longest = 480 + max(config.speeds) * config.frames
     wide = np.stack([
         tasks.written(tasks.words(rng, 12), rng, longest)[1]
         for _ in range(config.lines)
     ])  # fmt: skip
-
-    def moving(speed: int):
-        places = speed * np.arange(config.frames)
-        return np.stack([wide[..., x : x + 480] for x in places]), None
+    order, data = np.arange(config.frames), {}
+    for speed in config.speeds:
+        frames = np.stack([wide[..., x : x + 480] for x in speed * order])
+        data[speed] = frames, None
 
     def same(outputs, targets) -> np.ndarray:
         """Characters that it reads as the network itself does."""
@@ -132,34 +93,27 @@ def text(config: Config, run: common.Kept) -> Scene:
         return np.array([1 - tasks.distance(a, b) / max(len(b), 1) for a, b in pairs])
 
     network = jb.trace(function, variables, some[:1])
-    task = config.speeds, same, "characters as itself", 2
-    return Scene(network, variables, some, moving, *task)
+    return Task(network, variables, some, data, same, "characters as itself")
 
 
-def sound(config: Config, run: common.Kept) -> Scene:
+def sound(config: Config, run: common.Kept) -> Task:
     """Tones that glide up by an octave a second."""
-    module, variables = tasks.crepe(config.sound)
+    network, variables = tasks.crepe(config.sound)
     some, _ = tasks.tones(config.calibration, None, [config.seed, 0])
     rng = np.random.default_rng([config.seed, 1])
     first = 110 * 2 ** rng.uniform(0, 2, (config.lines, 1, 1))
     order = np.arange(1, 6).reshape(1, -1, 1)
-    start = rng.uniform(0, 2 * np.pi, (config.lines, 5, 1))
-
-    def moving(hop: int):
+    start, data = rng.uniform(0, 2 * np.pi, (config.lines, 5, 1)), {}
+    for hop in config.hops:
         time = np.arange(hop * (config.frames - 1) + tasks.FRAME) / tasks.RATE
         turns = first * (2**time - 1) / np.log(2)
         tone = (np.sin(2 * np.pi * order * turns + start) / order).sum(1)
         places = hop * np.arange(config.frames)
         frames = np.stack([tone[:, x : x + tasks.FRAME] for x in places])
-        frames -= frames.mean(2, keepdims=True)
-        frames /= frames.std(2, keepdims=True)
         middle = (places + tasks.FRAME / 2) / tasks.RATE
         cents = 1200 * (np.log2(first[:, 0, 0] / 10) + middle[:, None])
-        return frames.astype(np.float32), cents
-
-    network = jb.trace(module.apply, variables, some[:1])
-    task = config.hops, tasks.in_tune, "within 50 cents", config.at_once
-    return Scene(network, variables, some, moving, *task)
+        data[hop] = tasks.standard(frames).astype(np.float32), cents
+    return Task(network, variables, some, data, tasks.in_tune, "within 50 cents")
 
 
 SCENES = {"images": images, "text": text, "sound": sound}
@@ -168,27 +122,25 @@ SCENES = {"images": images, "text": text, "sound": sound}
 def measure(config: Config, run: common.Kept) -> dict:
     """Every scene that is given, at every speed."""
     given = {"images": True, "text": config.text, "sound": config.sound}
+    size = {"images": config.at_once, "text": 2, "sound": config.at_once}
     return {
-        name: run(name, rows, make(config, run), config)
+        name: run(name, rows, make(config, run), config, size[name])
         for name, make in SCENES.items()
         if given[name]
     }
 
 
-def rows(scene: Scene, config: Config) -> dict:
+def rows(task: Task, config: Config, at_once: int) -> dict:
     """A row for each speed, of one conversion."""
-    some = {"batch_size": scene.at_once}
-    task = scene.network, scene.variables, scene.calibration
-    spikes = jb.presets.refining(*task, **some)
-    once = rounded(*task, bits=config.bits, **some)
-    found = []
-    for speed in scene.speeds:
-        frames, targets = scene.moving(speed)
+    some, found = {"batch_size": at_once}, []
+    spikes = jb.presets.refining(*task[:3], **some)
+    once = rounded(*task[:3], bits=config.bits, **some)
+    for speed, (frames, targets) in task.data.items():
         count = frames.shape[1]
-        parts = np.array_split(np.arange(count), -(-count // scene.at_once))
+        parts = np.array_split(np.arange(count), -(-count // at_once))
         each = [
             streamed(
-                *(scene, config, spikes, once, frames[:, part]),
+                *(task, config, spikes, once, frames[:, part]),
                 targets if targets is None else targets[:, part],
             )
             for part in parts
@@ -196,21 +148,21 @@ def rows(scene: Scene, config: Config) -> dict:
         share = np.array([len(part) for part in parts]) / count
         mean = jax.tree.map(lambda *x, share=share: float(share @ np.array(x)), *each)
         found.append({"speed": speed} | mean)
-    return {"metric": scene.says, "inputs": count, "rows": found}
+    return {"metric": task.says, "inputs": count, "rows": found}
 
 
-def streamed(scene, config, spikes, once, frames, targets) -> dict:
+def flat(outputs) -> np.ndarray:
+    """The first output, `[T * B, ...]`."""
+    first = np.asarray(jax.tree.leaves(outputs)[0])
+    return first.reshape(-1, *first.shape[2:])
+
+
+def streamed(task: Task, config, spikes, once, frames, targets) -> dict:
     """Metrics over all frames, and what a frame after the first costs."""
-    (model, spiking), (coarse, rough) = spikes, once
-
-    def flat(outputs) -> np.ndarray:
-        first = np.asarray(jax.tree.leaves(outputs)[0])
-        return first.reshape(-1, *first.shape[2:])
-
-    task = scene.network, scene.variables, flat(frames), scene.at_once
-    outputs = common.outputs(*task)
+    network, (model, spiking) = task.network, spikes
+    outputs = common.outputs(network, task.variables, flat(frames), frames.shape[1])
     trace, _ = jb.stream(model, spiking, frames, step=config.step)
-    anew = [jb.simulate(coarse, rough, frame, 1) for frame in frames]
+    anew = [jb.simulate(*once, frame, 1) for frame in frames]
     said = {
         "network": outputs,
         "rounded": np.concatenate([flat(x.logits) for x in anew]),
@@ -223,32 +175,20 @@ def streamed(scene, config, spikes, once, frames, targets) -> dict:
         for name in trace.traffic
     }
     events = sum(x.events.mean(1) for x in trace.traffic.values())
+    joules = {}
+    for name, (cost, unit) in PRICES.items():
+        how = {"cost": cost, "unit": unit}
+        price = jb.energy.prices(model, **how)
+        caused = sum(jb.energy.by_sender(model, trace, **how).values())[1:].mean()
+        caused += 1e-12 * (price.step.sum() + changed * price.once.sum())
+        own = jb.energy.ann_joules(network, cost=cost, bits=config.bits, sent=sent)
+        joules[name] = {"stream": caused, "rounded": own}
     return {
         "changed_inputs": changed,
-        "good": {name: scene.good(x, targets).mean() for name, x in said.items()},
+        "good": {name: task.metric(x, targets).mean() for name, x in said.items()},
         "events": events[1:].mean(),
-        "events_first_frame": events[0],
         "events_rounded": sum(x.sum() for x in sent.values()),
-        "joules": {
-            name: joules(
-                model, trace, changed, {"bits": config.bits, "sent": sent}, *of
-            )
-            for name, of in PRICES.items()
-        },
-    }
-
-
-def joules(model, trace, changed: float, skipped: dict, cost, unit: str) -> dict:
-    """Of a first frame, of one after it, and of the networks that compute it anew."""
-    how = {"cost": cost, "unit": unit}
-    price = jb.energy.prices(model, **how)
-    caused = jb.energy.by_sender(model, trace, **how).values()
-    each, once = sum(caused) + 1e-12 * price.step.sum(), 1e-12 * price.once.sum()
-    return {
-        "first_frame": each[0].mean() + once,
-        "stream": each[1:].mean() + changed * once,
-        "rounded": jb.energy.ann_joules(model.network, cost=cost, **skipped),
-        "network": jb.energy.ann_joules(model.network, cost=cost),
+        "joules": joules,
     }
 
 

