@@ -313,6 +313,20 @@ def test_places_that_meet_no_synapse_are_not_read():
     assert row["events"] * 1e12 == pytest.approx(read * 17 + 32 * 19 * 8 / WORD)
 
 
+def test_charges_that_a_pool_passes_on_are_multiplied():
+    w = [normal(3, 8), normal(2, 2), normal(4, 5)]
+
+    def net(w, x):
+        x = jax.nn.relu(x @ w[0]).reshape(x.shape[0], 4, 2) @ w[1]
+        return nn.max_pool(x, (2,), (2,)).reshape(x.shape[0], 4) @ w[2]
+
+    network = trace(net, w, np.ones((1, 3), np.float32))
+    (pool,) = network.pools
+    found = energy.report(network, {"relu0": [8.0], pool: [4.0]}, cost=COST)
+    operations = 3 * 8 * 5 + 8 * 2 * 2 + 4 * 5 * 5
+    assert found["T = 1"]["operations"] * 1e12 == pytest.approx(operations)
+
+
 @UNITS
 def test_products_of_two_signals_and_functions(unit):
     w = {"a": normal(2, 3), "b": normal(2, 3), "c": normal(4, 2)}

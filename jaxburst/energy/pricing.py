@@ -78,8 +78,8 @@ def prices(
     read and written. A pool adds an event to its running sum, and compares it with the
     maximum of each window that the place is in; what it passes on is written. Every
     step, in each of its slots, every neuron's state is read, updated and written: as
-    many numbers as the neurons of a `Model` keep, of a `Network` one. What is constant
-    is weighed as graded events of full width are.
+    many numbers as the neurons of a `Model` keep, of a `Network` one. What is constant,
+    and charges that a pool passes on, are weighed as graded events of full width are.
 
     Args:
       network: the network, or a model, whose neurons are known.
@@ -97,6 +97,7 @@ def prices(
     net, states, bits, slots = parts_of(network)
     graph, found = net.graph, reach(net, spiking)
     operation = cost.product(bits) if unit == "events" else cost.accumulate
+    charged = {node.name for node in graph.of(Pool)} - {name for _, name in found.sums}
     event, ops = ({name: _nothing() for name in net.senders} for _ in range(2))
     step, once = _nothing(), _nothing()
 
@@ -117,14 +118,14 @@ def prices(
             step[_NEURONS] += function_macs(node) * cost.mac
             continue
         own[_POOLS] += cost.potential.of(size)[1]
-        if not any(receiver == name for _, receiver in found.sums):  # charges
+        if name in charged:
             step[_POOLS] += before * (cost.addition + _updated(cost, before))
             step[_POOLS] += found.windows[name].sum() * _compared(cost, node)
     for (sender, name), places in found.events.items():
         fan = places.mean()
         event[sender][_EVENTS] += arrives(sender, places)
         event[sender] += fan * _synapse(cost, graph[name], graph)
-        ops[sender][_OPERATIONS] += fan * operation
+        ops[sender][_OPERATIONS] += fan * (cost.mac if sender in charged else operation)
         if isinstance(graph[name].role, Product):  # what its own side has sent
             event[sender][_OPERATIONS] += cost.addition
             event[sender][_POTENTIALS] += _updated(cost, size_of(graph[sender]))
