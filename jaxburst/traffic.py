@@ -66,8 +66,9 @@ def count(spikes: jax.Array, whole: bool = True) -> Traffic:
       Traffic(quanta=Array(9, dtype=int32), events=Array(2, dtype=int32), \
 digits=Array(3, dtype=int32))
     """
-    # Pools of codes whose quanta are no multiples of each other pass on parts of one.
-    n = jnp.ceil(jnp.abs(spikes)) if whole else spikes != 0
+    # Pools of codes whose quanta are no multiples of each other pass on parts of one; a
+    # thousandth is rounding.
+    n = jnp.ceil(jnp.abs(spikes) - 0.001) if whole else spikes != 0
     n = n.astype(jnp.int32)
     # n and 3 n differ in a bit for each digit that is not zero.
     digits = lax.population_count(n ^ (3 * n))

@@ -211,7 +211,7 @@ def test_every_spike_is_that_of_numpy(code, name):
     shown = np.broadcast_to(shown, (length,)).reshape(-1, *[1] * it.inputs.ndim)
     for initial in (0.5, 0.37):
         layer = functools.partial(simulated, neuron)
-        logits, trains = in_numpy(it, layers, layer, flat, initial, shown)
+        logits, trains, pools = in_numpy(it, layers, layer, flat, initial, shown)
         spiking = it.spiking(Burst(1), "channel", initial, share)
         found = it.run(it.model(neuron), spiking, steps)
         for path, expected in zip(it.network.neurons, trains, strict=True):
@@ -222,6 +222,12 @@ def test_every_spike_is_that_of_numpy(code, name):
                 if isinstance(neuron, FirstSpike):  # the slope stays
                     sent = sent.cumsum(0)
             np.testing.assert_array_equal(sent, expected)
+        for path, parts in zip(it.network.pools, pools, strict=True):
+            if neuron.slots == 1:  # in quanta of their step, but for rounding
+                expected = np.ceil(np.abs(parts) - 1e-6).reshape(*parts.shape[:2], -1)
+                quanta, events, _ = found.traffic[path]
+                np.testing.assert_array_equal(quanta, expected.sum(2))
+                np.testing.assert_array_equal(events, (expected > 0).sum(2))
         if isinstance(neuron, Phase):
             logits /= 1 + (times.reshape(-1, 1, 1) - 1) // neuron.period
         if neuron.repeats:
@@ -232,20 +238,24 @@ def test_every_spike_is_that_of_numpy(code, name):
 
 
 def in_numpy(it, layers, layer, thresholds, initial, shown):
-    """The sum of the currents of the outputs, and what each population sends."""
-    trains = []
+    """The sum of the currents of the outputs, what each population sends, and what each
+    pool passes on, in what a spike of the step is worth."""
+    trains, of_step = [], []
 
     def relu(i, current):
         theta = np.broadcast_to(thresholds[i], current.shape[1:])
         train, worth = layer(theta, initial, current)
         trains.append(train)
-        worth = np.reshape(worth, (-1, *[1] * (train.ndim - 1)))
-        return train * worth, theta[0]
+        of_step.append(np.reshape(worth, (-1, *[1] * (train.ndim - 1))))
+        return train * of_step[-1], theta[0]
 
-    currents, *_ = oracle._evaluate(
+    currents, _, pools = oracle._evaluate(
         layers, it.variables, it.inputs * shown, relu, "lateral", shown.ravel()
     )
-    return currents.cumsum(0), trains
+    pools = [
+        passed / of_step[0].reshape(-1, *[1] * (passed.ndim - 1)) for passed in pools
+    ]
+    return currents.cumsum(0), trains, pools
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
@@ -271,7 +281,7 @@ def test_silenced_neurons_are_those_that_fired_too_much(name):
     for length, layer in ((before, first), (steps, second)):
         heard = []
         shown = np.ones((length, *[1] * it.inputs.ndim))
-        logits, trains = in_numpy(it, layers, layer, flat, 0.5, shown)
+        logits, trains, _ = in_numpy(it, layers, layer, flat, 0.5, shown)
         times = np.arange(1, length + 1).reshape(-1, 1, 1)
         runs.append((logits / times, [n.sum() for n in trains]))
     assert not all(mask.all() for mask in active), "some are silenced"
@@ -444,8 +454,8 @@ def test_a_window_is_one_step():
 
 def test_a_part_of_a_quantum_is_counted():
     """What pools pass on of means, or of another phase, need not be whole."""
-    found = count(jnp.array([0.5, -1.25, 0.0, 3.0]))
-    assert [int(n) for n in found] == [1 + 2 + 3, 3, 1 + 1 + 2]
+    found = count(jnp.array([0.5, -1.25, 0.0, 3.0, 2e-6, 1.000002, 2.0**24]))
+    assert [int(n) for n in found] == [1 + 2 + 3 + 1 + 2**24, 5, 1 + 1 + 2 + 1 + 1]
 
 
 def test_no_code_is_forgotten():
