@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +108,7 @@ class Program:
         return found
 
     def __call__(self, variables) -> dict[str, Any]:
-        return self.make(self.pick(variables))
+        return _jitted(self)(self.pick(variables))
 
     def make(self, leaves: list) -> dict[str, Any]:
         """The weights that follow from the variables' arrays."""
@@ -120,6 +121,12 @@ class Program:
             found = bind(primitive, [look(v) for v in operands], at_batch(params, 1))
             values.update(zip(slots, found, strict=True))
         return {name: use.make(look) for name, use in self.uses.items()}
+
+
+@lru_cache(maxsize=64)
+def _jitted(program: Program) -> Callable:
+    """All primitives as one: one by one, each would be compiled by itself."""
+    return jax.jit(program.make, inline=True)
 
 
 def _texts(operands) -> list[str]:
