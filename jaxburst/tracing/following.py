@@ -706,25 +706,24 @@ class Follower:
         if axis not in batched[1 - data] or kernel.shape[axis] != 1:
             return self.wire(values, dict(params) | {"preferred_element_type": None})
         place = batched[1 - data].index(axis)
-        own = [0, 0]  # the axes of images
-        own[data], own[1 - data] = batched[data][place], axis
-        pairs = [[*side] for side in batched]
-        for side in pairs:
-            del side[place]
+        images = batched[data][place]
+        pairs = [tuple(i for n, i in enumerate(s) if n != place) for s in batched]
         free = set(range(len(self.nodes[x.name].shape)))
         free -= {*contracted[data], *pairs[data]}
-        before = sum(i < own[data] for i in free) + len(pairs[0])
+        at = len(pairs[0]) + sum(i < images for i in free)
         if data == 1:  # the kernel's come first
-            before += len(kernel.shape) - 1 - len(contracted[0]) - len(pairs[0])
-        less = [i - (i > axis) for i in range(len(kernel.shape))]
-        numbers = [[*contracted], pairs]
-        for both in numbers:
-            both[1 - data] = [less[i] for i in both[1 - data]]
+            at += len(kernel.shape) - 1 - len(contracted[0]) - len(pairs[0])
+
+        def without(both):  # the axis of images in the kernel
+            sides = [tuple(side) for side in both]
+            sides[1 - data] = tuple(i - (i > axis) for i in sides[1 - data])
+            return sides[0], sides[1]
 
         def function(x, kernel):
-            sides = (x, jnp.squeeze(kernel, axis))  # one of it
-            y = lax.dot_general(*sides[:: 1 - 2 * data], numbers, params["precision"])
-            return jnp.moveaxis(y, before, place)
+            left, right = (x, jnp.squeeze(kernel, axis))[:: 1 - 2 * data]
+            numbers = without(contracted), without(pairs)
+            y = lax.dot_general(left, right, numbers, precision=params["precision"])
+            return jnp.moveaxis(y, at, place)
 
         one = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
         return self.apply(function, [x, kernel], [self.aval(x), one])
