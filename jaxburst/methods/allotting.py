@@ -16,7 +16,6 @@ from jaxburst.batching import add_up, length
 from jaxburst.checks import door
 from jaxburst.convert import Thresholds
 from jaxburst.energy import HOROWITZ_FP32
-from jaxburst.graph import Pool
 from jaxburst.methods.balancing import charged
 from jaxburst.methods.channels import by_channel, centred, shape_of
 from jaxburst.network import Network, forward
@@ -77,10 +76,9 @@ def allot(
     count = length(inputs)
     size = size / count
     events = {name: own[1].sum() / count for name, own in found.items()}
-    for pool in network.graph.of(Pool):
-        senders = network.graph.senders[pool.name]
-        passed = [found[name][2].sum() / count for name in senders if name in found]
-        events[pool.name] = sum(passed)
+    for pool in network.pools:
+        senders = network.graph.senders[pool]
+        events[pool] = sum(found[n][2].sum() / count for n in senders if n in found)
     spent = charged(network, events)
     harms, costs = {}, {}
     for name, (harm, _, heard) in found.items():
