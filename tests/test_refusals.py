@@ -294,7 +294,8 @@ def test_wrappers_of_equinox_take_what_they_wrap():
     module = eqx.nn.MLP(6, 3, 4, 1, key=jax.random.key(0))
     many = lambda x: jax.vmap(module)(x)  # noqa: E731
     jit = eqx.filter_jit
-    for spelled in (module, jit(module), jit(many), eqx.filter_vmap(module)):
+    vmap = eqx.filter_vmap
+    for spelled in (module, jit(module), jit(many), vmap(module), jit(vmap(module))):
         network = tracing.trace(spelled, X[:1])
         assert len(network.synapses) == 2
         np.testing.assert_allclose(network(network.variables, X), many(X), atol=1e-6)

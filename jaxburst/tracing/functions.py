@@ -204,7 +204,7 @@ def _jaxpr(function: Callable, *arguments):
     Raises:
       Refused: for Python code that depends on the data or on the number of images.
     """
-    make = jax.make_jaxpr(function, return_shape=True)
+    make = _make_jaxpr(function)
     depends = "Python code that depends on the number of images"
     try:
         return make(*arguments)
@@ -226,6 +226,11 @@ def _jaxpr(function: Callable, *arguments):
             f"{INFERENCE}"
         ) from failed
     return closed, found[0][1]
+
+
+def _make_jaxpr(function: Callable) -> Callable:
+    """Of anything that can be called: not all that wraps a function has a name."""
+    return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
 
 
 def _sized(arguments, size: int):
@@ -285,7 +290,7 @@ def _closure(function: Callable, example, roles) -> Network:
 
     def own(variables, inputs):
         """The function with other arrays than it holds."""
-        again = jax.make_jaxpr(function)(inputs)
+        again, _ = _make_jaxpr(function)(inputs)
         values = dict(zip(_constants(again), map(variables.get, names), strict=True))
         found = _evaluated(again, values, jax.tree.leaves(inputs))
         return jax.tree.unflatten(jax.tree.structure(shapes), found)
