@@ -215,7 +215,10 @@ def constants(model: Model, circuit: Circuit, inputs: list, platform=None) -> di
 
     read(graph, visit, *inputs)
     moving = [node for node in graph.nodes if node.name in graph.dynamic]
-    used = {name for node in moving for name in node.inputs} | set(graph.outputs)
+    used = {name for node in moving for name in node.inputs}
+    for name in set(graph.outputs) - graph.dynamic - used:
+        found[name] = found[name].astype(dtype)  # given out, numbers are charges
+    used.update(graph.outputs)
     return {name: value for name, value in found.items() if name in used}
 
 

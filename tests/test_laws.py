@@ -39,6 +39,7 @@ from jaxburst.methods.direct import direct
 from jaxburst.network import Refused, forward
 from jaxburst.neurons import Burst, Neuron, Refining, Threshold
 from jaxburst.run import Model, Plan, infer, simulate
+from jaxburst.streams import stream
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -331,6 +332,10 @@ def test_whole_numbers_that_are_given_out_stay_what_they_are(neuron):
     assert found.events["relu0"].any()
     for one, expected in zip(found.logits[1:], (number, number > 3, x), strict=True):
         np.testing.assert_allclose(one, [expected] * 6, rtol=1e-6)
+    frames = np.stack([x, 2 * x]), np.stack([number, number[::-1]])
+    found, _ = stream(Model(network, neuron), spiking, frames)
+    if not neuron.repeats:
+        np.testing.assert_array_equal(found.logits[1], frames[1])
 
 
 @pytest.mark.parametrize("end", ["softmax", "log_softmax", "falling", "argmax"])

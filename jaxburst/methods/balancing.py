@@ -243,7 +243,7 @@ def _variants(network: Network, quantum: float):
         found = read(graph, visit, *leaves)
         for name, x in zip(graph.outputs, found, strict=True):
             x = widen(graph[name], x, len(order) + 1)
-            x = centred(by_channel(network, name, x))
+            x = centred(by_channel(network, name, 1.0 * x))  # truths are numbers
             x = x.reshape(len(order) + 1, images, *x.shape[1:])
             errors.append(jnp.square(x[1:] - x[:1]).mean((2, 3)).T)
             sizes.append(jnp.square(x[0]).mean((1, 2)))
