@@ -104,7 +104,7 @@ def prices(
     def arrives(name: str, met=1.0) -> float:
         """Of an event, on average over what its places meet: some may meet nothing."""
         word, _ = cost.signal.of(size_of(graph[name]))
-        return np.mean(np.asarray(met) > 0) * (word + cost.captured)
+        return float(np.mean(np.asarray(met) > 0)) * (word + cost.captured)
 
     for name, own in event.items():
         node, size = graph[name], size_of(graph[name])
