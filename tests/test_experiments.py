@@ -439,6 +439,31 @@ def test_beyond(run, run_in_two, tiny_cifar, tmp_path, capsys):
     assert "give the weights of crepe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_streams(run, tiny_cifar, untrained, tmp_path):
+    """A still scene sends nothing after its first frame, and costs less."""
+    few = ("--limit", "4", "--at-once", "3", "--calibration", "10")
+    run(
+        "streams",
+        *untrained,
+        *few,
+        "--frames",
+        "3",
+        "--speeds",
+        "0",
+        "2",
+        "--out",
+        "here",
+    )
+    still, moved = _results(tmp_path / "here", "streams")["images"]["rows"]
+    assert still["changed_inputs"] == still["events"] == 0
+    assert 0 < moved["changed_inputs"] < 1 and moved["events"] > 0
+    assert still["events_rounded"] > 0
+    for price, joules in moved["joules"].items():
+        assert still["joules"][price]["stream"] < min(joules.values())
+    assert (tmp_path / "here/streams.md").read_text().count("| images |") == 2
+
+
 @pytest.fixture
 def without_peers(monkeypatch):
     """As on a machine without PyTorch, whether it is there or not."""
