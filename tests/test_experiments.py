@@ -442,19 +442,8 @@ def test_beyond(run, run_in_two, tiny_cifar, tmp_path, capsys):
 @pytest.mark.slow
 def test_streams(run, tiny_cifar, untrained, tmp_path):
     """A still scene sends nothing after its first frame, and costs less."""
-    few = ("--limit", "4", "--at-once", "3", "--calibration", "10")
-    run(
-        "streams",
-        *untrained,
-        *few,
-        "--frames",
-        "3",
-        "--speeds",
-        "0",
-        "2",
-        "--out",
-        "here",
-    )
+    few = ("--limit", "4", "--at-once", "3", "--calibration", "10", "--frames", "3")
+    run("streams", *untrained, *few, "--speeds", "0", "2", "--out", "here")
     still, moved = _results(tmp_path / "here", "streams")["images"]["rows"]
     assert still["changed_inputs"] == still["events"] == 0
     assert 0 < moved["changed_inputs"] < 1 and moved["events"] > 0
