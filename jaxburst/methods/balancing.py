@@ -171,11 +171,9 @@ def charged(
         if node.name not in spent:
             continue
         price = spent.pop(node.name)
-        senders = graph.senders[node.name]
+        senders = graph.senders[node.name]  # none of charges
         parts = np.array([float(jax.tree.leaves(events[n])[0][0]) for n in senders])
-        whole = parts.sum()
-        parts = parts / whole if whole else np.full(len(senders), 1 / len(senders))
-        for name, part in zip(senders, parts, strict=True):
+        for name, part in zip(senders, parts / (parts.sum() or 1.0), strict=True):
             spent[name] = spent.get(name, 0.0) + price * float(part)
     return spent
 

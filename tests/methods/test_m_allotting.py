@@ -40,16 +40,6 @@ def derivatives(it):
     return jax.device_get(jax.jacrev(outputs)(none))
 
 
-def test_a_pool_before_the_first_neurons_sends_nothing():
-    """As many write it: a convolution, its maximum, a ReLU."""
-    rng = np.random.default_rng(0)
-    w, x = [rng.normal(size=s) for s in ((3, 4), (4, 2))], rng.normal(size=(9, 6, 3))
-    network = trace(lambda w, x: jax.nn.relu((x @ w[0]).max(1)) @ w[1], w, x[:1])
-    model, spiking = once(network, w, x, error=1e-4)
-    error = simulate(model, spiking, x, 1).logits[0] - network(w, x)
-    assert 0 < np.square(error).mean() < 1e-3 * np.square(network(w, x)).mean()
-
-
 def test_harm_over_cost_is_the_same_for_every_channel():
     """By exact derivatives; those of random signs scatter about them."""
     it = case("resnet")

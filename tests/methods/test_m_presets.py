@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from flax.linen import max_pool
 from jax.nn import relu
 
 from jaxburst.energy import LEMAIRE
 from jaxburst.methods import balance, calibrate_mse
-from jaxburst.methods.presets import refining
+from jaxburst.methods.presets import once, paper, refining
 from jaxburst.neurons import Burst, Refining
 from jaxburst.run import simulate
 from jaxburst.tracing import trace
@@ -48,3 +49,22 @@ def test_balanced_for_another_cost():
     for name, theta in expected.items():
         np.testing.assert_array_equal(spiking[name].theta, theta)
         assert (spiking[name].theta != usual[name].theta).any()
+
+
+@pytest.mark.parametrize("preset", [paper, once, refining])
+def test_maxima_before_relus(preset):
+    """Convolution, pool, ReLU, and again: a pool of currents has no senders."""
+    x = RNG.normal(size=(60, 8, 3)).astype(np.float32)
+    w = [RNG.normal(size=s).astype(np.float32) for s in ((3, 4), (4, 6), (6, 2))]
+
+    def net(w, x):
+        x = relu(max_pool(x @ w[0], (2,), (2,)))
+        return relu((x @ w[1]).max(1)) @ w[2]
+
+    network = trace(net, w, x[:1])
+    how = {"progress": False} if preset is refining else {}
+    model, spiking = preset(network, w, x, **how)
+    steps = {paper: 64, once: 1, refining: 4}[preset]
+    wanted, seen = np.asarray(network(w, x)), simulate(model, spiking, x, steps)
+    error = np.square(seen.logits[-1] - wanted).mean() / np.square(wanted).mean()
+    assert 0 < error < 0.02 and all(n.sum() > 0 for n in seen.events.values())
