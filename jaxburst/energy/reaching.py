@@ -163,7 +163,7 @@ def _count(graph: Graph, present: dict) -> Reach:
         for names, where in ((still, found.once), (moving, found.charges)):
             if names:
                 ones = {n: jnp.ones(graph[n].image_shape, kind) for n in names}
-                where[node.name] = met * (lead(ones) > 0)
+                where[node.name] = jnp.where(lead(ones) > 0, met, 0)
     for node in graph.of(Product):
         ones = [jnp.ones(graph[name].image_shape, kind) for name in node.inputs]
         out, pull = jax.vjp(partial(execute, node, batch=1), *ones)

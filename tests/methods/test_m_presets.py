@@ -54,8 +54,9 @@ def test_balanced_for_another_cost():
 @pytest.mark.parametrize("preset", [paper, once, refining])
 def test_maxima_before_relus(preset):
     """Convolution, pool, ReLU, and again: a pool of currents has no senders."""
-    x = RNG.normal(size=(60, 8, 3)).astype(np.float32)
-    w = [RNG.normal(size=s).astype(np.float32) for s in ((3, 4), (4, 6), (6, 2))]
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(60, 8, 3)).astype(np.float32)
+    w = [rng.normal(size=s).astype(np.float32) for s in ((3, 4), (4, 6), (6, 2))]
 
     def net(w, x):
         x = relu(max_pool(x @ w[0], (2,), (2,)))
