@@ -508,8 +508,8 @@ REFUSED = {
         r"indices of aten\.max_pool2d.*inner",
     ),
     "antialias": (
-        lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True),
-        "upsample_bilinear2d_aa",
+        lambda x: F.interpolate(x, size=(3, 3), mode="bicubic", antialias=True),
+        "upsample_bicubic2d_aa",
     ),
     "batch statistics": (
         lambda x: F.batch_norm(x, None, None, training=True),
