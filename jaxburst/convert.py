@@ -147,7 +147,6 @@ def verify(
       >>> verify(network, weights, spiking, inputs)
       {'logits': 0.0}
     """
-
     arrays, together = parted(variables)
 
     @jax.jit

@@ -695,16 +695,15 @@ class Follower:
             if not is_number(n)
         ]
         if copies:
-            return self.with_copies(values, data, copies[0])
+            return self.with_copies(values, params, data, copies[0])
         return [self.synapse(params, x, kernel, data)]
 
-    def with_copies(self, values, data: int, axis: int):
+    def with_copies(self, values, params, data: int, axis: int):
         """A product with a kernel of which there is a copy for every image."""
-        params = self.at.eqn.params
         contracted, batched = params["dimension_numbers"]
         x, kernel = values[data], values[1 - data]
         if axis not in batched[1 - data] or kernel.shape[axis] != 1:
-            return self.wire(values, dict(params) | {"preferred_element_type": None})
+            return self.wire(values, params)
         place = batched[1 - data].index(axis)
         images = batched[data][place]
         pairs = [tuple(i for n, i in enumerate(s) if n != place) for s in batched]

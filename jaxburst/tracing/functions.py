@@ -175,7 +175,7 @@ def _network(function: Callable, variables, example, roles) -> Network:
     trees = inputs_tree, jax.tree.structure(shapes)
     whole = function if len(arrays) == len(flat) else own
     network = _followed(closed, program, made, held, roles, whole, trees)
-    variables = jax.tree.map(lambda x: widened([x], kind)[0], variables)
+    variables = widened(variables, kind)
     return _proved(network, variables, example, kind)
 
 

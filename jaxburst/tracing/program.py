@@ -241,16 +241,15 @@ def is_array(leaf) -> bool:
 SINGLE = np.dtype("float32")
 
 
-def widened(values: list, least=SINGLE) -> list:
+def widened(tree, least=SINGLE):
     """Arrays of less precision in single precision, or in that of others."""
-    return [
-        value.astype(least)
-        if is_array(value)
-        and jnp.issubdtype(value.dtype, jnp.floating)
-        and value.dtype.itemsize < least.itemsize
-        else value
-        for value in values
-    ]
+
+    def one(leaf):
+        narrow = is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        narrow = narrow and leaf.dtype.itemsize < least.itemsize
+        return leaf.astype(least) if narrow else leaf
+
+    return jax.tree.map(one, tree)
 
 
 def parted(tree) -> tuple[list, Callable[[list], Any]]:

@@ -43,7 +43,7 @@ def prove(network: Network, variables, example, kind) -> None:
       AssertionError: where the graph is not the user's function: a fault of this
         library.
     """
-    inputs = jax.tree.map(lambda x: widened([_some(x)], kind)[0], example)
+    inputs = widened(jax.tree.map(_some, example), kind)
     if any(
         isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)
     ):
