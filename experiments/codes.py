@@ -47,10 +47,10 @@ class Config(common.Experiment):
 
     network: tuple[str, ...] = NETWORKS  # ARCH-DATASET, each
     code: tuple[str, ...] = ()  # the beginnings of their names; all if none is given
-    # of state dicts ARCH_DATASET.safetensors, trained on images that were normalised
+    # folder of state dicts ARCH_DATASET.safetensors, trained on images normalised
     # with ImageNet's constants
     weights: Path | None = None
-    data_dir: Path = Path("data")  # of the prepared datasets
+    data_dir: Path = Path("data")  # folder of the prepared datasets
     draws: int = 5  # how often calibration images are drawn
     calibration: int = 1000  # images in a draw
     # other training images, on which settings are chosen; half of them for codes of

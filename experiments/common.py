@@ -81,7 +81,7 @@ class Source:
     # of the image channels, if the weights were trained with other constants
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    data_dir: Path = Path("data")  # of the prepared dataset, else downloaded there
+    data_dir: Path = Path("data")  # folder of the dataset; downloaded if missing
 
     def __post_init__(self):
         if self.checkpoint and self.torch_weights:
