@@ -361,6 +361,43 @@ def test_copies_of_a_kernel_are_one_synapse(name):
     np.testing.assert_allclose(network(W, X), net(W, X), atol=1e-5)
 
 
+A = W["a"].reshape(2, 3, 8)
+SUMS = {  # of a signal times a kernel: how often the kernel's numbers are met
+    "dense": (48, lambda a, x: (x[..., None] * a.reshape(1, 6, 8)).sum(1)),
+    "kernel first": (48, lambda a, x: (a.reshape(1, 6, 8).mT * x[:, None]).sum(-1)),
+    "mean": (48, lambda a, x: (x[..., None] * a.reshape(1, 6, 8)).mean(1)),
+    "two axes": (48, lambda a, x: (x.reshape(-1, 2, 3, 1) * a[None]).sum((1, 2))),
+    "one number": (
+        6,
+        lambda a, x: (x * a[None, ..., 0].reshape(1, 6)).sum(-1, keepdims=True),
+    ),
+    "one for each": (6, lambda a, x: (x.reshape(-1, 2, 3) * a[None, ..., 0]).sum(1)),
+    "copies of both": (
+        12,
+        lambda a, x: (jnp.repeat(x[..., None], 2, 2) * a[..., :1].reshape(1, 6, 1)).sum(
+            1
+        ),
+    ),
+    "by rows": (
+        48,
+        jax.vmap(lambda a, x: (a.reshape(6, 8).T * x[None]).sum(1), (None, 0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_product_written_as_a_sum_is_a_synapse(name):
+    times, function = SUMS[name]
+
+    def net(a, x):
+        return relu(function(a, x))
+
+    network = tracing.trace(net, A, X[:1])
+    assert sum(macs(network).values()) == times
+    for weights in (A, 2 * A[::-1]):
+        np.testing.assert_allclose(network(weights, X), net(weights, X), atol=1e-5)
+
+
 def test_numbers_among_the_variables():
     """A whole number is part of the program, another one a weight."""
 

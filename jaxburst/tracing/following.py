@@ -631,6 +631,47 @@ class Follower:
                     return [other]
         return self.wire(values)
 
+    def _reduce_sum(self, values):
+        """`sum(x * w)` along axes where `w` varies is a product with a kernel."""
+        eqn, node = self.at.eqn, self.nodes[values[0].name]
+        use = self.program.uses.get(node.name)
+        times = isinstance(node.role, Wire) and node.role.primitive is lax.mul_p
+        if not times or not isinstance(use, WireUse):
+            return self.wire(values)
+        (kernel,), summed = use.values, eqn.params["axes"]
+        if kernel.root is None or not set(kernel.varies).intersection(summed):
+            return self.wire(values)
+        x, shape = self.before_copies(node.inputs[0])
+        alike = zip(shape, kernel.shape, node.shape, strict=True)
+        if any(a == 1 == b and n != 1 for a, b, n in alike):  # copies of neither
+            x, shape = Signal(node.inputs[0]), node.shape
+        shapes = [shape, kernel.shape]
+        axes = [[i for i, n in enumerate(own) if n != 1] for own in shapes]
+        kept = sorted(set(axes[0] + axes[1]) - set(summed))
+        one, two, out = ("".join(chr(97 + i) for i in own) for own in (*axes, kept))
+
+        def function(*pair):
+            sides = zip(pair, shapes, axes, strict=True)
+            thin = [a.reshape([own[i] for i in long]) for a, own, long in sides]
+            product = jnp.einsum(f"{one},{two}->{out}", *thin)
+            return product.reshape(eqn.outvars[0].aval.shape)
+
+        held = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+        return self.apply(function, [x, kernel], [self.aval(x), held])
+
+    def before_copies(self, name: str) -> tuple[Signal, tuple]:
+        """A signal before it is repeated, and its shape, 1 along axes of copies."""
+        node = self.nodes[name]
+        shape, axes = [1] * len(node.shape), range(len(node.shape))
+        while isinstance(node.role, Wire) and (
+            node.role.primitive is lax.broadcast_in_dim_p
+        ):
+            axes = [axes[i] for i in node.role.params["broadcast_dimensions"]]
+            node = self.nodes[node.inputs[0]]
+        for axis, size in zip(axes, node.shape, strict=True):
+            shape[axis] = size
+        return Signal(node.name), tuple(shape)
+
     def _reduce_window_max(self, values):
         return [self.pool(values[0])]
 
