@@ -36,6 +36,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from jaxburst.checks import door
+from jaxburst.kernels import convolution
 
 __all__ = [
     "Constant",
@@ -167,6 +168,8 @@ class Synapse:
 
     def apply(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """The synapse by definition, without a bias."""
+        if self.is_conv:
+            return convolution.convolve_anywhere(self.params, x, kernel)
         operands = (x, kernel) if self.data == 0 else (kernel, x)
         return self.primitive.bind(*operands, **self.params)
 

@@ -246,6 +246,18 @@ def convolve_once(form: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _as_output(form, out)
 
 
+def convolve_anywhere(
+    params: Mapping[str, Any], x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """Convolves by definition, once, on whatever platform it will be.
+
+    Args: as for `choose`, and the input and the kernel in their own layouts.
+    """
+    how = {"platform": "", "exact": True}
+    form = choose(params, kernel.shape, x.shape, x.dtype, **how)
+    return convolve_once(form, x, kernel)
+
+
 def _require(what: str, expected: tuple, found: tuple) -> None:
     if expected != found:
         raise ValueError(
