@@ -202,7 +202,7 @@ CODES = {
         Code(partial(repeating, neuron=Burst(5), correct=8), 16, "quanta",
              some("steps", 1, 8)),
     "phase, after Kim":
-        Code(phases, 16, "quanta", some("period", 4, 8)),
+        Code(phases, 64, "quanta", some("period", 4, 8)),
     "bursts (the paper)":
         Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
     "bursts that grow, after Park":
