@@ -61,11 +61,12 @@ def convert(
       ['0', '1', 'relu0']
     """
     spiking: Spiking = dict(network.weights(variables))
+    kinds = {jnp.result_type(leaf) for leaf in jax.tree.leaves(spiking)}
+    kinds = [kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)]
+    kind = jnp.result_type(*kinds) if kinds else float
     for name in network.neurons:
-        theta = jnp.asarray(thresholds[name])
-        if not jnp.issubdtype(theta.dtype, jnp.floating):
-            theta = theta.astype(float)
-        start = jnp.asarray(initial, theta.dtype)
+        theta = jnp.asarray(thresholds[name], kind)
+        start = jnp.asarray(initial, kind)
         spiking[name] = Threshold(theta, start, jnp.zeros_like(start))
     return spiking
 

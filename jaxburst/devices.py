@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -94,15 +95,38 @@ def one_core_each() -> bool:
     return jax.default_backend() == "cpu" and jax.local_device_count() >= cores()
 
 
-def optimised(level: int) -> dict[str, int]:
-    """Compiler options for a lower level of XLA's optimisation, where that is LLVM's.
+def optimised(level: int | None = None) -> dict[str, Any]:
+    """Compiler options for what simulates: barriers hold; LLVM may do less.
 
     None where JAX is told to optimise still less (`jax_disable_most_optimizations`).
     """
     less = jax.config.read("jax_disable_most_optimizations")
     if less or jax.default_backend() != "cpu":
         return {}
-    return {"xla_backend_optimization_level": level}
+    lower = {} if level is None else {"xla_backend_optimization_level": level}
+    return _barriers() | lower
+
+
+@cache
+def _barriers() -> dict[str, Any]:
+    """Options with which XLA for CPUs keeps each `optimization_barrier`.
+
+    It forgets them before it decides what to compute again for every reader; where it
+    keeps them, spikes are computed once. The second pass would put small loops where
+    a barrier cannot be compiled. None for a version that cannot compile one in a loop.
+    """
+    passes = "cse_barrier_expander,small-while-loop-hoisting"
+    options = {"xla_disable_hlo_passes": passes}
+
+    def step(_, x):
+        return jax.lax.optimization_barrier(x + 1)
+
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, 2, step, x))
+    try:
+        loop.lower(1.0).compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def cores() -> int:

@@ -13,14 +13,14 @@ comes out is the same, up to the rounding of sums.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxburst.checks import door
+from jaxburst.checks import door, traced
 from jaxburst.circuit import (
     Circuit,
     Info,
@@ -187,6 +187,60 @@ class Trace(NamedTuple):
         return {name: counts.quanta for name, counts in self.traffic.items()}
 
 
+def compiler_options(network: Network) -> dict[str, Any]:
+    """What to give `jax.jit` besides a function that simulates a network.
+
+    On a CPU spikes are then computed once, not for every reader (`devices.optimised`).
+    And XLA unrolls loops over up to 16 channels and vectorises over columns instead,
+    with gathers: where most neurons are in such layers, as in CIFAR's ResNets, a lower
+    level of optimisation saves a tenth of the time; wider networks lose by it.
+
+    JAX takes options at the outermost `jit` only. What jaxburst compiles has them; a
+    function that is compiled around it gets them from its caller.
+
+    Example:
+      >>> options = compiler_options(model.network)
+      >>> run = jax.jit(lambda x: infer(model, spiking, x, 4), compiler_options=options)
+      >>> run(inputs).tolist()
+      [[0.5], [2.75]]
+    """
+    return optimised(2 if narrow(network) else None)
+
+
+def narrow(network: Network) -> bool:
+    """Whether most neurons are in populations of up to 16 channels."""
+    graph = network.graph
+    sizes = {True: 0, False: 0}
+    for node in graph.of(Neuron):
+        shape = node.image_shape
+        few = shape[graph.channel_axes[node.name]] <= 16
+        sizes[few] += int(np.prod(shape))
+    return sizes[True] > sizes[False]
+
+
+def jitted(*static: str) -> Callable[[Callable], Callable]:
+    """`jax.jit`, with `compiler_options` wherever it is the outermost transformation.
+
+    Args: the names of static arguments besides the first, which is a model.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        jit = partial(jax.jit, function, static_argnames=("model", *static))
+        within = jit()
+        outermost = lru_cache(lambda options: jit(compiler_options=dict(options)))
+
+        @wraps(function)
+        def call(model: Model, *given):
+            if traced(given) or traced(jnp.zeros(())):
+                return within(model, *given)
+            options = tuple(compiler_options(model.network).items())
+            return outermost(options)(model, *given)
+
+        return call
+
+    return decorate
+
+
 @door
 def simulate(
     model: Model,
@@ -232,10 +286,7 @@ def simulate(
     return found._replace(logits=model.network.outputs(found.logits))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("model", "steps", "record", "schedule", "platform"),
-)
+@jitted("steps", "record", "schedule", "platform")
 def _simulate(model, spiking, leaves, steps, record, schedule, platform) -> Trace:
     circuit = prepare(model, spiking, platform)
     return trace_of(model, circuit, leaves, steps, schedule, record, platform)
@@ -299,7 +350,7 @@ def infer(
     return model.network.outputs(found)
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "schedule", "platform"))
+@jitted("steps", "schedule", "platform")
 def _infer(model, spiking, leaves, steps, schedule, platform):
     circuit = prepare(model, spiking, platform)
     return last_of(model, circuit, leaves, steps, schedule, platform)
@@ -329,24 +380,3 @@ def _parts(leaves: list, images: int) -> list:
 def _merged(found):
     """And back."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-
-
-def narrow(network: Network) -> bool:
-    """Whether most neurons are in populations of up to 16 channels."""
-    graph = network.graph
-    sizes = {True: 0, False: 0}
-    for node in graph.of(Neuron):
-        shape = node.image_shape
-        few = shape[graph.channel_axes[node.name]] <= 16
-        sizes[few] += int(np.prod(shape))
-    return sizes[True] > sizes[False]
-
-
-def compiler_options(network: Network) -> dict[str, int]:
-    """What to give `jax.jit` besides a function that simulates a network.
-
-    On a CPU XLA unrolls loops over up to 16 channels and vectorises over columns
-    instead, with gathers. Where most neurons are in such layers, as in CIFAR's ResNets,
-    a lower level of optimisation saves a tenth of the time; wider networks lose by it.
-    """
-    return optimised(2) if narrow(network) else {}

@@ -7,7 +7,6 @@ trace, state = stream(model, spiking, more, state)        # and so on
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jaxburst.circuit import Info, State, block, constants, outputs_first, prepa
 from jaxburst.convert import Spiking
 from jaxburst.graph import Wire
 from jaxburst.model import Model
-from jaxburst.run import Trace
+from jaxburst.run import Trace, jitted
 
 
 class Streamed(NamedTuple):
@@ -129,7 +128,7 @@ def _mark(spiking: Spiking) -> jax.Array:
     return total
 
 
-@partial(jax.jit, static_argnames="model")
+@jitted()
 def _stream(model: Model, spiking: Spiking, frames, carried: Streamed | None, made):
     circuit, network = prepare(model, spiking), model.network
     leaves = jax.tree.leaves(frames)

@@ -17,7 +17,7 @@ from jaxburst import circuit as circuit_of
 from jaxburst import evaluation, run
 from jaxburst.convert import convert
 from jaxburst.network import Affine
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Refining, SigmaDelta
 from jaxburst.run import Model, Plan, infer, plan, simulate
 from jaxburst.tracing import trace
 
@@ -214,17 +214,43 @@ def test_what_cannot_be_evaluated_is_refused(labelled):
         jb.evaluate(model, spiking, split.inputs, 4)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
-@pytest.mark.parametrize("channels, level", [(16, 2), (32, None)])
-def test_narrow_networks_are_compiled_otherwise(optimised, channels, level):
+def narrow_and_wide(channels):
+    """Two populations, of which the first has most neurons."""
     layers = nn.Conv(channels, (1, 1)), nn.relu, nn.Conv(64, (1, 1), 4), nn.relu
     module = nn.Sequential(layers)
     images = np.ones((1, 16, 16, 3), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-    network = trace(module.apply, variables, images)
-    options = run.compiler_options(network)
+    return trace(module.apply, variables, images), variables, images
+
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPU")
+
+
+@on_cpu
+@pytest.mark.parametrize("channels, level", [(16, 2), (32, None)])
+def test_narrow_networks_are_compiled_otherwise(optimised, channels, level):
+    options = run.compiler_options(narrow_and_wide(channels)[0])
     assert options.get("xla_backend_optimization_level") == level
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "neuron", [Burst(5), Burst(5, signed=True), Refining(), SigmaDelta()]
+)
+def test_spikes_are_computed_once(optimised, neuron):
+    """Not for the next layer, for the potential and for the counts each."""
+    network, variables, images = narrow_and_wide(16)
+    spiking = convert(network, variables, dict.fromkeys(network.neurons, 1.0))
+    options = run.compiler_options(network)
+
+    @functools.partial(jax.jit, compiler_options=options)
+    def program(spiking, images):
+        trace = simulate(Model(network, neuron), spiking, images, 1)
+        return trace.logits, trace.traffic
+
+    text = program.lower(spiking, images).compile().as_text()
+    assert text.count(" floor(") == len(network.neurons) == 2
 
 
 # The order of the work.

@@ -34,7 +34,7 @@ from jaxburst.evaluation import pair
 from jaxburst.graph import Node, Pool, Product
 from jaxburst.methods.channels import has_classes
 from jaxburst.model import Model
-from jaxburst.run import compiler_options, trace_of
+from jaxburst.run import compiler_options, jitted, trace_of
 
 __all__ = [
     "Anytime",
@@ -329,7 +329,7 @@ def _take(model: Model, held: dict, state: State, rows: jax.Array):
     return held, found
 
 
-@partial(jax.jit, static_argnames="model")
+@jitted()
 def _advance(model: Model, circuit: Circuit, held: dict, state: State):
     """One step of a batch: the state, and `(classes, margins, events)`, each `[B]`."""
     state, info = block(model, circuit, held, state)

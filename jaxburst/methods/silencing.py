@@ -5,8 +5,6 @@ trace = silenced(model, spiking, inputs, steps=8, before=4)
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +13,7 @@ from jaxburst.circuit import Info, prepare
 from jaxburst.convert import Spiking
 from jaxburst.graph import over
 from jaxburst.model import Model
-from jaxburst.run import Trace, unroll
+from jaxburst.run import Trace, jitted, unroll
 
 
 @door(before="count")
@@ -60,7 +58,7 @@ def silenced(
     return found._replace(logits=model.network.outputs(found.logits))
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "before"))
+@jitted("steps", "before")
 def _silenced(model, spiking, leaves, steps: int, before: int) -> Trace:
     return silenced_of(model, prepare(model, spiking), leaves, steps, before)
 
