@@ -116,7 +116,7 @@ def _barriers() -> dict[str, Any]:
     a barrier cannot be compiled. None for a version that cannot compile one in a loop.
     """
     passes = "cse_barrier_expander,small-while-loop-hoisting"
-    options = {"xla_disable_hlo_passes": passes}
+    options: dict[str, Any] = {"xla_disable_hlo_passes": passes}
 
     def step(_, x):
         return jax.lax.optimization_barrier(x + 1)
