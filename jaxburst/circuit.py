@@ -439,6 +439,7 @@ class _Block:
 
     def sent(self, node: Node, spikes, whole: bool) -> jax.Array:
         """Keeps and counts what is sent, `[K, B, ...]`; returns it as one batch."""
+        spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
         self.spikes[node.name] = spikes
         values = images_first(self.graph, node.name, spikes, node.batch_axis + 1)
         values = jnp.moveaxis(values, node.batch_axis + 1, 1)

@@ -339,7 +339,8 @@ def infer(
     """The outputs after `steps` time steps, and nothing else: logits `[B, classes]`.
 
     Args and errors: as `simulate`. Who calls it again and again with the same weights
-    saves their preparation with `compiled`.
+    saves their preparation with `compiled`; who compiles a function around it gives
+    `jax.jit` the `run.compiler_options` of the network.
 
     Example:
       >>> infer(model, spiking, inputs, steps=4).tolist()

@@ -108,7 +108,8 @@ class Neuron(abc.ABC):
 
         Returns:
           `(state, spikes)`: whole numbers `[B, ...]`, shaped as `f(drive)`, in the type
-          of the current.
+          of the current. Where the state follows from the spikes, compute it from
+          `jax.lax.optimization_barrier(spikes)`, or XLA computes these twice.
         """
 
     @abc.abstractmethod

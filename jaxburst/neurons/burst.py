@@ -195,7 +195,7 @@ class Burst(Neuron):
             # The reset is left to the next step: if the potential and the spikes were
             # both to come out of a step, XLA on CPU would read potentials and currents
             # once for each, and copy the potentials before.
-            spikes = jax.lax.optimization_barrier(self._spikes(theta, charged, 0.0))
+            spikes = self._spikes(theta, charged, 0.0)
             return Membrane(charged, None, None, jnp.array(True)), spikes
         low: jax.Array | float = 0.0
         if self.signed:
