@@ -202,24 +202,25 @@ CODES = {
         Code(partial(repeating, neuron=Burst(5), correct=8), 16, "quanta",
              some("steps", 1, 8)),
     "phase, after Kim":
-        Code(phases, 64, "quanta", some("period", 4, 8)),
+        Code(phases, 128, "quanta", some("period", 4, 8)),
     "bursts (the paper)":
         Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
     "bursts that grow, after Park":
-        Code(partial(from_zero, neuron=Growing()), 32, "digits", RANGES),
+        Code(partial(from_zero, percentile=99.9), 128, "digits",
+             some("neuron", Growing(2), Growing(4), Growing(8))),
     "bursts, SpiCalib":
         Code(partial(from_zero, neuron=Burst(5, allowance=16)), 32, "quanta", RANGES),
     "signed spikes (ST-BIF)":
         Code(partial(repeating, neuron=signed(1)), 32, "quanta", RANGES),
     "integrate-and-fire, means corrected (SNNC)":
-        Code(partial(repeating, neuron=Burst(1)), 32, "quanta",
+        Code(partial(repeating, neuron=Burst(1)), 64, "quanta",
              some("steps", 8, correct=8) + some("steps", 32, correct=32)),
     "integrate-and-fire, some silenced (SRP)":
-        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES, before=4),
+        Code(partial(repeating, neuron=Burst(1)), 64, "quanta", RANGES, before=4),
     "integrate-and-fire from θ/2 (OPI)":
-        Code(partial(repeating, neuron=Burst(1)), 32, "quanta", RANGES),
+        Code(partial(repeating, neuron=Burst(1)), 64, "quanta", RANGES),
     "integrate-and-fire":
-        Code(partial(from_zero, neuron=Burst(1)), 32, "quanta", RANGES),
+        Code(partial(from_zero, neuron=Burst(1)), 64, "quanta", RANGES),
 }
 # fmt: on
 """Parallel, radix and first spike are told apart by what they send: the numbers are the
