@@ -207,6 +207,7 @@ def compiler_options(network: Network) -> dict[str, Any]:
     return optimised(2 if narrow(network) else None)
 
 
+@lru_cache(maxsize=64)
 def narrow(network: Network) -> bool:
     """Whether most neurons are in populations of up to 16 channels."""
     graph = network.graph
