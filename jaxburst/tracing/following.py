@@ -653,7 +653,8 @@ class Follower:
         def function(*pair):
             sides = zip(pair, shapes, axes, strict=True)
             thin = [a.reshape([own[i] for i in long]) for a, own, long in sides]
-            product = jnp.einsum(f"{one},{two}->{out}", *thin)
+            # As exact as sums are, on accelerators too.
+            product = jnp.einsum(f"{one},{two}->{out}", *thin, precision="highest")
             return product.reshape(eqn.outvars[0].aval.shape)
 
         held = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
