@@ -253,9 +253,8 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
             )
             for plan in plans
         ]
-        first_ = draws[0] | {"joules": draws[0]["joules"][code.unit]}
         others_ = [{"shared": draw["shared"]} for draw in draws[1:]]
-        rows[str(setting)] = [first_, *others_]
+        rows[str(setting)] = [shown(draws[0], code.unit, main[1] - 1), *others_]
     return {
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
@@ -267,6 +266,14 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         },
         "settings": rows,
     }
+
+
+def shown(row: dict, unit: str, t: int) -> dict:
+    """What the record keeps of a measurement: in full what is drawn over time; of what
+    a table says, a step."""
+    joules = {model: spent[t] for model, spent in row["joules"][unit].items()}
+    at_t = {name: row[name][t] for name in ("sent", "agreement")}
+    return row | at_t | {"joules": joules}
 
 
 def spread(draws: list[dict], t: int) -> float:
@@ -421,10 +428,10 @@ def table(title: str, record: dict) -> str:
             str(t + 1), str(row["slots"] * (t + 1 + ann["depth"])),
             f"{first['images']:,}", f"{100 * first['accuracy'][t]:.2f}",
             f"{apart:+.2f} ± {within:.2f}", "yes" if abs(apart) <= within else "no",
-            f"{100 * spread(draws, t):.2f}", f"{100 * first['agreement'][t]:.1f}",
+            f"{100 * spread(draws, t):.2f}", f"{100 * first['agreement']:.1f}",
             *(f"{x:.2f}" for x in first["operations"][t]),
-            *(f"{x / ann['neurons']:.2f}" for x in first["sent"][t]),
-            *(f"{joules[m][t] / ann['joules']['no'][m]:.2f}" for m in models),
+            *(f"{x / ann['neurons']:.2f}" for x in first["sent"]),
+            *(f"{joules[m] / ann['joules']['no'][m]:.2f}" for m in models),
             f"{early['accuracy']:.2%} at {early['steps']:.2f}" if early else "",
         ])  # fmt: skip
     counts = {len(at(row)[0]) for row in record["rows"].values()}
