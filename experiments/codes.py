@@ -479,7 +479,7 @@ def draw(record: dict, folder: Path) -> None:
     title = "least cost for a loss of 1, 0.5 and 0.2 points on training images"
     common.picture(folder / "goals.png", panels, 2, title, size=(5.5, 4.6))
     panels = [anytime(*one, look) for one in rows]
-    common.picture(folder / "anytime.png", panels, len(panels), size=(5.6, 4.4))
+    common.picture(folder / "anytime.png", panels, len(panels), size=(8, 4.4))
     panels = [changes(records, unit) for unit in UNITS]
     common.picture(folder / "streams.png", panels, len(UNITS), size=(4, 3.8))
 
@@ -512,25 +512,36 @@ def curve_of(row: dict, unit: str, ann: float):
     return cost[order], ann + 100 * apart[order]
 
 
+def doubling(accuracy) -> dict:
+    """Marks at T = 1, 2, 4, ..., where there are many steps."""
+    last = len(accuracy)
+    return {"markevery": [t - 1 for t in common.shown(last)]} if last > LONG else {}
+
+
 def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
     """Accuracy against operations in one unit; bars of 95 % where a code is chosen."""
     ann, curves, costs = 100 * found["ann"]["accuracy"], [], []
-    for name, row in found["rows"].items():
+    rows, k = found["rows"], UNITS.index(unit)
+    most = 64 * min(at(row)[0][0]["operations"][at(row)[1]][k] for row in rows.values())
+    for name, row in rows.items():
         if name == "quantised ANN" and unit == "quanta":
             continue  # it has no unary spikes
         cost, accuracy = curve_of(row, unit, ann)
         draws, t = at(row)
-        label, spent = name, draws[0]["operations"][t][UNITS.index(unit)]
+        label, spent = name, draws[0]["operations"][t][k]
         if accuracy.max() < ann - 3.2:
             label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
+        if spent > most:
+            label = f"{name} (to the right: {spent:,.0f} {unit})"
         bar = {
             "yerr": 100 * interval(draws, t),
             "color": look[name]["color"],
             "lw": 0.8,
         }
-        curves.append((cost, accuracy, look[name] | {"label": label}))
+        curve = look[name] | doubling(accuracy) | {"label": label}
+        curves.append((cost, accuracy, curve))
         curves.append((spent, ann + 100 * draws[0]["difference"][t], bar))
-        costs.append(spent)
+        costs += [spent] if spent <= most else []
     limits = {"ylim": (ann - 3.2, ann + 0.8)}
     if costs:
         limits["xlim"] = min(costs) / 2, max(costs) * 2
@@ -558,7 +569,7 @@ def goals(title: str, found: dict, units, look: dict) -> common.Panel:
     return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -0.5), "xmargin": 0.3})
 
 
-def anytime(title: str, found: dict, look: dict) -> common.Panel:
+def anytime(title: str, found: dict, look: dict) -> Callable:
     """From a fixed number of steps to as many as each image needs."""
     ann, curves, costs = 100 * found["ann"]["accuracy"], [], [1.0]
     for name, row in found["rows"].items():
@@ -570,12 +581,19 @@ def anytime(title: str, found: dict, look: dict) -> common.Panel:
         costs += cost[accuracy > ann - 6].tolist()
         label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
         mark = look[name] | {"ms": 10, "ls": "", "label": label}
-        curves.append((cost, accuracy, look[name]))
+        curves.append((cost, accuracy, look[name] | doubling(accuracy)))
         curves.append((own["operations"][k], 100 * own["accuracy"], mark))
     limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
     task = f"{title}: all images as long (lines), or each as it needs"
     task = task, "operations per MAC, in the unit of each code", "accuracy (%)", curves
-    return common.Panel(*task, True, levels=[ann], limits=limits)
+    panel = common.Panel(*task, True, levels=[ann], limits=limits)
+
+    def draw(axis) -> None:
+        panel.draw(axis)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axis.legend(**beside, fontsize=7, markerscale=0.6)
+
+    return draw
 
 
 def changes(records: dict, unit: str) -> common.Panel:
