@@ -63,7 +63,7 @@ def convert(
     spiking: Spiking = dict(network.weights(variables))
     kinds = {jnp.result_type(leaf) for leaf in jax.tree.leaves(spiking)}
     kinds = [kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)]
-    kind = jnp.result_type(*kinds) if kinds else float
+    kind = max(kinds, key=lambda kind: kind.itemsize, default=float)
     for name in network.neurons:
         theta = jnp.asarray(thresholds[name], kind)
         start = jnp.asarray(initial, kind)
