@@ -591,7 +591,8 @@ def anytime(title: str, found: dict, look: dict) -> Callable:
     def draw(axis) -> None:
         panel.draw(axis)
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-        axis.legend(**beside, fontsize=7, markerscale=0.6)
+        if curves:
+            axis.legend(**beside, fontsize=7, markerscale=0.6)
 
     return draw
 
