@@ -253,8 +253,8 @@ def convolve_anywhere(
 
     Args: as for `choose`, and the input and the kernel in their own layouts.
     """
-    how = {"platform": "", "exact": True}
-    form = choose(params, kernel.shape, x.shape, x.dtype, **how)
+    shapes = kernel.shape, x.shape
+    form = choose(params, *shapes, x.dtype, platform="", exact=True)
     return convolve_once(form, x, kernel)
 
 
