@@ -253,8 +253,8 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
             )
             for plan in plans
         ]
-        others_ = [{"shared": draw["shared"]} for draw in draws[1:]]
-        rows[str(setting)] = [shown(draws[0], code.unit, main[1] - 1), *others_]
+        when = {main[1], *(steps for j, steps in goals.values() if j == i)}
+        rows[str(setting)] = kept(draws, code.unit, main[1], when)
     return {
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
@@ -268,24 +268,37 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
     }
 
 
-def shown(row: dict, unit: str, t: int) -> dict:
-    """What the record keeps of a measurement: in full what is drawn over time; of what
-    a table says, a step."""
-    joules = {model: spent[t] for model, spent in row["joules"][unit].items()}
-    at_t = {name: row[name][t] for name in ("sent", "agreement")}
-    return row | at_t | {"joules": joules}
+def kept(draws: list[dict], unit: str, step: int, when: set[int]) -> dict:
+    """What the record keeps of a setting: the course of the first draw at some time
+    steps, those of `when` among them; what a table says of one step; and the difference
+    of every draw there, on the images that all of them meet."""
+    first, t = draws[0], step - 1
+    times = sorted(when.union(common.sampled(len(first["accuracy"])).tolist()))
+    course = {
+        name: np.array(first[name])[np.array(times) - 1]
+        for name in ("accuracy", "operations")
+    }
+    row = {"images": first["images"], "times": times} | course
+    row["own"] = first["accuracy"][t] - first["difference"][t]
+    row |= {name: first[name][t] for name in ("deviation", "agreement", "sent")}
+    row["joules"] = {name: spent[t] for name, spent in first["joules"][unit].items()}
+    row["draws"] = [draw["shared"][t] for draw in draws]
+    return row | {name: first[name] for name in {"anytime"} & set(first)}
 
 
-def spread(draws: list[dict], t: int) -> float:
-    """Deviation of the difference over draws, on the images that all of them meet."""
-    if len(draws) < 2:
-        return 0.0
-    return float(np.std([draw["shared"][t] for draw in draws], ddof=1))
+def spread(row: dict) -> float:
+    """Deviation of the difference over draws, in points."""
+    return 100 * float(np.std(row["draws"], ddof=1)) if len(row["draws"]) > 1 else 0.0
 
 
-def interval(draws: list[dict], t: int) -> float:
-    """Half of the 95 % interval of the first draw's difference, over images."""
-    return 1.96 * draws[0]["deviation"][t] / draws[0]["images"] ** 0.5
+def interval(row: dict) -> float:
+    """Half of the 95 % interval of the first draw's difference, in points."""
+    return 196 * row["deviation"] / row["images"] ** 0.5
+
+
+def apart(row: dict) -> np.ndarray:
+    """Points from the trained network on the same images, over time."""
+    return 100 * (np.array(row["accuracy"]) - row["own"])
 
 
 def priced(code: Code, model, curves) -> dict:
@@ -384,22 +397,20 @@ def measure(config: Config, run: common.Kept) -> dict:
 # Tables and figures.
 
 
-def at(row: dict, goal: float | None = None):
-    """The draws of the setting, and the time step (from 0), of a goal."""
+def at(row: dict, goal: float | None = None) -> tuple[dict, int]:
+    """The setting for a goal, and where its time step is in the setting's `times`."""
     chosen = row["goals"][str(goal)] if goal else row["main"]
-    return row["settings"][chosen["setting"]], chosen["steps"] - 1
+    setting = row["settings"][chosen["setting"]]
+    return setting, setting["times"].index(chosen["steps"])
 
 
 def line(name: str, row: dict) -> str:
-    draws, t = at(row)
-    first = draws[0]
+    course, i = at(row)
+    spent = zip(course["operations"][i], UNITS, strict=True)
     return (
-        f"{name} {row['main']['setting']}: {first['accuracy'][t]:.2%} at T = {t + 1}, "
-        f"{100 * first['difference'][t]:+.2f} ± {100 * interval(draws, t):.2f} points, "
-        + ", ".join(
-            f"{n:.2f} {unit}"
-            for n, unit in zip(first["operations"][t], UNITS, strict=True)
-        )
+        f"{name} {row['main']['setting']}: {course['accuracy'][i]:.2%} at "
+        f"T = {row['main']['steps']}, {apart(course)[i]:+.2f} ± {interval(course):.2f} "
+        "points, " + ", ".join(f"{n:.2f} {unit}" for n, unit in spent)
     )
 
 
@@ -412,29 +423,30 @@ def table(title: str, record: dict) -> str:
             *(f"{u} per neuron" for u in UNITS), *models, "early stop"]  # fmt: skip
     lines = []
     every = [
-        (name, setting, draws, row)
+        (name, setting, course, row)
         for name, row in record["rows"].items()
-        for setting, draws in row["settings"].items()
-        if setting == row["main"]["setting"] or len(draws) > 1
+        for setting, course in row["settings"].items()
+        if setting == row["main"]["setting"] or len(course["draws"]) > 1
     ]
-    for name, setting, draws, row in every:
-        t, first = row["main"]["steps"] - 1, draws[0]
+    for name, setting, course, row in every:
+        steps = row["main"]["steps"]
+        i = course["times"].index(steps)
         if setting != row["main"]["setting"]:
             name = f"{name}, preset"
-        joules, early = first["joules"], first.get("anytime")
-        apart, within = 100 * first["difference"][t], 100 * interval(draws, t)
+        joules, early = course["joules"], course.get("anytime")
+        points, within = apart(course)[i], interval(course)
         lines.append([
             name if "0.5" in row["goals"] else f"{name} ¹",
-            str(t + 1), str(row["slots"] * (t + 1 + ann["depth"])),
-            f"{first['images']:,}", f"{100 * first['accuracy'][t]:.2f}",
-            f"{apart:+.2f} ± {within:.2f}", "yes" if abs(apart) <= within else "no",
-            f"{100 * spread(draws, t):.2f}", f"{100 * first['agreement']:.1f}",
-            *(f"{x:.2f}" for x in first["operations"][t]),
-            *(f"{x / ann['neurons']:.2f}" for x in first["sent"]),
+            str(steps), str(row["slots"] * (steps + ann["depth"])),
+            f"{course['images']:,}", f"{100 * course['accuracy'][i]:.2f}",
+            f"{points:+.2f} ± {within:.2f}", "yes" if abs(points) <= within else "no",
+            f"{spread(course):.2f}", f"{100 * course['agreement']:.1f}",
+            *(f"{x:.2f}" for x in course["operations"][i]),
+            *(f"{x / ann['neurons']:.2f}" for x in course["sent"]),
             *(f"{joules[m] / ann['joules']['no'][m]:.2f}" for m in models),
             f"{early['accuracy']:.2%} at {early['steps']:.2f}" if early else "",
         ])  # fmt: skip
-    counts = {len(at(row)[0]) for row in record["rows"].values()}
+    counts = {len(at(row)[0]["draws"]) for row in record["rows"].values()}
     sides = ["changes", "whole"]
     streams = [
         [f"{row['share']:.1%}", *(f"{x:.2f}" for side in sides for x in row[side])]
@@ -500,47 +512,42 @@ def styles(records) -> dict:
 def curve_of(row: dict, unit: str, ann: float):
     """Cost and accuracy in percent, the trained network's on all images and the paired
     difference: over time, or, for a single step, over the settings."""
-    every = [draws[0] for draws in row["settings"].values()]
-    if len(every[0]["accuracy"]) > 1:
-        every = at(row)[0][:1]
-    cost, apart = (
-        np.concatenate([one[what] for one in every])
-        for what in ("operations", "difference")
-    )
-    cost = cost[:, UNITS.index(unit)]
+    every = list(row["settings"].values())
+    if len(every[0]["times"]) > 1:
+        every = [at(row)[0]]
+    cost = np.concatenate([course["operations"] for course in every])
+    cost, points = cost[:, UNITS.index(unit)], np.concatenate([*map(apart, every)])
     order = cost.argsort()
-    return cost[order], ann + 100 * apart[order]
+    return cost[order], ann + points[order]
 
 
-def doubling(accuracy) -> dict:
+def doubling(course: dict) -> dict:
     """Marks at T = 1, 2, 4, ..., where there are many steps."""
-    last = len(accuracy)
-    return {"markevery": [t - 1 for t in common.shown(last)]} if last > LONG else {}
+    times = course["times"]
+    marks = [times.index(t) for t in common.shown(times[-1])]
+    return {"markevery": marks} if times[-1] > LONG else {}
 
 
-def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
+def accuracies(title: str, record: dict, unit: str, look: dict) -> common.Panel:
     """Accuracy against operations in one unit; bars of 95 % where a code is chosen."""
-    ann, curves, costs = 100 * found["ann"]["accuracy"], [], []
-    rows, k = found["rows"], UNITS.index(unit)
-    most = 64 * min(at(row)[0][0]["operations"][at(row)[1]][k] for row in rows.values())
+    ann, curves, costs = 100 * record["ann"]["accuracy"], [], []
+    rows, k = record["rows"], UNITS.index(unit)
+    least = [course["operations"][i][k] for course, i in map(at, rows.values())]
+    most = 64 * min(least)
     for name, row in rows.items():
         if name == "quantised ANN" and unit == "quanta":
             continue  # it has no unary spikes
         cost, accuracy = curve_of(row, unit, ann)
-        draws, t = at(row)
-        label, spent = name, draws[0]["operations"][t][k]
+        course, i = at(row)
+        label, spent, own = name, course["operations"][i][k], ann + apart(course)[i]
         if accuracy.max() < ann - 3.2:
-            label = f"{name} (below: {accuracy[t]:.0f} % at T = {t + 1})"
+            label = f"{name} (below: {own:.0f} % at T = {row['main']['steps']})"
         if spent > most:
             label = f"{name} (to the right: {spent:,.0f} {unit})"
-        bar = {
-            "yerr": 100 * interval(draws, t),
-            "color": look[name]["color"],
-            "lw": 0.8,
-        }
-        curve = look[name] | doubling(accuracy) | {"label": label}
+        bar = {"yerr": interval(course), "color": look[name]["color"], "lw": 0.8}
+        curve = look[name] | doubling(course) | {"label": label}
         curves.append((cost, accuracy, curve))
-        curves.append((spent, ann + 100 * draws[0]["difference"][t], bar))
+        curves.append((spent, own, bar))
         costs += [spent] if spent <= most else []
     limits = {"ylim": (ann - 3.2, ann + 0.8)}
     if costs:
@@ -550,18 +557,15 @@ def accuracies(title: str, found: dict, unit: str, look: dict) -> common.Panel:
     return common.Panel(*task, levels=[ann], limits=limits)
 
 
-def goals(title: str, found: dict, units, look: dict) -> common.Panel:
+def goals(title: str, record: dict, units, look: dict) -> common.Panel:
     """What the settings that were chosen for each goal cost, and lose on test images,
     of the codes that are charged by one of these units."""
     curves = []
-    for name, row in found["rows"].items():
+    for name, row in record["rows"].items():
         met = [at(row, goal) for goal in GOALS if str(goal) in row["goals"]]
         if row["unit"] in units and met:
             k = UNITS.index(row["unit"])
-            points = sorted(
-                (one["operations"][t][k], -100 * one["difference"][t])
-                for (one, *_), t in met
-            )
+            points = sorted((one["operations"][i][k], -apart(one)[i]) for one, i in met)
             curve = zip(*points, strict=True)
             curves.append((*curve, look[name] | {"label": name}))
     labels = "operations per MAC of the ANN", "points lost on test images"
@@ -569,19 +573,19 @@ def goals(title: str, found: dict, units, look: dict) -> common.Panel:
     return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -0.5), "xmargin": 0.3})
 
 
-def anytime(title: str, found: dict, look: dict) -> Callable:
+def anytime(title: str, record: dict, look: dict) -> Callable:
     """From a fixed number of steps to as many as each image needs."""
-    ann, curves, costs = 100 * found["ann"]["accuracy"], [], [1.0]
-    for name, row in found["rows"].items():
-        first, k = at(row)[0][0], UNITS.index(row["unit"])
-        accuracy = 100 * np.array(first["accuracy"])
-        if "anytime" not in first or accuracy.max() < ann - 6:
+    ann, curves, costs = 100 * record["ann"]["accuracy"], [], [1.0]
+    for name, row in record["rows"].items():
+        course, k = at(row)[0], UNITS.index(row["unit"])
+        accuracy = 100 * np.array(course["accuracy"])
+        if "anytime" not in course or accuracy.max() < ann - 6:
             continue
-        cost, own = np.array(first["operations"])[:, k], first["anytime"]
+        cost, own = np.array(course["operations"])[:, k], course["anytime"]
         costs += cost[accuracy > ann - 6].tolist()
-        label = f"{name}: {own['steps']:.1f} of {len(cost)} steps"
+        label = f"{name}: {own['steps']:.1f} of {course['times'][-1]} steps"
         mark = look[name] | {"ms": 10, "ls": "", "label": label}
-        curves.append((cost, accuracy, look[name] | doubling(accuracy)))
+        curves.append((cost, accuracy, look[name] | doubling(course)))
         curves.append((own["operations"][k], 100 * own["accuracy"], mark))
     limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
     task = f"{title}: all images as long (lines), or each as it needs"

@@ -161,11 +161,12 @@ def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
     names = ["once, two digits", "sigma-delta, one digit a step"]
     assert list(found["rows"]) == names
     for row in found["rows"].values():
-        draws = row["settings"][row["main"]["setting"]]
-        assert len(draws) == 2 and draws[0]["joules"]["lemaire"] > 0
-        quanta, events, digits = draws[0]["operations"][0]
+        course = row["settings"][row["main"]["setting"]]
+        assert len(course["draws"]) == 2 and course["joules"]["lemaire"] > 0
+        quanta, events, digits = course["operations"][0]
         assert 0 < events <= digits <= quanta
-    assert 1 <= draws[0]["anytime"]["steps"] <= 4
+    assert course["times"] == [1, 2, 3, 4]
+    assert 1 <= course["anytime"]["steps"] <= 4
     assert "| once, two digits | 1 |" in (tmp_path / "here/codes.md").read_text()
     for row in found["streams"]:
         assert row["agreement"] > 0.9
