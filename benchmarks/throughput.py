@@ -182,7 +182,8 @@ def prepared(arch: str, batch: int, steps: int, config):
 def inference(model, spiking, images, steps: int, schedule: str) -> Program:
     """The logits after some steps, of weights that are prepared once."""
     each = jb.devices.per_device(len(images))
-    note = f"{jb.run.plan(each, steps, schedule)}, on {len(images) // each} devices"
+    order = jb.run.plan(model.network, each, steps, schedule)
+    note = f"{order}, on {len(images) // each} devices"
 
     def function(circuit, images):
         return jb.run.last_of(model, circuit, [images], steps, schedule)[0]

@@ -97,7 +97,8 @@ def evaluate(
     """
     (inputs, targets), metric = pair(data), metric or top1
     count, names = length(inputs), model.network.senders
-    order = plan(per_device(even_size(count, batch_size)), steps, schedule)
+    each = per_device(even_size(count, batch_size))
+    order = plan(model.network, each, steps, schedule)
     total = np.zeros(steps)
     sums = {name: np.zeros((3, steps), np.int64) for name in names}
     parts = sweep(

@@ -18,7 +18,7 @@ from jaxburst import evaluation, run
 from jaxburst.convert import convert
 from jaxburst.network import Affine
 from jaxburst.neurons import Burst, Refining, SigmaDelta
-from jaxburst.run import Model, Plan, infer, plan, simulate
+from jaxburst.run import Model, Plan, infer, simulate
 from jaxburst.tracing import trace
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -259,16 +259,30 @@ def test_spikes_are_computed_once(optimised, neuron):
 @pytest.mark.parametrize("each, images", [(False, 50), (True, 10)])
 def test_a_plan_says_what_it_chose(each, images, monkeypatch):
     monkeypatch.setattr(run, "one_core_each", lambda: each)
+    wide, narrow = (of_channels(count) for count in (17, 16))
+    plan = functools.partial(run.plan, wide)
     assert plan(1, 16, "step") == Plan(1, 1)
     assert plan(1, 16, "layer") == Plan(16, 1)
     assert plan(100, 1000, "step", "cpu") == Plan(1, images)
     assert plan(100, 1000, "layer", "cpu") == Plan(256 // images, images)
     assert plan(2 * 37, 1000, platform="cpu") == Plan(1, 74 if each else 37)
     assert plan(64, 1000, platform="tpu") == Plan(4, 64)
+    assert run.plan(narrow, 64, 1000, platform="tpu") == Plan(4, 64)
+    assert run.plan(narrow, 1, 4, platform="cpu") == Plan(1 if each else 4, 1)
     assert str(Plan(1, 32)) == "1 step of 32 images at a time"
     assert str(plan(1, 4)) == "4 steps, layer by layer, of 1 images at a time"
     with pytest.raises(ValueError, match="jaxburst.direct"):
         plan(1, 1, "direct")
+
+
+def of_channels(count: int):
+    """A network of one population with so many."""
+    kernel = jnp.ones((1, count))
+
+    def function(kernel, x):
+        return nn.relu(x @ kernel)
+
+    return trace(function, kernel, np.ones((1, 4, 1), np.float32))
 
 
 def single(layers, shape, thetas, affine, rng):
