@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxburst import kernels
 from jaxburst.kernels.convolution import choose, convolve, convolve_once, prepare
 from jaxburst.kernels.training import accelerate
 
@@ -170,6 +171,22 @@ def test_winograd_equals_the_definition_up_to_rounding(sides, numbers):
     assert error(jax.jit(convolve, static_argnums=0)(form, x, prepared), expected) < (
         1e-5
     )
+
+
+def test_kernels_that_fill_the_cache_are_multiplied_by_threes(monkeypatch):
+    x, kernel = random(2, 8, 8, 64), random(3, 3, 64, 33, seed=1)
+    form = form_of(convolution(), x, kernel)
+    prepared = prepare(form, kernel)
+
+    def program():
+        return jax.jit(lambda x: convolve(form, x, prepared)).lower(x)
+
+    at_once = program()
+    monkeypatch.setattr(kernels.convolution, "CACHED", prepared.size - 1)
+    by_threes = program()
+    assert "while" in by_threes.as_text() and "while" not in at_once.as_text()
+    found, expected = (one.compile()(x) for one in (by_threes, at_once))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (7, 14)])
