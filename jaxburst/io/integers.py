@@ -90,6 +90,10 @@ class Axis(NamedTuple):
 
     Place `i` of the input meets tap `k` at place `o` of the output if
     `o stride + k dilation - low = i apart`.
+
+    Example:
+      >>> Axis(4, 4, taps=3, low=1).meets[0].tolist()  # the first place, by tap
+      [1, 0, -1]
     """
 
     size: int
@@ -153,6 +157,11 @@ class Part:
         synapses; `bias`, presented like an input, `[1, C]` or `[places, C]`; of neurons
         `start` (the initial membrane; of refining ones what the first step rounds by),
         `rows`, corrections for each step, and `cap`; of inputs and outputs `unit`.
+
+    Example:
+      >>> part = to_integers(model, spiking, inputs)["relu0"]
+      >>> part.kind, part.shape, part.size, part.gamma
+      ('neuron', (1, 2), 2, 5)
     """
 
     name: str
@@ -191,7 +200,13 @@ class Part:
 
 
 class Link(NamedTuple):
-    """What a part receives of another: `matrix @ sent`, or all of it as it is."""
+    """What a part receives of another: `matrix @ sent`, or all of it as it is.
+
+    Example:
+      >>> integers = to_integers(model, spiking, inputs)
+      >>> [(link.source, link.target) for link in integers.links][-2:]
+      [('relu0', 'out'), ('out', 'output0')]
+    """
 
     source: str
     target: str
@@ -205,6 +220,12 @@ class IntegerTrace(NamedTuple):
       logits: `[T, B, ...]` of each output, in the unit of the trained network.
       spikes: `{name: [T, B, ...]}` of every population and pool.
       events: `{name: [T, B]}`, sums of `|n|`.
+
+    Example:
+      >>> integers = to_integers(model, spiking, inputs)
+      >>> trace = integers.simulate(inputs + 0.1, steps=2)
+      >>> trace.events["relu0"].tolist()
+      [[1, 6], [1, 5]]
     """
 
     logits: list[np.ndarray]
@@ -656,7 +677,12 @@ def _spread(part: Part, name: str, row: int | None = None):
 
 
 def windows(axes: tuple[Axis, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For every tap, in order: places of the input, and those of the output there."""
+    """For every tap, in order: places of the input, and those of the output there.
+
+    Example:
+      >>> [pair[0].tolist() for pair in windows((Axis(3, 3, taps=3, low=1),))]
+      [[0, 1], [0, 1, 2], [1, 2]]
+    """
     tables = [axis.meets for axis in axes]
     sizes, outs = [axis.size for axis in axes], [axis.out for axis in axes]
     for tap in np.ndindex(*[axis.taps for axis in axes]):

@@ -71,7 +71,13 @@ MOVES += ("slice", "rev", "gather", "pad", "dynamic_slice")
 
 
 class Unspoken(ValueError):
-    """Something that NIR has no words for; the message says what to do instead."""
+    """Something that NIR has no words for; the message says what to do instead.
+
+    Example:
+      >>> to_nir(model, spiking, "bursts.nir")
+      Traceback (most recent call last):
+      jaxburst.io.nir.Unspoken: ...
+    """
 
 
 # Writing.
@@ -124,7 +130,15 @@ def to_nir(model: Model, spiking: Spiking, path: str | os.PathLike) -> Path:
 
 
 def is_nir(path: Path) -> bool:
-    """Whether a file is a NIR graph."""
+    """Whether a file is a NIR graph.
+
+    Example:
+      >>> import pathlib
+      >>> pathlib.Path("notes.txt").write_text("no graph")
+      8
+      >>> is_nir(pathlib.Path("notes.txt"))
+      False
+    """
     try:
         nir.read(str(path))
     except Exception:  # of HDF5
@@ -637,6 +651,15 @@ def from_nir(
       ImportError: if the package nir is missing.
       ValueError: for a damaged file, other kinds of nodes (a leak, for one), recurrent
         graphs, and neurons of which nobody says how they reset.
+
+    Example:
+      >>> neuron = nir.IF(r=np.ones(2), v_threshold=np.full(2, 0.5), v_reset=np.zeros(2))
+      >>> ends = {"i": nir.Input({"input": [2]}), "o": nir.Output({"output": [2]})}
+      >>> nodes = ends | {"w": nir.Affine(np.eye(2), np.zeros(2)), "n": neuron}
+      >>> edges = [("i", "w"), ("w", "n"), ("n", "o")]
+      >>> model, spiking = from_nir(nir.NIRGraph(nodes, edges), neuron=Burst(1))
+      >>> spiking[model.network.neurons[0]].theta.item()
+      0.5
     """
     graph = _opened(source)
     nodes, edges = _unnested(graph)

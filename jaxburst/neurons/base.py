@@ -216,6 +216,12 @@ def check_gamma(kind: str, gamma: int | None) -> None:
 
     Raises:
       ValueError: saying what was found.
+
+    Example:
+      >>> check_gamma("Burst", None)
+      >>> check_gamma("Burst", 0)
+      Traceback (most recent call last):
+      ValueError: Burst: gamma...
     """
     if gamma is not None and not is_whole(gamma, 1):
         refuse(

@@ -24,6 +24,15 @@ class History(NamedTuple):
       time: steps taken so far, a scalar.
       bursts: how many of them had a spike, `[B, ...]`.
       last: the latest that had, counted from 1, `[B, ...]`.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(1.0), jnp.array(0.0), jnp.array(0.0))
+      >>> neuron = Burst(5, allowance=2)
+      >>> state = neuron.rest(threshold, (1, 2), jnp.float32)
+      >>> current = jnp.array([[2.25, 0.5]])
+      >>> state, _ = neuron.step(threshold, state, current, jnp.array(1))
+      >>> state.history.bursts.tolist(), state.history.last.tolist()
+      ([[1, 0]], [[1, 0]])
     """
 
     time: jax.Array
@@ -41,6 +50,12 @@ class Membrane(NamedTuple):
         for neurons that keep no count.
       history: `None` unless the neuron has an `allowance`.
       due: whether the reset is left to the next step; a scalar.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(1.0), jnp.array(0.5), jnp.array(0.0))
+      >>> state = Burst(5).rest(threshold, (1, 2), jnp.float32)
+      >>> state.potential.tolist(), state.sent, state.due.item()
+      ([[0.5, 0.5]], None, False)
     """
 
     potential: jax.Array

@@ -20,6 +20,14 @@ class Growth(NamedTuple):
       potential: `v`, `[B, ...]`, in units of activation.
       size: what the next spike will be, `[B, ...]`.
       sent: the sum of all spikes, `[B, ...]`; None without a cap.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(1.0), jnp.array(0.0), jnp.array(0.0))
+      >>> state = Growing(4).rest(threshold, (1, 1), jnp.float32)
+      >>> drive = jnp.array([[7.25]])
+      >>> state, _ = Growing(4).step(threshold, state, drive, jnp.array(1))
+      >>> state.potential.item(), state.size.item()
+      (6.25, 2.0)
     """
 
     potential: jax.Array

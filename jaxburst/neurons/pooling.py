@@ -43,6 +43,16 @@ def lateral(node: Node, state: Pooled, x: jax.Array, batch: int):
 
     References:
       Li and Zeng, IJCAI 2022, "lateral inhibition pooling".
+
+    Example:
+      >>> best = jb.trace(lambda _, x: jax.nn.relu(x).max(1), (), inputs)
+      >>> pool, passed = best.graph[best.pools[0]], []
+      >>> state = Pooled(jnp.zeros((1, 2)), jnp.zeros(1))
+      >>> for spikes in [3, 0], [0, 2], [0, 2]:  # the second overtakes the first
+      ...     state, out = lateral(pool, state, jnp.array([spikes]), batch=1)
+      ...     passed.append(out.item())
+      >>> passed
+      [3.0, 0.0, 1.0]
     """
     total = state.total + x
     best = execute(node, total, batch=batch)
@@ -60,6 +70,16 @@ def gated(node: Node, state: Pooled, x: jax.Array, batch: int):
 
     References:
       Rueckauer et al., Frontiers in Neuroscience 2017, section 2.2.6.
+
+    Example:
+      >>> best = jb.trace(lambda _, x: jax.nn.relu(x).max(1), (), inputs)
+      >>> pool, passed = best.graph[best.pools[0]], []
+      >>> state = Pooled(jnp.zeros((1, 2)), jnp.zeros(1))
+      >>> for spikes in [3, 0], [0, 2], [0, 2]:  # no neuron has sent more than 4
+      ...     state, out = gated(pool, state, jnp.array([spikes]), batch=1)
+      ...     passed.append(out.item())
+      >>> passed
+      [3, 0, 2]
     """
     total = state.total + x
     totals, current = (_members(node, value, batch) for value in (total, x))

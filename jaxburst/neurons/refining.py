@@ -21,6 +21,14 @@ class Drive(NamedTuple):
     Attributes:
       potential: its whole drive `v`, `[B, ...]`, in units of activation.
       sent: `N`, quanta of the present step that have been sent, whole `[B, ...]`.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(1.0), jnp.array(0.5), jnp.array(0.0))
+      >>> state = Refining().rest(threshold, (1, 1), jnp.float32)
+      >>> current = jnp.array([[2.25]])
+      >>> state, _ = Refining().step(threshold, state, current, jnp.array(1))
+      >>> state.potential.item(), state.sent.item()
+      (2.25, 2)
     """
 
     potential: jax.Array

@@ -24,6 +24,14 @@ class Said(NamedTuple):
       potential: its whole drive `v`, `[B, ...]`, in units of activation.
       sent: what its spikes add up to, over the threshold, `[B, ...]`; None where no
         neuron asks.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(1.0), jnp.array(0.5), jnp.array(0.0))
+      >>> state = SigmaDelta().rest(threshold, (1, 1), jnp.float32)
+      >>> current = jnp.array([[2.25]])
+      >>> state, _ = SigmaDelta().step(threshold, state, current, jnp.array(1))
+      >>> state.potential.item(), state.sent.item()
+      (2.25, 2.0)
     """
 
     potential: jax.Array

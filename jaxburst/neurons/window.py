@@ -27,6 +27,10 @@ class Window(SigmaDelta, abc.ABC):
 
     Attributes:
       slots: of a window.
+
+    Example:
+      >>> Radix(4).most, Parallel(4).most, FirstSpike(4).most
+      (15, 4, 4)
     """
 
     gamma: int | None = dataclasses.field(init=False, default=None)
