@@ -653,7 +653,8 @@ def from_nir(
         graphs, and neurons of which nobody says how they reset.
 
     Example:
-      >>> neuron = nir.IF(r=np.ones(2), v_threshold=np.full(2, 0.5), v_reset=np.zeros(2))
+      >>> ones = np.ones(2)
+      >>> neuron = nir.IF(r=ones, v_threshold=ones / 2, v_reset=0 * ones)
       >>> ends = {"i": nir.Input({"input": [2]}), "o": nir.Output({"output": [2]})}
       >>> nodes = ends | {"w": nir.Affine(np.eye(2), np.zeros(2)), "n": neuron}
       >>> edges = [("i", "w"), ("w", "n"), ("n", "o")]
