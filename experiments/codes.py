@@ -270,30 +270,35 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
 
 def kept(draws: list[dict], unit: str, step: int, when: set[int]) -> dict:
     """What the record keeps of a setting: the course of the first draw at some time
-    steps, those of `when` among them; what a table says of one step; and the difference
-    of every draw there, on the images that all of them meet."""
+    steps, those of `when` among them; there, as far as it was simulated, the difference
+    of every draw on the images that all of them meet; and what a table says of one
+    step."""
     first, t = draws[0], step - 1
     times = sorted(when.union(common.sampled(len(first["accuracy"])).tolist()))
+
+    def thinned(values: list) -> list:
+        return [values[time - 1] for time in times if time <= len(values)]
+
     course = {
-        name: np.array(first[name])[np.array(times) - 1]
-        for name in ("accuracy", "operations")
+        name: thinned(first[name]) for name in ("accuracy", "deviation", "operations")
     }
     row = {"images": first["images"], "times": times} | course
     row["own"] = first["accuracy"][t] - first["difference"][t]
-    row |= {name: first[name][t] for name in ("deviation", "agreement", "sent")}
+    row |= {name: first[name][t] for name in ("agreement", "sent")}
     row["joules"] = {name: spent[t] for name, spent in first["joules"][unit].items()}
-    row["draws"] = [draw["shared"][t] for draw in draws]
+    row["draws"] = [thinned(draw["shared"]) for draw in draws]
     return row | {name: first[name] for name in {"anytime"} & set(first)}
 
 
-def spread(row: dict) -> float:
+def spread(row: dict, i: int) -> float:
     """Deviation of the difference over draws, in points."""
-    return 100 * float(np.std(row["draws"], ddof=1)) if len(row["draws"]) > 1 else 0.0
+    found = [draw[i] for draw in row["draws"]]
+    return 100 * float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
-def interval(row: dict) -> float:
+def interval(row: dict, i: int) -> float:
     """Half of the 95 % interval of the first draw's difference, in points."""
-    return 196 * row["deviation"] / row["images"] ** 0.5
+    return 196 * row["deviation"][i] / row["images"] ** 0.5
 
 
 def apart(row: dict) -> np.ndarray:
@@ -409,8 +414,9 @@ def line(name: str, row: dict) -> str:
     spent = zip(course["operations"][i], UNITS, strict=True)
     return (
         f"{name} {row['main']['setting']}: {course['accuracy'][i]:.2%} at "
-        f"T = {row['main']['steps']}, {apart(course)[i]:+.2f} ± {interval(course):.2f} "
-        "points, " + ", ".join(f"{n:.2f} {unit}" for n, unit in spent)
+        f"T = {row['main']['steps']}, {apart(course)[i]:+.2f} ± "
+        f"{interval(course, i):.2f} points, "
+        + ", ".join(f"{n:.2f} {unit}" for n, unit in spent)
     )
 
 
@@ -434,13 +440,13 @@ def table(title: str, record: dict) -> str:
         if setting != row["main"]["setting"]:
             name = f"{name}, preset"
         joules, early = course["joules"], course.get("anytime")
-        points, within = apart(course)[i], interval(course)
+        points, within = apart(course)[i], interval(course, i)
         lines.append([
             name if "0.5" in row["goals"] else f"{name} ¹",
             str(steps), str(row["slots"] * (steps + ann["depth"])),
             f"{course['images']:,}", f"{100 * course['accuracy'][i]:.2f}",
             f"{points:+.2f} ± {within:.2f}", "yes" if abs(points) <= within else "no",
-            f"{spread(course):.2f}", f"{100 * course['agreement']:.1f}",
+            f"{spread(course, i):.2f}", f"{100 * course['agreement']:.1f}",
             *(f"{x:.2f}" for x in course["operations"][i]),
             *(f"{x / ann['neurons']:.2f}" for x in course["sent"]),
             *(f"{joules[m] / ann['joules']['no'][m]:.2f}" for m in models),
@@ -544,7 +550,7 @@ def accuracies(title: str, record: dict, unit: str, look: dict) -> common.Panel:
             label = f"{name} (below: {own:.0f} % at T = {row['main']['steps']})"
         if spent > most:
             label = f"{name} (to the right: {spent:,.0f} {unit})"
-        bar = {"yerr": interval(course), "color": look[name]["color"], "lw": 0.8}
+        bar = {"yerr": interval(course, i), "color": look[name]["color"], "lw": 0.8}
         curve = look[name] | doubling(course) | {"label": label}
         curves.append((cost, accuracy, curve))
         curves.append((spent, own, bar))

@@ -166,6 +166,7 @@ def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
         quanta, events, digits = course["operations"][0]
         assert 0 < events <= digits <= quanta
     assert course["times"] == [1, 2, 3, 4]
+    assert [len(each) for each in (*course["draws"], course["deviation"])] == [4, 4, 4]
     assert 1 <= course["anytime"]["steps"] <= 4
     assert "| once, two digits | 1 |" in (tmp_path / "here/codes.md").read_text()
     for row in found["streams"]:
