@@ -18,6 +18,8 @@ nir = pytest.importorskip(
     "nir", reason="nir is not installed: pip install 'jaxburst[nir]'"
 )
 
+from jaxburst.io.nir import AS_IT_IS  # noqa: E402
+
 STEPS, IMAGES = 8, 4
 relu = jax.nn.relu
 
@@ -205,7 +207,8 @@ def chain(*nodes):
     nodes = {"input": nir.Input({"input": np.array([3])}), **dict(nodes)}
     nodes["output"] = nir.Output({"output": np.array([2])})
     names = list(nodes)
-    return nir.NIRGraph(nodes, list(zip(names, names[1:], strict=False)))
+    edges = list(zip(names, names[1:], strict=False))
+    return nir.NIRGraph(nodes, edges, **AS_IT_IS)
 
 
 def dense(rows, columns):

@@ -23,6 +23,7 @@ of any number of spikes, and keeps potentials above -θ; make it the same neuron
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import io
 import itertools
 import os
@@ -68,6 +69,12 @@ except ImportError as error:
 
 MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "copy")
 MOVES += ("slice", "rev", "gather", "pad", "dynamic_slice")
+CHECKS = "type_check" in inspect.signature(nir.NIRGraph).parameters
+AS_IT_IS: dict[str, Any] = {"type_check": False} if CHECKS else {}
+"""Of graphs: the check that came after nir 1.0.4 takes kernels to be square and without
+groups, and knows no scalars, which other tools write."""
+RESETS: dict[Any, str] = {Burst(1, reset=how): how for how in ("subtract", "zero")}
+"""The neurons that NIR has a word for, and how each is reset."""
 
 
 class Unspoken(ValueError):
@@ -89,7 +96,9 @@ def to_nir(model: Model, spiking: Spiking, path: str | os.PathLike) -> Path:
 
     Neurons that start at 0 and send at most one spike at a step; convolutions of one
     and two dimensions, products, sums (residual networks), and pooling by sums and
-    means. The reset is in the metadata, see above.
+    means. The reset is in the metadata, see above. Newer versions of the package nir
+    check graphs as if all kernels were square, without groups: other tools read those
+    that are not by `nir.read(path, type_check=False)`.
 
     Args:
       model: its neuron must be `Burst(1)`, reset by subtraction or to zero.
@@ -117,14 +126,15 @@ def to_nir(model: Model, spiking: Spiking, path: str | os.PathLike) -> Path:
       ['input', 'n0', 'n1', 'output', 'relu0']
     """
     path = free(path, is_nir, "a NIR graph")
-    writer = _Writer(model, spiking, _check(model, spiking))
+    _check(model, spiking)
+    writer = _Writer(model, spiking)
     outputs = read(model.network.graph, writer.visit, *model.network.graph.of(Input))
     writer.finish(outputs)
     content = io.BytesIO()
     # Simulators that go depth first then meet a sum after all that it is made of.
     place = {name: i for i, name in enumerate(writer.nodes)}
     edges = sorted(writer.edges, key=lambda edge: [place[name] for name in edge])
-    graph = nir.NIRGraph(writer.nodes, edges)
+    graph = nir.NIRGraph(writer.nodes, edges, **AS_IT_IS)
     nir.write(content, graph)  # pyright: ignore[reportArgumentType] (any file will do)
     return write(path, content.getvalue())
 
@@ -140,7 +150,7 @@ def is_nir(path: Path) -> bool:
       False
     """
     try:
-        nir.read(str(path))
+        nir.read(str(path), **AS_IT_IS)
     except Exception:  # of HDF5
         return False
     return True
@@ -173,25 +183,18 @@ def _size(node) -> list[int]:
     return [] if shape is None else [int(n) for n in np.atleast_1d(shape)]
 
 
-def _check(model: Model, spiking: Spiking) -> str:
-    """Refuses what NIR has no word for; how its neurons are reset."""
+def _check(model: Model, spiking: Spiking) -> None:
+    """Refuses what NIR has no word for."""
     check_spiking(model.network, spiking)
-    neuron = model.neuron
-    if not isinstance(neuron, Burst):
-        raise Unspoken(
-            f"to_nir: NIR has no word for {neuron!r}; convert for Burst(1), or take "
-            "the network elsewhere as an artefact (jaxburst.export)"
-        )
-    plain = Burst(1, reset=neuron.reset)
     for name in model.network.neurons:
-        own = neuron.at(name)
-        if own != plain:
+        own = model.neuron.at(name)
+        if own not in RESETS:
             raise Unspoken(
                 f"to_nir: {name}: NIR has no word for {own!r}, graded or negative "
                 "spikes: convert for Burst(1), or take the network elsewhere as an "
                 "artefact (jaxburst.export)"
             )
-        theta, initial, bias = map(np.asarray, spiking[name])
+        _, initial, bias = map(np.asarray, spiking[name])
         if initial.any():
             raise Unspoken(
                 f"to_nir: {name}: NIR's neurons start at 0, these at {initial.max():g} "
@@ -204,7 +207,6 @@ def _check(model: Model, spiking: Spiking) -> str:
             )
     if model.precision != "float32":
         raise Unspoken("to_nir: Model: precision must be 'float32' in NIR")
-    return neuron.reset
 
 
 class _Value(NamedTuple):
@@ -239,8 +241,8 @@ class _Value(NamedTuple):
 
 
 class _Writer:
-    def __init__(self, model: Model, spiking: Spiking, reset: str):
-        self.model, self.spiking, self.reset = model, spiking, reset
+    def __init__(self, model: Model, spiking: Spiking):
+        self.model, self.spiking = model, spiking
         self.graph: Graph = model.network.graph
         self.nodes: dict[str, Any] = {}
         self.edges: set[tuple[str, str]] = set()
@@ -302,10 +304,11 @@ class _Writer:
         theta = np.asarray(self.spiking[node.name].theta)
         full = np.broadcast_to(theta, node.image_shape[1:])
         theta = self._placed(node, value, full)
+        reset = RESETS[self.model.neuron.at(node.name)]
         made = nir.IF(
             r=np.ones_like(theta),
             v_threshold=theta if value.unit is None else theta / value.unit,
-            metadata={"reset": self.reset, "max_spikes_per_step": 1},
+            metadata={"reset": reset, "max_spikes_per_step": 1},
         )
         name = self._add(node.name, made, value.terms)
         return value._replace(terms=(name,), unit=theta)
@@ -734,7 +737,7 @@ def _opened(source):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return nir.read(str(path))
+            return nir.read(str(path), **AS_IT_IS)
     except Exception as error:  # of HDF5
         raise ValueError(
             f"{path}: cannot be read ({error}); it is damaged or no NIR graph: copy or "
