@@ -254,7 +254,8 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
             for plan in plans
         ]
         when = {main[1], *(steps for j, steps in goals.values() if j == i)}
-        rows[str(setting)] = kept(draws, code.unit, main[1], when)
+        when |= set(common.sampled(code.steps).tolist()) if i in full else set()
+        rows[str(setting)] = kept(draws, code.unit, main[1], sorted(when))
     return {
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
@@ -268,13 +269,11 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
     }
 
 
-def kept(draws: list[dict], unit: str, step: int, when: set[int]) -> dict:
+def kept(draws: list[dict], unit: str, step: int, times: list[int]) -> dict:
     """What the record keeps of a setting: the course of the first draw at some time
-    steps, those of `when` among them; there, as far as it was simulated, the difference
-    of every draw on the images that all of them meet; and what a table says of one
-    step."""
+    steps; there, as far as it was simulated, the difference of every draw on the images
+    that all of them meet; and what a table says of one step."""
     first, t = draws[0], step - 1
-    times = sorted(when.union(common.sampled(len(first["accuracy"])).tolist()))
 
     def thinned(values: list) -> list:
         return [values[time - 1] for time in times if time <= len(values)]

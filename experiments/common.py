@@ -273,8 +273,8 @@ def shown(steps: int) -> list[int]:
 
 
 def sampled(steps: int) -> np.ndarray:
-    """Time steps, at most eight from each power of two to the next, and the last."""
-    octaves = np.arange(int(8 * np.log2(steps)) + 1) / 8
+    """Time steps, at most four from each power of two to the next, and the last."""
+    octaves = np.arange(int(4 * np.log2(steps)) + 1) / 4
     return np.unique(np.append(np.rint(2**octaves), steps).astype(int))
 
 

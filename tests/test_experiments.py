@@ -333,7 +333,7 @@ def test_records_are_short_and_whole(monkeypatch, tmp_path):
         times = common.sampled(steps)
         powers = {2**k for k in range(steps.bit_length())}
         assert powers <= set(times.tolist()) and times[0] == 1 and times[-1] == steps
-        assert (np.diff(times) > 0).all() and len(times) <= 8 * np.log2(steps) + 2
+        assert (np.diff(times) > 0).all() and len(times) <= 4 * np.log2(steps) + 2
     record = {
         "a": np.float32(1 / 3),
         "b": [1, {"c": [0.1, np.nan]}],
