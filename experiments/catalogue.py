@@ -15,9 +15,11 @@ from jaxburst.neurons import (
     Burst,
     Differential,
     Growing,
+    OneSpike,
     Phase,
     Refining,
     SigmaDelta,
+    SignDescent,
 )
 
 
@@ -135,6 +137,17 @@ def exact(draw):
     return draw.convert(SigmaDelta(slots), draw.thresholds(slots, 100))
 
 
+def single(draw, *, slots, base):
+    """One spike in a window, whose sizes are those of a base."""
+    neuron = OneSpike(slots, base)
+    return changing(draw, neuron=neuron, levels=neuron.most)
+
+
+def descending(draw, *, decay, first):
+    """A first quantum of a part of the largest activation."""
+    return draw.convert(SignDescent(decay), draw.thresholds(1 / first, 100))
+
+
 def phases(draw, *, period):
     """Weighted spikes: thresholds of the numbers that a period can say."""
     return draw.convert(Phase(period), draw.thresholds(2**period - 1))
@@ -177,6 +190,10 @@ CODES = {
         Code(changing, 1, "events", WINDOWS, lambda levels: levels, "radix"),
     "first spike, exact":
         Code(exact, 1, "events", slots=lambda: 2**16 - 1),
+    "one spike, after Hwang and Kung":
+        Code(single, 1, "events",
+             ({"slots": 8, "base": 2.0}, {"slots": 9, "base": 1.5},
+              {"slots": 16, "base": 1.2}), lambda slots, base: slots),
     "few spikes":
         Code(partial(changing, initial=0.0), 1, "digits",
              some("levels", 15, 31, 63), lambda levels: levels.bit_length()),
@@ -201,6 +218,9 @@ CODES = {
     "bursts, means corrected (AdaFire)":
         Code(partial(repeating, neuron=Burst(5), correct=8), 16, "quanta",
              some("steps", 1, 8)),
+    "sign descent (signGD)":
+        Code(descending, 48, "quanta",
+             ({"decay": 0.95, "first": 0.15}, {"decay": 0.9, "first": 0.25})),
     "phase, after Kim":
         Code(phases, 128, "quanta", some("period", 4, 8)),
     "bursts (the paper)":

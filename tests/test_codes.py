@@ -20,11 +20,13 @@ from jaxburst.neurons import (
     Differential,
     FirstSpike,
     Growing,
+    OneSpike,
     Parallel,
     Phase,
     Radix,
     Refining,
     SigmaDelta,
+    SignDescent,
     Threshold,
 )
 from jaxburst.neurons.sigma_delta import nearest
@@ -130,6 +132,16 @@ def growing(neuron, theta, initial, current):
     return found, np.ones(len(found))
 
 
+def sign_descent(neuron, theta, initial, current):
+    drive, said, found = 0.0, np.zeros_like(current[0]), []
+    for t, arriving in enumerate(current):
+        drive = drive + arriving
+        n = np.where(np.maximum(drive, 0) > said * theta, 1.0, -1.0)
+        said = said + n * neuron.decay**t
+        found.append(n)
+    return np.stack(found), neuron.decay ** np.arange(len(found))
+
+
 def parallel(neuron, theta, initial, current):
     """All slots are compared with the whole input."""
     whole = current.sum(0) + initial * theta
@@ -159,6 +171,17 @@ def first_spike(neuron, theta, initial, current):
     return np.stack(found), 1.0
 
 
+def one_spike(neuron, theta, initial, current):
+    """A window's first slot is its largest size, of which one fires."""
+    wanted, sizes = current.sum(0) / theta, [1]
+    while len(sizes) < neuron.slots:
+        sizes.append(max(sizes[-1] + 1, int(neuron.base * sizes[-1] + 0.5)))
+    nearest = np.abs(wanted[..., None] - np.array(sizes) - 1e-9).argmin(-1)
+    silent = wanted < 1 - initial
+    found = [(nearest == k) & ~silent for k in range(neuron.slots)[::-1]]
+    return np.stack(found) * 1.0, np.array(sizes[::-1])
+
+
 CODES = {
     "once": (SigmaDelta(), sigma_delta, 1),
     "once, 15 levels": (SigmaDelta(15), sigma_delta, 1),
@@ -166,12 +189,16 @@ CODES = {
     "sigma-delta": (SigmaDelta(3), sigma_delta, 4),
     "sigma-delta, one digit": (SigmaDelta(digits=1), sigma_delta, 3),
     "refining": (Refining(6, silence=0.6), refining, 4),
+    "refining, one spike a step": (Refining(1, silence=0), refining, 6),
     "differential": (Differential(8), differential, 8),
     "phase": (Phase(4), phase, 11),
     "growing": (Growing(4), growing, 9),
+    "sign descent": (SignDescent(0.8), sign_descent, 12),
     "parallel": (Parallel(9), parallel, 1),
     "radix": (Radix(5), radix, 1),
     "first spike": (FirstSpike(20), first_spike, 1),
+    "one spike": (OneSpike(6), one_spike, 1),
+    "one spike, base 1.5": (OneSpike(9, base=1.5), one_spike, 1),
 }
 
 
@@ -339,12 +366,20 @@ def test_what_a_code_sends_adds_up_to_what_it_says(code):
         assert error.max() <= 2 * 0.7 * neuron.gamma / steps
         return
     np.testing.assert_allclose(heard, total, rtol=0, atol=1e-12)
+    if isinstance(neuron, SignDescent):  # what may still be sent makes up for it
+        left = 0.7 * neuron.decay ** np.arange(steps + 1) / (1 - neuron.decay)
+        error = np.abs(total - np.maximum(drive, 0))[:, drive < left[0]]
+        assert (error.max(axis=1) <= left[1:] + 1e-9).all() and error[0].max() > 1
+        return
     within = (neuron.gamma or np.inf) * 0.7
     wanted = np.maximum(drive, 0)
     inside = wanted < within
     error = np.abs(total - wanted)[:, inside]
     assert inside.any()
-    if isinstance(neuron, SigmaDelta) and neuron.digits is None:
+    if isinstance(neuron, OneSpike):  # half of what is between two sizes
+        most = (neuron.base - 1) / (neuron.base + 1) * wanted[inside] + 0.7 / 2
+        assert (error[-1] <= most + 1e-9).all()
+    elif isinstance(neuron, SigmaDelta) and neuron.digits is None:
         assert error[-1].max() <= 0.7 / 2 + 1e-9
     else:
         assert error[-1].mean() < 0.35
@@ -395,6 +430,7 @@ def test_a_cap_holds_for_every_code():
     cap = Function(cap=2.0)
     threshold = Threshold(*map(jnp.asarray, (0.3, 0.5, 0.0)))
     kinds = SigmaDelta(), Differential(), Radix(6), FirstSpike(40), Phase(5), Growing()
+    kinds += SignDescent(0.9), OneSpike(12, base=1.2)
     for neuron in kinds:
         state = neuron.rest(threshold, (200,), jnp.float64, cap)
         drive, total = jnp.linspace(-1.0, 9.0, 200), 0.0
@@ -420,8 +456,12 @@ def test_a_cap_holds_for_every_code():
         (Radix, {"slots": 25}, "slots"),
         (FirstSpike, {"slots": 2**24 + 1}, "slots"),
         (Parallel, {"slots": 2.0}, "slots"),
+        (OneSpike, {"base": 1.0}, "base"),
+        (OneSpike, {"slots": 40}, "largest size"),
         (Phase, {"period": 17}, "period"),
         (Growing, {"gamma": 0}, "gamma"),
+        (SignDescent, {"decay": 0.4}, "decay"),
+        (SignDescent, {"decay": 1.0}, "decay"),
     ],
 )
 def test_impossible_codes_are_refused(kind, settings, word):

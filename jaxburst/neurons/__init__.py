@@ -8,7 +8,8 @@ from jaxburst.neurons.phase import Phase
 from jaxburst.neurons.pooling import POOLS, Pooled
 from jaxburst.neurons.refining import Refining
 from jaxburst.neurons.sigma_delta import SigmaDelta
-from jaxburst.neurons.window import FirstSpike, Parallel, Radix
+from jaxburst.neurons.sign_descent import SignDescent
+from jaxburst.neurons.window import FirstSpike, OneSpike, Parallel, Radix
 
 __all__ = [
     "POOLS",
@@ -17,11 +18,13 @@ __all__ = [
     "FirstSpike",
     "Growing",
     "Neuron",
+    "OneSpike",
     "Parallel",
     "Phase",
     "Pooled",
     "Radix",
     "Refining",
     "SigmaDelta",
+    "SignDescent",
     "Threshold",
 ]

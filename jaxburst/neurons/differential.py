@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.graph import RELU
-from jaxburst.neurons.sigma_delta import Said, SigmaDelta
+from jaxburst.neurons.sigma_delta import Said, SigmaDelta, in_quanta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Differential(SigmaDelta):
         """Advances by one time step; arguments as `Neuron.step`."""
         potential = state.potential + current
         steps = t.astype(current.dtype)
-        error = steps * (self._wanted(threshold, potential, f) - state.sent)
+        error = steps * (in_quanta(threshold, potential, f) - state.sent)
         # Ties are common where a mean goes back to zero: away from it, however rounded.
         spikes = self._rounded(threshold, error * (1 + 1e-6), t)
         if f.other is None:  # of means: 0.001 is less than one of their quanta

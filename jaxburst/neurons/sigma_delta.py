@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.checks import whole
-from jaxburst.graph import RELU, over
+from jaxburst.graph import RELU, Function, over
 from jaxburst.neurons.base import Neuron, Threshold, check_gamma
 
 
@@ -102,21 +102,10 @@ class SigmaDelta(Neuron):
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
         potential = state.potential + current
-        wanted = self._wanted(threshold, potential, f)
+        wanted = in_quanta(threshold, potential, f)
         spikes = self._rounded(threshold, wanted, t, state.sent)
         spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
         return Said(potential, state.sent + spikes), spikes
-
-    def _wanted(self, threshold, potential, f):
-        """The activation over the threshold; rectified last, see `Refining`."""
-        if f.other is not None:
-            found = f(potential)
-            found = found + over(threshold.bias, found)
-            return found / over(threshold.theta, found)
-        drive = potential + over(threshold.bias, potential)
-        theta = over(threshold.theta, drive)
-        wanted = jnp.maximum(drive / theta, 0.0)
-        return wanted if f.cap is None else jnp.minimum(wanted, f.cap / theta)
 
     def _rounded(self, threshold, wanted, t, sent=0.0):
         """What is sent of what is wanted, in quanta.
@@ -147,12 +136,40 @@ class SigmaDelta(Neuron):
         if self.gamma is not None or self.digits is not None:
             return super().direct(threshold, drive, t, f)
         threshold = threshold._replace(bias=self.correction(threshold.bias, t))
-        wanted = self._wanted(threshold, drive, f)
+        wanted = in_quanta(threshold, drive, f)
         return over(threshold.theta, wanted) * self._rounded(threshold, wanted, t)
 
     def correction(self, bias, t):
         """The row for step `t`; the last stays, as what has been sent does."""
         return bias[jnp.minimum(t, len(bias)) - 1] if bias.ndim else bias
+
+
+def in_quanta(
+    threshold: Threshold, potential: jax.Array, f: Function = RELU
+) -> jax.Array:
+    """What a population stands for, over its threshold; rectified last, see `Refining`.
+
+    Args:
+      threshold: its data; the bias is that of this step.
+      potential: its drive `[B, ...]`.
+      f: the function.
+
+    Returns:
+      `f(v) / θ`, shaped as `f(drive)`.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(0.5), jnp.array(0.5), jnp.array(0.0))
+      >>> in_quanta(threshold, jnp.array([-1.0, 2.25])).tolist()
+      [0.0, 4.5]
+    """
+    if f.other is not None:
+        found = f(potential)
+        found = found + over(threshold.bias, found)
+        return found / over(threshold.theta, found)
+    drive = potential + over(threshold.bias, potential)
+    theta = over(threshold.theta, drive)
+    found = jnp.maximum(drive / theta, 0.0)
+    return found if f.cap is None else jnp.minimum(found, f.cap / theta)
 
 
 def nearest(x: jax.Array, digits: int, least: jax.Array | float = 0.5) -> jax.Array:

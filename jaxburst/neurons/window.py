@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 
-from jaxburst.checks import whole
+from jaxburst.checks import number, whole
+from jaxburst.graph import over
 from jaxburst.neurons.base import check_gamma
 from jaxburst.neurons.sigma_delta import SigmaDelta
 
@@ -171,3 +173,76 @@ class FirstSpike(Window):
     def said(self, train):
         """From its slot to the end."""
         return (train * (self.slots + 1 - _slot(self.slots, train[0]))).sum(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneSpike(Window):
+    r"""One spike in a window, after Hwang and Kung: when it comes says how large it is.
+
+    .. math::
+        p_1 = 1, \qquad p_{k+1} = \max(p_k + 1, \lfloor b\, p_k + \tfrac12 \rfloor)
+
+    are the sizes of the slots, the largest first, for a base `b`. A neuron sends the
+    size nearest to its activation over the threshold; below the first by its `initial`
+    it stays silent. A smaller base says it more closely and takes more slots. The
+    hardware needs a factor that all layers share in every slot; with a base of 2 it is
+    a shift.
+
+    Assumed: sizes are whole numbers of quanta, and what the authors choose for each
+    layer, their shift of thresholds and their base, is the nearest size, and one base.
+
+    Attributes:
+      slots: of a window, which is how many sizes there are.
+      base: how much larger a spike is one slot earlier, at most 2.
+
+    Example:
+      >>> OneSpike(5).sizes, OneSpike(8, base=1.5).sizes
+      ((1, 2, 4, 8, 16), (1, 2, 3, 5, 8, 12, 18, 27))
+      >>> OneSpike(5).train(jnp.array([4.0]))[:, 0].tolist()
+      [0.0, 0.0, 1.0, 0.0, 0.0]
+
+    References:
+      Hwang and Kung, "One-Spike SNN: Single-Spike Phase Coding with Base Manipulation
+      for ANN-to-SNN Conversion Loss Minimization", 2024 (read in the abstract).
+    """
+
+    base: float = 2.0
+
+    longest = 1024
+
+    def __post_init__(self):
+        expected = "a number in 1 < x <= 2"
+        number("OneSpike: base", self.base, expected, lambda x: 1 < x <= 2)
+        super().__post_init__()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """`p_1 ... p_K`, up to what single precision counts to."""
+        found = [1]
+        for _ in range(self.slots - 1):
+            found.append(max(found[-1] + 1, int(self.base * found[-1] + 0.5)))
+        return tuple(found)
+
+    def _most(self):
+        return whole("OneSpike: its largest size", self.sizes[-1], 1, 2**24)
+
+    def _rounded(self, threshold, wanted, t, sent=0.0):
+        """The nearest size, or 0."""
+        del t, sent
+        start = over(threshold.initial, wanted).astype(wanted.dtype)
+        found = (wanted >= 1 - start).astype(wanted.dtype)
+        for low, high in itertools.pairwise(self.sizes):
+            larger = wanted >= (low + high) / 2
+            found = found + (high - low) * larger.astype(wanted.dtype)
+        return found
+
+    def train(self, spikes):
+        """One spike, in the slot of its size."""
+        sizes = jnp.asarray(self.sizes[::-1], spikes.dtype)
+        sizes = sizes.reshape(-1, *[1] * spikes.ndim)
+        return (spikes[None] == sizes).astype(spikes.dtype)
+
+    def said(self, train):
+        """The size of its slot."""
+        sizes = jnp.asarray(self.sizes[::-1], train.dtype)
+        return jnp.tensordot(sizes, train, 1)
