@@ -15,7 +15,7 @@ The ten-line program:
     spiking = jb.convert(network, variables, thresholds)
     curves = jb.evaluate(jb.Model(network, neuron), spiking, data.test, steps=16)
     print(curves.accuracy)  # after 1, 2, ... 16 time steps
-    print(jb.energy.relative(network, curves.events))  # over the ANN's
+    print(jb.energy.relative(network, curves))  # over the ANN's
 """
 
 from jaxburst import data, energy, methods, neurons, plot, released, training, zoo

@@ -131,7 +131,9 @@ def verify(
     *,
     batch_size: int = 100,
 ) -> dict[str, float]:
-    """Compares a converted network with the user's own function, on its outputs.
+    """Compares converted weights, without spikes, with the user's own function.
+
+    How well the network spikes is what `evaluate` says.
 
     Args: as for `convert`, what it made, and inputs `[N, ...]`.
 

@@ -36,6 +36,9 @@ class Curves(NamedTuple):
       >>> sent = jb.traffic.Traffic(np.array([4.0]), np.array([2.0]), np.array([3.0]))
       >>> Curves(np.array([0.9]), {"relu0": sent}, images=100).events["relu0"].tolist()
       [4.0]
+      >>> Curves(np.array([0.9]), {"relu0": sent}, images=100)
+         T   metric      quanta      events      digits   (100 inputs)
+         1   0.9000         4.0         2.0         3.0
     """
 
     accuracy: np.ndarray
@@ -46,6 +49,17 @@ class Curves(NamedTuple):
     def events(self) -> dict[str, np.ndarray]:
         """`{name: [T]}`, quanta: a burst of k as k and a negative spike as one."""
         return {name: counts.quanta for name, counts in self.traffic.items()}
+
+    def __repr__(self) -> str:
+        """A table over time: the metric, and what has been sent up to there, by all
+        populations and pools, for an input."""
+        sent = [np.sum(unit, 0) for unit in zip(*self.traffic.values(), strict=True)]
+        units = "".join(f"{unit:>12}" for unit in Traffic._fields[: len(sent)])
+        lines = [f"   T   metric{units}   ({self.images:,} inputs)"]
+        for t, value in enumerate(self.accuracy):
+            counts = (f"{unit[: t + 1].sum():>12,.1f}" for unit in sent)
+            lines.append(f"{t + 1:>4} {value:>8.4f}{''.join(counts)}")
+        return "\n".join(lines)
 
 
 def top1(outputs, targets) -> np.ndarray:

@@ -68,8 +68,8 @@ class Model:
                 what = "stands for another function than a ReLU"
             raise ValueError(
                 f"Model: {node.name} {what} ({node.source}), which {self.neuron!r} "
-                "cannot do; use Refining(), whose spikes add up to any function of "
-                "what they receive"
+                "cannot do; use Refining() (presets.refining), whose spikes add up to "
+                "any function of what they receive"
             )
 
     def _check_counts(self) -> None:

@@ -189,8 +189,11 @@ class Network:
 def _checked(network: Network, inputs, name: str) -> list:
     found, tree = jax.tree.flatten(inputs)
     if tree != network.tree[0]:
+        pair = isinstance(inputs, tuple) and network.tree[0].num_leaves == 1
+        hint = "; pass the inputs alone, without labels" if pair else ""
         raise ValueError(
-            f"{name}: expected the structure {network.tree[0]}, found {tree!s:.200}"
+            f"{name}: expected the structure {network.tree[0]!s:.100}, found "
+            f"{tree!s:.100}{hint}"
         )
     for value in found:
         array(name, value)
@@ -222,10 +225,14 @@ def _checked(network: Network, inputs, name: str) -> list:
         if floating and not jnp.issubdtype(kind, jnp.floating):
             raise TypeError(
                 f"{name} must be floating-point numbers as {wanted}, found {kind}; "
-                "normalise pixels as for training (`split.inputs`)"
+                "normalise pixels as for training"
             )
         if not floating and jnp.issubdtype(kind, jnp.floating):
-            raise TypeError(f"{name} must be whole numbers ({wanted}), found {kind}")
+            raise TypeError(
+                f"{name} must be whole numbers ({wanted}) as the example that the "
+                f"network was traced with, found {kind}; if that should have been "
+                "normalised, trace again"
+            )
         finite(name, value, "normalise the data again")
         leaves.append(jnp.asarray(value, wanted) if kind != wanted else value)
     return leaves

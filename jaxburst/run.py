@@ -198,6 +198,13 @@ class Trace(NamedTuple):
         """`{name: [T, B]}`, quanta: a burst of k as k and a negative spike as one."""
         return {name: counts.quanta for name, counts in self.traffic.items()}
 
+    def __repr__(self) -> str:
+        """Shapes, not numbers."""
+        fields = self._asdict().items()
+        return (
+            f"Trace({', '.join(f'{n}={jax.tree.map(np.shape, x)}' for n, x in fields)})"
+        )
+
 
 def compiler_options(network: Network) -> dict[str, Any]:
     """What to give `jax.jit` besides a function that simulates a network.

@@ -7,6 +7,7 @@ from nets import case
 
 from jaxburst.convert import convert
 from jaxburst.neurons import Burst
+from jaxburst.run import infer
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -97,5 +98,14 @@ def test_unfit_thresholds_are_refused_by_name(change, message):
 
 def test_variables_of_another_network_are_refused():
     it, other = case("resnet"), case("vgg")
-    with pytest.raises(ValueError, match="missing: .*residual0_body/conv0/kernel"):
-        convert(it.network, other.variables, it.thresholds(Burst(5)))
+    inside = it.variables["params"]
+    for given, words in (
+        (other.variables, "missing: .*residual0_body/conv0_norm.* and 21 more"),
+        (inside, "found a part of them: conv0.*, of batch_stats/"),
+        (it.inputs, r"found float\d+ .*; are the arguments in order"),
+        ((it.inputs, 3), r"found a tuple of float\d+ .*, int; are the arguments"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            convert(it.network, given, it.thresholds(Burst(5)))
+    with pytest.raises(ValueError, match="pass the inputs alone, without labels"):
+        infer(it.model(Burst(5)), it.spiking(Burst(5)), (it.inputs, it.inputs), 2)

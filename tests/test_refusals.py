@@ -232,6 +232,33 @@ def test_training_mode_beside_the_number_of_images():
     assert "use_running_average=True" in refusal(apply, variables, images)
 
 
+def test_errors_of_the_function_say_what_it_was_called_with():
+    """An error that it raises itself is left as it is; a note says the rest."""
+    net = nn.Sequential([nn.BatchNorm(False), nn.Dense(3)])
+    variables = net.init(jax.random.key(0), X)
+    told = "inputs float32 .*6., the batch in front.*at inference"
+    for function, given, words in (
+        (net.apply, variables, f"a dictionary of batch_stats, params and {told}"),
+        (
+            net.apply,
+            variables["params"],
+            f"a dictionary of layers_0, layers_1 and {told}",
+        ),
+        (
+            lambda w, x: x @ w["none"],
+            W,
+            f"a dictionary of a, b, c, s and 1 more and {told}",
+        ),
+        (net.apply, X, f"variables float32 .*6. and {told}"),
+    ):
+        with pytest.raises(Exception) as raised:
+            tracing.trace(function, given, X)
+        assert not isinstance(raised.value, Refused)
+        assert re.search(words, raised.value.__notes__[-1])
+    with pytest.raises(TypeError, match="pass trace.module.apply, variables, example"):
+        tracing.trace(net, variables, X)
+
+
 def test_training_mode_of_other_frameworks():
     """The message says which flag to set."""
     images = nets.images(4)

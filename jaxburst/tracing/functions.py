@@ -95,6 +95,8 @@ def trace(function, *arguments, roles: dict[str, type] | None = None) -> Network
                 f"trace: roles[{name!r}] must be graph.Wire or graph.Synapse, found "
                 f"{role!r}; a function becomes a neuron by its equations"
             )
+    from flax import linen
+
     *variables, example = arguments
     if not variables and _is_nnx(function):
         from flax import nnx
@@ -107,6 +109,11 @@ def trace(function, *arguments, roles: dict[str, type] | None = None) -> Network
 
         return dataclasses.replace(
             _network(call, state, example, roles), variables=state
+        )
+    if variables and isinstance(function, linen.Module):
+        raise TypeError(
+            "trace: a Linen module is called by its apply: pass "
+            "trace(module.apply, variables, example)"
         )
     if variables:
         return _network(function, variables[0], example, roles)
@@ -159,7 +166,8 @@ def _network(function: Callable, variables, example, roles) -> Network:
     with warnings.catch_warnings():
         # Widened weights meet casts to what they were.
         warnings.filterwarnings("ignore", message="Explicitly requested dtype")
-        closed, shapes = _jaxpr(call, wide, symbols)
+        with _told(variables, example):
+            closed, shapes = _jaxpr(call, wide, symbols)
     program, held, known = Program(pick), {}, _names_of(function)
     made = [
         _made(program, var.aval, name)
@@ -185,17 +193,54 @@ def _path(path) -> str:
 
 def _difference(tree, flat, variables) -> str:
     """What is wrong with variables of another structure than was traced."""
+    expected = "variables: expected those of the network that was traced"
+    if not isinstance(variables, type(jax.tree.unflatten(tree, range(len(flat))))):
+        return f"{expected}, found {_kind(variables)}; are the arguments in order?"
     there = [_path(path) for path, _ in flat]
     here = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    missing = ", ".join(name for name in there if name not in here)
-    more = ", ".join(name for name in here if name not in there)
+    missing = [name for name in there if name not in here]
+    more = [name for name in here if name not in there]
+    if more and all(any(a.endswith(f"/{b}") for a in missing) for b in more):
+        return f"{expected}, found a part of them: {_few(here)}, of {_few(there)}"
     if missing or more:
-        return (
-            "variables: expected those of the network that was traced; missing: "
-            f"{missing or 'none'}; unknown: {more or 'none'}"
-        )
+        return f"{expected}; missing: {_few(missing)}; unknown: {_few(more)}"
     found = jax.tree.structure(variables)
     return f"variables: expected the structure that was traced, {tree}, found {found}"
+
+
+def _few(names: list[str]) -> str:
+    """Some of many names."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(names[:4]) or 'none'}{more}"
+
+
+def _kind(value) -> str:
+    """What somebody passed, in a few words."""
+    if is_array(value):
+        return f"{jnp.result_type(value)} {list(np.shape(value))}"
+    if isinstance(value, dict):
+        return f"a dictionary of {_few([*map(str, value)])}"
+    if isinstance(value, tuple | list) and len(value) < 4:
+        return f"a {type(value).__name__} of {', '.join(map(_kind, value))}"
+    return type(value).__name__
+
+
+@contextlib.contextmanager
+def _told(variables, example):
+    """Adds to an error of somebody's function what it was called with."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        given = "" if variables is None else f"variables {_kind(variables)} and "
+        error.add_note(
+            f"jaxburst.trace called the function with {given}inputs "
+            f"{_kind(example)}, the batch in front. It takes (variables, inputs), such "
+            "as module.apply of Flax with all its variables, and is the network at "
+            "inference: without dropout, and with batch normalisation by its averages."
+        )
+        raise
 
 
 def _jaxpr(function: Callable, *arguments):
@@ -270,7 +315,8 @@ def _closure(function: Callable, example, roles) -> Network:
     if dataclasses.is_dataclass(inner):
         function = jax.vmap(cast(Callable, function))
     symbols, inputs_tree = _symbolic(example)
-    closed, shapes = _jaxpr(function, symbols)
+    with _told(None, example):
+        closed, shapes = _jaxpr(function, symbols)
     found, variables = _names_of(function), {}
     for value in _constants(closed).values():
         name = found.get(
