@@ -193,7 +193,8 @@ CODES = {
     "one spike, after Hwang and Kung":
         Code(single, 1, "events",
              ({"slots": 8, "base": 2.0}, {"slots": 9, "base": 1.5},
-              {"slots": 16, "base": 1.2}), lambda slots, base: slots),
+              {"slots": 16, "base": 1.2}, {"slots": 24, "base": 1.1}),
+             lambda slots, base: slots),
     "few spikes":
         Code(partial(changing, initial=0.0), 1, "digits",
              some("levels", 15, 31, 63), lambda levels: levels.bit_length()),
