@@ -31,6 +31,7 @@ from jaxburst.neurons import (
 )
 from jaxburst.neurons.sigma_delta import nearest
 from jaxburst.run import infer
+from jaxburst.streams import stream
 from jaxburst.tracing import trace
 from jaxburst.traffic import count
 
@@ -483,6 +484,13 @@ def test_thresholds_by_least_squares_fit_a_whole_run(monkeypatch):
         found = infer(*code.make(draw, **setting), x, code.steps)
         errors.append(np.square(found - wanted).mean() / np.square(wanted).mean())
     assert errors[0] < 0.002 and errors[1] > 0.05
+
+
+def test_shrinking_quanta_follow_no_stream():
+    it = case("vgg")
+    frames = np.stack([it.inputs, it.inputs])
+    with pytest.raises(ValueError, match="SignDescent.* shrink from frame to frame"):
+        stream(it.model(SignDescent()), it.spiking(Burst(1)), frames)
 
 
 def test_a_window_is_one_step():

@@ -106,3 +106,14 @@ class SignDescent(Neuron):
     def heard(self, threshold, state, spikes, t):
         """`y_t`: what all spikes so far add up to."""
         return over(threshold.theta, state.sent) * state.sent
+
+    def still(self, threshold, t):
+        """Refuses streams: what is left to send shrinks, however much a frame changes.
+
+        Raises:
+          ValueError: with what to take.
+        """
+        raise ValueError(
+            f"stream: quanta of {self!r} shrink from frame to frame, so that later ones "
+            "could not be followed; use SigmaDelta() or Refining()"
+        )
