@@ -114,6 +114,6 @@ class SignDescent(Neuron):
           ValueError: with what to take.
         """
         raise ValueError(
-            f"stream: quanta of {self!r} shrink from frame to frame, so that later ones "
+            f"stream: quanta of {self!r} shrink from frame to frame: later ones "
             "could not be followed; use SigmaDelta() or Refining()"
         )
