@@ -52,7 +52,8 @@ def relative(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What each part of a network costs, in joules per image; as a string, a table.
+    """What each part of a network costs, in joules per image; as a string, a table
+    without the columns in which all is 0.
 
     Attributes:
       cost: the name of the cost model.
@@ -80,7 +81,8 @@ class Report:
         return next(row for row in self.rows if row["name"] == name)
 
     def __str__(self) -> str:
-        heads = [*COLUMNS, "total", "step"]
+        paid_for = [h for h in COLUMNS if any(row[h] for row in self.rows)]
+        heads = [*paid_for, "total", "step"]
         lines = [["", "T", "latency", *heads, "relative"]]
         for row in self.rows:
             paid = ["" if row[h] is None else f"{row[h] * 1e9:,.1f}" for h in heads]
