@@ -63,6 +63,8 @@ def balance(
     :math:`1/k_l`. The factors make :math:`\sum_l D_l k_l^2` least for a given
     :math:`\sum_l E_l / k_l`, by Lagrange's rule. None is more than 4, nor less than ¼
     unless a single step still reaches the largest activation, :math:`\gamma k \theta`.
+    Where no later step makes up for it, of neurons that repeat or say all in a window,
+    none cuts off more than `thresholds` do.
     Of logits, errors are relative to their mean; of several outputs, over the mean
     square of each.
 
@@ -96,7 +98,9 @@ def balance(
     harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
     spent = np.array([spent[name] for name in network.neurons])
     finest = _reach(network, spiking, inputs) / (neuron.most or np.inf)
-    factors = _factors(spent, harm).clip(np.minimum(finest, 0.25), 4)
+    lasting = neuron.repeats or neuron.slots > 1
+    least = np.minimum(finest, 1.0 if lasting else 0.25)
+    factors = _factors(spent, harm).clip(least, 4)
     balanced = {}
     for name, factor in zip(network.neurons, factors, strict=True):
         theta = jnp.asarray(thresholds[name])
