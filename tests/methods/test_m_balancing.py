@@ -12,7 +12,7 @@ from jaxburst.graph import over
 from jaxburst.methods import balancing
 from jaxburst.methods.balancing import balance
 from jaxburst.network import forward
-from jaxburst.neurons import Burst, Refining
+from jaxburst.neurons import Burst, Parallel, Radix, Refining
 from jaxburst.run import Model, simulate
 from jaxburst.tracing import trace
 
@@ -78,6 +78,21 @@ def test_larger_spikes_allow_finer_thresholds():
     assert largest / 2 > 0.25 > largest / 15
     assert factors[:2] == pytest.approx([0.25, largest / 15])
     assert largest / 127 < factors[2] < largest / 15
+
+
+@pytest.mark.parametrize("neuron", [Radix(4), Parallel(9), Burst(5)], ids=repr)
+def test_no_range_is_cut_that_no_later_step_makes_up_for(neuron):
+    """What a window, or a step of bursts, can say still reaches every activation that
+    it reached before."""
+    it = case("resnet")
+    _, record = forward(it.network, it.network.weights(it.variables), it.inputs)
+    whole = {name: np.abs(x).max() / neuron.most for name, x in record.items()}
+    balanced = balance(it.network, it.variables, whole, it.inputs, neuron, steps=1)
+    factors = [float(balanced[name] / whole[name]) for name in whole]
+    assert min(factors) >= 1 - 1e-9 and max(factors) > 1.01
+    halves = {name: theta / 2 for name, theta in whole.items()}  # they cut by half
+    balanced = balance(it.network, it.variables, halves, it.inputs, neuron, steps=1)
+    assert min(float(balanced[name] / halves[name]) for name in whole) >= 1 - 1e-9
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
