@@ -63,8 +63,8 @@ def balance(
     :math:`1/k_l`. The factors make :math:`\sum_l D_l k_l^2` least for a given
     :math:`\sum_l E_l / k_l`, by Lagrange's rule. None is more than 4, nor less than ¼
     unless a single step still reaches the largest activation, :math:`\gamma k \theta`.
-    Where no later step makes up for it, of neurons that repeat or say all in a window,
-    none cuts off more than `thresholds` do.
+    Where no later step makes up for it, with one step or neurons that repeat, none cuts
+    off more than `thresholds` do.
     Of logits, errors are relative to their mean; of several outputs, over the mean
     square of each.
 
@@ -98,7 +98,7 @@ def balance(
     harm = _harm(network, spiking, inputs, _quantum(neuron, steps), words)
     spent = np.array([spent[name] for name in network.neurons])
     finest = _reach(network, spiking, inputs) / (neuron.most or np.inf)
-    lasting = neuron.repeats or neuron.slots > 1
+    lasting = neuron.repeats or steps == 1
     least = np.minimum(finest, 1.0 if lasting else 0.25)
     factors = _factors(spent, harm).clip(least, 4)
     balanced = {}

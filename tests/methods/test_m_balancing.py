@@ -12,7 +12,7 @@ from jaxburst.graph import over
 from jaxburst.methods import balancing
 from jaxburst.methods.balancing import balance
 from jaxburst.network import forward
-from jaxburst.neurons import Burst, Parallel, Radix, Refining
+from jaxburst.neurons import Burst, Radix, Refining, SigmaDelta
 from jaxburst.run import Model, simulate
 from jaxburst.tracing import trace
 
@@ -80,10 +80,10 @@ def test_larger_spikes_allow_finer_thresholds():
     assert largest / 127 < factors[2] < largest / 15
 
 
-@pytest.mark.parametrize("neuron", [Radix(4), Parallel(9), Burst(5)], ids=repr)
+@pytest.mark.parametrize("neuron", [Radix(4), SigmaDelta(9), Burst(5)], ids=repr)
 def test_no_range_is_cut_that_no_later_step_makes_up_for(neuron):
-    """What a window, or a step of bursts, can say still reaches every activation that
-    it reached before."""
+    """What a window, a single step, or a step of bursts can say still reaches every
+    activation that it reached before."""
     it = case("resnet")
     _, record = forward(it.network, it.network.weights(it.variables), it.inputs)
     whole = {name: np.abs(x).max() / neuron.most for name, x in record.items()}
