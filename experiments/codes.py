@@ -510,7 +510,7 @@ def draw(record: dict, folder: Path) -> None:
     title = "least cost for a loss of 1, 0.5 and 0.2 points on training images"
     common.picture(folder / "goals.png", panels, 2, title, size=(5.5, 4.6))
     panels = [anytime(*one, look) for one in rows]
-    common.picture(folder / "anytime.png", panels, len(panels), size=(8, 4.4))
+    common.picture(folder / "anytime.png", panels, 1, size=(8, 4.4))
     panels = [changes(records, unit) for unit in UNITS]
     common.picture(folder / "streams.png", panels, len(UNITS), size=(4, 3.8))
 
