@@ -503,7 +503,8 @@ def draw(record: dict, folder: Path) -> None:
     few = {title: first | {"rows": few or first["rows"]}}
     for name, shown, units in (("methods", few, ENDS), ("codes", records, UNITS)):
         look, rows = styles(shown), shown.items()
-        panels = [accuracies(*one, unit, look) for one in rows for unit in units]
+        how = look, len(shown) == 1
+        panels = [accuracies(*one, unit, *how) for one in rows for unit in units]
         options = {"below": True, "sharey": "row", "size": (5.4, 4.5)}
         common.picture(folder / f"{name}.png", panels, len(units), **options)
     panels = [goals(*one, units, look) for one in rows for units in PAID]
@@ -547,8 +548,11 @@ def doubling(course: dict) -> dict:
     return {"markevery": marks} if times[-1] > LONG else {}
 
 
-def accuracies(title: str, record: dict, unit: str, look: dict) -> common.Panel:
-    """Accuracy against operations in one unit; bars of 95 % where a code is chosen."""
+def accuracies(
+    title: str, record: dict, unit: str, look: dict, alone: bool
+) -> common.Panel:
+    """Accuracy against operations in one unit; bars of 95 % where a code is chosen. Of
+    a network alone labels say what is outside."""
     ann, curves, costs = 100 * record["ann"]["accuracy"], [], []
     rows, k = record["rows"], UNITS.index(unit)
     least = [course["operations"][i][k] for course, i in map(at, rows.values())]
@@ -559,9 +563,9 @@ def accuracies(title: str, record: dict, unit: str, look: dict) -> common.Panel:
         cost, accuracy = curve_of(row, unit, ann)
         course, i = at(row)
         label, spent, own = name, course["operations"][i][k], ann + apart(course)[i]
-        if accuracy.max() < ann - 3.2:
+        if alone and accuracy.max() < ann - 3.2:
             label = f"{name} (below: {own:.0f} % at T = {row['main']['steps']})"
-        if spent > most:
+        if alone and spent > most:
             label = f"{name} (to the right: {spent:,.0f} {unit})"
         bar = {"yerr": interval(course, i), "color": look[name]["color"], "lw": 0.8}
         curve = look[name] | doubling(course) | {"label": label}

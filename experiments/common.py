@@ -596,8 +596,8 @@ def picture(
 ) -> None:
     """Writes a figure of panels, or of what draws on axes, row by row.
 
-    `size=` is that of a panel in inches; with `below=` one legend, that of the last
-    panel, is below all; other options are those of `subplots`.
+    `size=` is that of a panel in inches; with `below=` one legend, of all panels, is
+    below them; other options are those of `subplots`.
     """
     wide, high = options.pop("size", (5.4, 4))
     below, rows = options.pop("below", False), -(-len(panels) // columns)
@@ -605,15 +605,17 @@ def picture(
     with figure(path, rows, columns, **size | options) as (whole, axes):
         for axis in axes.flat[len(panels) :]:
             axis.remove()
+        named = {}
         for axis, panel in zip(axes.flat, panels, strict=False):
             (panel.draw if isinstance(panel, Panel) else panel)(axis)
             found = axis.get_legend_handles_labels()
+            named = dict(zip(*found[::-1], strict=True)) | named
             if below and axis.get_legend():
                 axis.get_legend().remove()
             elif found[1] and not below and not axis.get_legend():
                 axis.legend(fontsize=7)
         if below:
-            whole.legend(*found, loc="outside lower center", ncols=3)
+            whole.legend(named.values(), named, loc="outside lower center", ncols=3)
         if title:
             whole.suptitle(title)
 
