@@ -200,10 +200,8 @@ class Trace(NamedTuple):
 
     def __repr__(self) -> str:
         """Shapes, not numbers."""
-        fields = self._asdict().items()
-        return (
-            f"Trace({', '.join(f'{n}={jax.tree.map(np.shape, x)}' for n, x in fields)})"
-        )
+        shapes = {n: jax.tree.map(np.shape, x) for n, x in self._asdict().items()}
+        return f"Trace({', '.join(f'{n}={found}' for n, found in shapes.items())})"
 
 
 def compiler_options(network: Network) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -194,7 +194,8 @@ def _path(path) -> str:
 def _difference(tree, flat, variables) -> str:
     """What is wrong with variables of another structure than was traced."""
     expected = "variables: expected those of the network that was traced"
-    if not isinstance(variables, type(jax.tree.unflatten(tree, range(len(flat))))):
+    node = tree.node_data()
+    if node and not isinstance(variables, node[0] | Mapping):
         return f"{expected}, found {_kind(variables)}; are the arguments in order?"
     there = [_path(path) for path, _ in flat]
     here = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
