@@ -513,7 +513,7 @@ def draw(record: dict, folder: Path) -> None:
     panels = [anytime(*one, look) for one in rows]
     common.picture(folder / "anytime.png", panels, 1, size=(8, 4.4))
     panels = [changes(records, unit) for unit in UNITS]
-    common.picture(folder / "streams.png", panels, len(UNITS), size=(4, 3.8))
+    common.picture(folder / "streams.png", panels, 3, size=(4, 3.6), below=True)
 
 
 def styles(records) -> dict:
