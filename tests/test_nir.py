@@ -18,7 +18,7 @@ nir = pytest.importorskip(
     "nir", reason="nir is not installed: pip install 'jaxburst[nir]'"
 )
 
-from jaxburst.io.nir import AS_IT_IS  # noqa: E402
+from jaxburst.io.nir import as_it_is  # noqa: E402
 
 STEPS, IMAGES = 8, 4
 relu = jax.nn.relu
@@ -208,7 +208,7 @@ def chain(*nodes):
     nodes["output"] = nir.Output({"output": np.array([2])})
     names = list(nodes)
     edges = list(zip(names, names[1:], strict=False))
-    return nir.NIRGraph(nodes, edges, **AS_IT_IS)
+    return nir.NIRGraph(nodes, edges, **as_it_is())
 
 
 def dense(rows, columns):
