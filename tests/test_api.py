@@ -66,4 +66,4 @@ def test_the_lines_of_the_readme_run():
     exec(compile(lines, "README.md", "exec"), given)
     curves, network = given["curves"], given["network"]
     assert curves.accuracy[-1] > 0.9  # the digits are recognised
-    assert 0 < jb.energy.relative(network, curves.events)[0] < 1
+    assert 0 < jb.energy.relative(network, curves)[0] < 1
