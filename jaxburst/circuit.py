@@ -48,7 +48,7 @@ from jaxburst.traffic import count as traffic_of
 from jaxburst.units import folds, shifts, unit_of_places, unit_of_rows
 
 State = dict[str, Any]
-Respond = Callable[..., tuple[Any, jax.Array]]
+Respond = Callable[..., tuple[Any, jax.Array, Any]]
 
 
 class Circuit(NamedTuple):
@@ -247,8 +247,8 @@ def block(
       state: after the previous step, at first `rest`.
       steps: how many steps `K` to take.
       record: the populations whose potentials are wanted.
-      respond: how a population answers its current, if not by the neuron's equations:
-        `respond(node, threshold, state, current, t, f)`, the threshold with all rows.
+      respond: how a population answers its currents, if not by `answer`, with the same
+        arguments after the node's name.
       changes: whether what is held is what has changed, which arrives as it is, and not
         what is presented.
       platform: where it will run, if not here.
@@ -311,7 +311,7 @@ class _Block:
             return (totals, t), tuple(self.neuron.readout(x, t) for x in totals)
 
         carried = (self.state["outputs"], self.state["time"])
-        (totals, time), outputs = _over_steps(integrate, carried, (arriving, self.t))
+        (totals, time), outputs = over_steps(integrate, carried, (arriving, self.t))
         self.state |= {"outputs": totals, "time": time}
         return self.state, Info(outputs, self.spikes, self.traffic, self.potentials)
 
@@ -370,26 +370,17 @@ class _Block:
         return wire(*values, linear=True) + added
 
     def population(self, node: Node, signal: _Signal) -> jax.Array:
-        own, name = self.neuron.at(node.name), node.name
-        threshold = self.circuit.own[name]
+        name, threshold = node.name, self.circuit.own[node.name]
         f = stands_for(node, self.circuit.own, self.batch)
-        arriving = self.split(self.charge(signal), signal.node)
-
-        def advance(before, arriving):
-            current, t = arriving
-            if self.respond is not None:
-                after, spikes = self.respond(node, threshold, before, current, t, f)
-            else:
-                row = threshold._replace(bias=own.correction(threshold.bias, t))
-                after, spikes = own.step(row, before, current, t, f)
-            shown = own.potential(threshold, after) if name in self.record else None
-            return after, (spikes, shown)
-
-        self.state[name], (spikes, shown) = _over_steps(
-            advance, self.state[name], (arriving, self.t)
-        )
+        arriving = self.split(self.charge(signal), signal.node), self.t
+        own, before = self.neuron.at(name), self.state[name]
+        if self.respond is not None:
+            found = self.respond(name, own, threshold, before, arriving, f)
+        else:
+            found = answer(own, threshold, before, arriving, f, name in self.record)
+        self.state[name], spikes, potentials = found
         if name in self.record:
-            self.potentials[name] = shown
+            self.potentials[name] = potentials
         return self.sent(node, spikes, True)
 
     def pool(self, node: Node, whole: bool, signal: _Signal) -> jax.Array:
@@ -403,7 +394,7 @@ class _Block:
             return POOLS[self.model.pool](node, before, value, self.batch)
 
         arriving = self.split(value, signal.node), self.t
-        self.state[node.name], out = _over_steps(
+        self.state[node.name], out = over_steps(
             advance, self.state[node.name], arriving
         )
         return self.sent(node, out, whole)
@@ -432,7 +423,7 @@ class _Block:
             out = execute(node, *values, batch=self.batch)
             return Multiplied(a, b, out), out - before.sent
 
-        self.state[node.name], out = _over_steps(
+        self.state[node.name], out = over_steps(
             advance, self.state[node.name], (*arriving, self.t)
         )
         return self.merge(out, node)
@@ -452,7 +443,7 @@ class _Block:
         value, node = signal.value, signal.node
         if signal.constant:
             if self.steps > 1 and node.batch_axis is not None:
-                value = jnp.concatenate([value] * self.steps, node.batch_axis)
+                value = self.merge(jnp.stack([value] * self.steps), node)
             if self.changes or not _is_charge(value):
                 return value
             return self.along(self.presented, value, node)
@@ -470,8 +461,9 @@ class _Block:
         else:
             shape = [1] * value.ndim
             shape[node.batch_axis] = -1
-            each = value.shape[node.batch_axis] // self.steps
-            factors = jnp.repeat(factor, each).reshape(shape)
+            ahead = self.graph.ahead[node.name]
+            each = value.shape[node.batch_axis] // (self.steps * ahead)
+            factors = jnp.tile(jnp.repeat(factor, each), ahead).reshape(shape)
         if factor is self.presented:  # a mask may be infinite
             return jnp.where(factors != 0, value, jnp.zeros_like(value))
         return value * factors
@@ -480,18 +472,43 @@ class _Block:
         """`[K, B, ...]` of steps beside images."""
         if self.steps == 1:
             return value[None]
-        axis = node.batch_axis
-        value = jnp.moveaxis(value, axis, 0)
-        value = value.reshape(self.steps, -1, *value.shape[1:])
-        return jnp.moveaxis(value, 1, axis + 1)
+        axis, ahead = node.batch_axis, self.graph.ahead[node.name]
+        before, after = value.shape[:axis], value.shape[axis + 1 :]
+        value = value.reshape(*before, ahead, self.steps, -1, *after)
+        value = jnp.moveaxis(value, axis + 1, 0)
+        return value.reshape(self.steps, *before, -1, *after)
 
     def merge(self, value, node: Node) -> jax.Array:
         """And back."""
         if self.steps == 1:
             return value[0]
-        axis = node.batch_axis
-        value = jnp.moveaxis(value, axis + 1, 1)
-        return jnp.moveaxis(value.reshape(-1, *value.shape[2:]), 0, axis)
+        axis, ahead = node.batch_axis, self.graph.ahead[node.name]
+        before, after = value.shape[1 : axis + 1], value.shape[axis + 2 :]
+        value = value.reshape(self.steps, *before, ahead, -1, *after)
+        value = jnp.moveaxis(value, 0, axis + 1)
+        return value.reshape(*before, -1, *after)
+
+
+def answer(neuron, threshold, state, arriving, f, record: bool = False):
+    """How a population answers its currents, by the neuron's equations.
+
+    Args:
+      neuron, threshold, state, f: of the population; the threshold with all rows.
+      arriving: its currents and the times of the steps, `([K, B, ...], [K])`.
+      record: whether potentials are wanted.
+
+    Returns:
+      `(state, spikes, potentials)`, the last of them None if they are not wanted.
+    """
+
+    def advance(before, arriving):
+        current, t = arriving
+        row = threshold._replace(bias=neuron.correction(threshold.bias, t))
+        after, spikes = neuron.step(row, before, current, t, f)
+        return after, (spikes, neuron.potential(threshold, after) if record else None)
+
+    state, (spikes, potentials) = over_steps(advance, state, arriving)
+    return state, spikes, potentials
 
 
 def _is_charge(value: jax.Array) -> bool:
@@ -499,7 +516,7 @@ def _is_charge(value: jax.Array) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _over_steps(advance: Callable, state, arriving):
+def over_steps(advance: Callable, state, arriving):
     """`lax.scan`, without a loop for a single step."""
     if len(jax.tree.leaves(arriving)[0]) > 1:
         return jax.lax.scan(advance, state, arriving)

@@ -131,8 +131,6 @@ def unroll(
     """
     count = inputs[0].shape[0]
     order = order or Plan(1, count)
-    if any(places > 1 for places in model.network.graph.ahead.values()):
-        order = order._replace(steps=1)  # steps side by side would mix with them
     if order.images < count:
 
         def one(part):

@@ -7,15 +7,15 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 
-from jaxburst.batching import at_once, first, length
+from jaxburst.batching import at_once, length
 from jaxburst.checks import corrected_for, door
-from jaxburst.circuit import prepare
+from jaxburst.circuit import answer, over_steps, prepare
 from jaxburst.convert import Spiking
-from jaxburst.devices import mean_over, share
-from jaxburst.methods.channels import channel_mean, shape_of
+from jaxburst.devices import mean_over
+from jaxburst.methods.channels import channel_mean
 from jaxburst.model import Model
 from jaxburst.network import forward
-from jaxburst.run import unroll
+from jaxburst.run import Plan, unroll
 
 
 @door(inputs="calibration")
@@ -58,105 +58,62 @@ def correct(
       Wu et al., "FTBC: Forward Temporal Bias Correction", ECCV 2024.
     """
     batch = length(inputs)
-    if each_step or not model.neuron.repeats:
-        found = at_once(_each_step(model, steps, batch), spiking, inputs)
-        biases = {name: rows[0] for name, rows in found.items()}
-        return corrected_for(model.neuron, _with_biases(spiking, biases))
-    targets = at_once(_means(model, batch), spiking, inputs)
-    rates = _rates(model, steps, batch)
-    # Of one shape from the beginning, so that one compilation serves all populations.
-    biases = {
-        name: jnp.zeros((steps, *mean.shape[1:]), mean.dtype)
-        for name, mean in targets.items()
+    each_step = each_step or not model.neuron.repeats
+    found = at_once(_found(model, steps, batch, each_step), spiking, inputs)
+    better = {
+        name: spiking[name]._replace(bias=jnp.asarray(rows[0]))  # all devices agree
+        for name, rows in found.items()
     }
-    shard, replicate = share(batch)
-    there, images = replicate(spiking), shard(first(inputs, batch))  # once for them all
-    for name, target in targets.items():
-        rate = at_once(rates, _with_biases(there, biases), images)[name]
-        biases[name] = biases[name] + (target - rate)[:1]  # all devices agree
-    return corrected_for(model.neuron, _with_biases(spiking, biases))
-
-
-def _with_biases(spiking: Spiking, biases: dict) -> Spiking:
-    return spiking | {
-        name: spiking[name]._replace(bias=jnp.asarray(bias))
-        for name, bias in biases.items()
-    }
-
-
-def _targets(model: Model, spiking: Spiking, inputs, batch: int) -> dict:
-    """Mean activation of each channel, over all devices."""
-    _, record = forward(model.network, spiking, inputs)
-    return {
-        name: mean_over(channel_mean(model.network, name, x), batch)
-        for name, x in record.items()
-    }
+    return corrected_for(model.neuron, spiking | better)
 
 
 @lru_cache(maxsize=8)
-def _means(model: Model, batch: int):
-    """Mean activations, one row on each device."""
-
-    def function(spiking, inputs):
-        found = _targets(model, spiking, inputs, batch)
-        return {name: found[name][None] for name in model.network.neurons}
-
-    return function
-
-
-@lru_cache(maxsize=8)
-def _rates(model: Model, steps: int, batch: int):
-    """What all spikes say each channel's mean activation is, one row on each device."""
+def _found(model: Model, steps: int, batch: int, each_step: bool):
+    """All corrections in one simulation: a population takes all steps before the next;
+    `[steps, C]`, one row of them on each device."""
     network = model.network
 
     def function(spiking, inputs):
-        circuit = prepare(model, spiking)
+        _, record = forward(network, spiking, inputs)
+        found = {}
 
-        def observe(state, info):
-            return {
-                name: channel_mean(network, name, spikes[0])[None]
-                for name, spikes in info.spikes.items()
-                if name in network.neurons
-            }
+        def mean(name, x):
+            """Of each channel, over all devices."""
+            return mean_over(channel_mean(network, name, x), batch)
 
-        _, seen = unroll(model, circuit, network.leaves(inputs), steps, observe)
-        return {
-            name: mean_over(spiking[name].theta * mean.mean(0), batch)[None]
-            for name, mean in seen.items()
-        }
+        def respond(name, neuron, threshold, state, arriving, f):
+            target = mean(name, record[name])
 
-    return function
-
-
-@lru_cache(maxsize=8)
-def _each_step(model: Model, steps: int, batch: int):
-    """All corrections in one simulation: populations and steps come in order."""
-    network = model.network
-
-    def function(spiking, inputs):
-        targets, found = _targets(model, spiking, inputs, batch), {}
-
-        def respond(node, threshold, state, current, t, f):
-            own, name = model.neuron.at(node.name), node.name
-
-            def better(_, bias):
+            def at(bias, before, now):
                 row = threshold._replace(bias=bias)
-                after, spikes = own.step(row, state, current, t, f)
-                heard = own.heard(row, after, spikes, t)
-                mean = mean_over(channel_mean(network, name, heard), batch)
-                return bias + targets[name] - mean
+                after, spikes = neuron.step(row, before, *now, f)
+                return after, spikes, neuron.heard(row, after, spikes, now[1])
 
-            # A shift moves the active neurons only: repeat.
-            none = jnp.zeros(shape_of(network, name), current.dtype)
-            found[name] = bias = jax.lax.fori_loop(0, 3, better, none)
-            row = threshold._replace(bias=bias)
-            return own.step(row, state, current, t, f)
+            def corrected(before, now):
+                def better(_, bias):
+                    *_, heard = at(bias, before, now)
+                    return bias + target - mean(name, heard)
 
-        def observe(state, info):  # what `respond` has just found
-            return {name: found[name][None] for name in network.neurons}
+                # A shift moves the active neurons only: repeat.
+                bias = jax.lax.fori_loop(0, 3, better, jnp.zeros_like(target))
+                after, spikes, _ = at(bias, before, now)
+                return after, (spikes, bias)
+
+            if each_step:
+                after, (spikes, rows) = over_steps(corrected, state, arriving)
+            else:
+                plain = threshold._replace(bias=jnp.zeros_like(target))
+                _, spikes, _ = answer(neuron, plain, state, arriving, f)
+                short = target - threshold.theta * mean(name, spikes.mean(0))
+                rows = jnp.stack([short] * steps)
+                better = threshold._replace(bias=rows)
+                after, spikes, _ = answer(neuron, better, state, arriving, f)
+            found[name] = rows
+            return after, spikes, None
 
         circuit, leaves = prepare(model, spiking), network.leaves(inputs)
-        _, rows = unroll(model, circuit, leaves, steps, observe, respond=respond)
+        how = {"order": Plan(steps, len(leaves[0])), "respond": respond}
+        _, rows = unroll(model, circuit, leaves, steps, lambda *_: found, **how)
         return {name: row[None] for name, row in rows.items()}
 
     return function

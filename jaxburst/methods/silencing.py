@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.checks import door
-from jaxburst.circuit import Info, prepare
+from jaxburst.circuit import Info, answer, prepare
 from jaxburst.convert import Spiking
 from jaxburst.graph import over
 from jaxburst.model import Model
@@ -75,17 +75,14 @@ def silenced_of(model: Model, circuit, leaves: list, steps: int, before: int) ->
         return Trace(outputs, info.traffic, {}, {})
 
     state, first = unroll(model, circuit, leaves, before, observe)
-    active = {
-        name: model.neuron.at(name).potential(own[name], state[name])
-        for name in model.network.neurons
-    }
+    active = {}
+    for name in model.network.neurons:
+        left = model.neuron.at(name).potential(own[name], state[name])
+        active[name] = left > 0.001 * over(own[name].theta, left)
 
-    def respond(node, threshold, state, current, t, f):
-        neuron = model.neuron.at(node.name)
-        row = threshold._replace(bias=neuron.correction(threshold.bias, t))
-        after, spikes = neuron.step(row, state, current, t, f)
-        least = 0.001 * over(threshold.theta, spikes)
-        return after, spikes * (active[node.name] > least)
+    def respond(name, neuron, threshold, state, arriving, f):
+        after, spikes, _ = answer(neuron, threshold, state, arriving, f)
+        return after, spikes * over(active[name], spikes), None
 
     _, second = unroll(model, circuit, leaves, steps, observe, respond=respond)
     return jax.tree.map(lambda *both: jnp.concatenate(both), first, second)

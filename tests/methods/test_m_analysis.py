@@ -10,7 +10,7 @@ import oracle
 import pytest
 from nets import LAYERS, case
 
-from jaxburst.circuit import prepare
+from jaxburst.circuit import answer, prepare
 from jaxburst.convert import convert
 from jaxburst.graph import over
 from jaxburst.methods import analysis
@@ -181,13 +181,12 @@ def measured(model, spiking, it):
     """The current of every neuron at every step, `{name: [T, B, ...]}`."""
     drives = {}
 
-    def respond(node, threshold, state, current, t, f):
-        drives[node.name] = current
-        own = model.neuron.at(node.name)
-        return own.step(threshold, state, current, t, f)
+    def respond(name, neuron, threshold, state, arriving, f):
+        drives[name], _ = arriving
+        return answer(neuron, threshold, state, arriving, f)
 
     def observe(state, info):
-        return {name: current[None] for name, current in drives.items()}
+        return dict(drives)
 
     @nets.quick
     def run(spiking, inputs):

@@ -71,6 +71,23 @@ def test_burst_corrections_match_mean_rates(name):
         np.testing.assert_array_equal(*rows)
 
 
+@pytest.mark.parametrize("name", ["nested", "leaky"])
+def test_each_population_hears_those_below_corrected(name):
+    """One at a time, in the order of the network, which is not that of the names."""
+    it, neuron = case(name), Burst(2)
+    model, spiking = it.model(neuron), it.spiking(neuron, initial=0.2)
+    names = it.network.neurons
+    assert sorted(names) != list(names)
+    corrected, weights = correct(model, spiking, it.inputs, 3), dict(spiking)
+    for name in names:
+        spikes = it.run(model, weights, 3).spikes[name]
+        heard = means(it, name, weights[name].theta * spikes.mean(0))
+        short = means(it, name, it.activations[name]) - heard
+        found = np.asarray(corrected[name].bias)[0].ravel()
+        np.testing.assert_allclose(found, short, rtol=0, atol=1e-9)
+        weights[name] = corrected[name]
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_corrections_of_each_step_match_the_spikes_of_each_step(signed):
     it, neuron = case("resnet"), Burst(5, signed=signed)
