@@ -15,6 +15,7 @@ from jaxburst.neurons import (
     Burst,
     Differential,
     Growing,
+    MultiThreshold,
     OneSpike,
     Phase,
     Refining,
@@ -213,6 +214,10 @@ CODES = {
         Code(partial(changing, rows=4), 8, "digits",
              some("levels", 4, 8, neuron=Differential(8))
              + some("levels", 16, neuron=Differential(128))),
+    "several thresholds, one a step, after ECMT":
+        Code(partial(repeating, correct=2), 8, "digits",
+             some("steps", 1, 4, neuron=MultiThreshold(8))
+             + some("neuron", MultiThreshold(128))),
     "signed bursts (SNM)":
         Code(partial(repeating, correct=2), 8, "quanta",
              some("steps", 1, 8, neuron=signed(5)) + some("neuron", signed(10))),

@@ -20,6 +20,7 @@ from jaxburst.neurons import (
     Differential,
     FirstSpike,
     Growing,
+    MultiThreshold,
     OneSpike,
     Parallel,
     Phase,
@@ -133,6 +134,24 @@ def growing(neuron, theta, initial, current):
     return found, np.ones(len(found))
 
 
+def multi_threshold(neuron, theta, initial, current):
+    """As the authors' program: the largest threshold that fits, half a quantum before
+    it; a potential gathers what the ReLU of the sum changes by."""
+    drive, potential, found = 0.0, 0.0, []
+    for arriving in current:
+        before, drive = np.maximum(drive, 0), drive + arriving
+        potential = potential + np.maximum(drive, 0) - before
+        n, size = np.zeros_like(arriving), neuron.gamma
+        while size >= 1:
+            for sign, early in ((1, initial), (-1, 1 - initial)):
+                fires = (n == 0) & (sign * potential >= (size - early) * theta)
+                n = np.where(fires, sign * size, n)
+            size /= 2
+        potential = potential - n * theta
+        found.append(n)
+    return np.stack(found), np.ones(len(found))
+
+
 def sign_descent(neuron, theta, initial, current):
     drive, said, found = 0.0, np.zeros_like(current[0]), []
     for t, arriving in enumerate(current):
@@ -192,6 +211,7 @@ CODES = {
     "refining": (Refining(6, silence=0.6), refining, 4),
     "refining, one spike a step": (Refining(1, silence=0), refining, 6),
     "differential": (Differential(8), differential, 8),
+    "multi-threshold": (MultiThreshold(8), multi_threshold, 8),
     "phase": (Phase(4), phase, 11),
     "growing": (Growing(4), growing, 9),
     "sign descent": (SignDescent(0.8), sign_descent, 12),
@@ -360,6 +380,13 @@ def test_what_a_code_sends_adds_up_to_what_it_says(code):
         wanted = np.clip(drive, 0, 0.7 * neuron.levels)
         assert np.abs(total[11] / 3 - wanted).max() <= 0.7 / 2 / 3 + 1e-9
         return
+    if isinstance(neuron, MultiThreshold):  # a spike is more than half of what is due
+        np.testing.assert_allclose(heard.cumsum(0), total, atol=1e-12)
+        wanted = np.maximum(drive, 0)
+        inside, error = drive < 0.7 * neuron.gamma, total[-1] - steps * wanted
+        assert (np.abs(error) <= wanted + 0.7 / 2 + 1e-9)[inside].all()
+        assert len(set(np.ravel(spikes))) == 5
+        return
     if isinstance(neuron, Growing):  # what a neuron holds is no more than two bursts
         np.testing.assert_allclose(heard.cumsum(0), total, atol=1e-12)
         inside = drive < 0.7 * neuron.gamma / 2
@@ -431,7 +458,7 @@ def test_a_cap_holds_for_every_code():
     cap = Function(cap=2.0)
     threshold = Threshold(*map(jnp.asarray, (0.3, 0.5, 0.0)))
     kinds = SigmaDelta(), Differential(), Radix(6), FirstSpike(40), Phase(5), Growing()
-    kinds += SignDescent(0.9), OneSpike(12, base=1.2)
+    kinds += SignDescent(0.9), OneSpike(12, base=1.2), MultiThreshold(8)
     for neuron in kinds:
         state = neuron.rest(threshold, (200,), jnp.float64, cap)
         drive, total = jnp.linspace(-1.0, 9.0, 200), 0.0
@@ -461,6 +488,7 @@ def test_a_cap_holds_for_every_code():
         (OneSpike, {"slots": 40}, "largest size"),
         (Phase, {"period": 17}, "period"),
         (Growing, {"gamma": 0}, "gamma"),
+        (MultiThreshold, {"gamma": 6}, "power of two"),
         (SignDescent, {"decay": 0.4}, "decay"),
         (SignDescent, {"decay": 1.0}, "decay"),
     ],

@@ -4,6 +4,7 @@ from jaxburst.neurons.base import Neuron, Threshold
 from jaxburst.neurons.burst import Burst
 from jaxburst.neurons.differential import Differential
 from jaxburst.neurons.growing import Growing
+from jaxburst.neurons.multi_threshold import MultiThreshold
 from jaxburst.neurons.phase import Phase
 from jaxburst.neurons.pooling import POOLS, Pooled
 from jaxburst.neurons.refining import Refining
@@ -17,6 +18,7 @@ __all__ = [
     "Differential",
     "FirstSpike",
     "Growing",
+    "MultiThreshold",
     "Neuron",
     "OneSpike",
     "Parallel",
