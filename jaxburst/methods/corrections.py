@@ -40,7 +40,8 @@ def correct(
 
     Args:
       model, spiking: what is run, and its converted weights.
-      inputs: calibration inputs, one batch `[B, ...]`, normalised; no labels.
+      inputs: calibration inputs, one batch `[B, ...]`, normalised; no labels. Where a
+        mean over steps is corrected, a layer holds all of them at once.
       steps: number of time steps to correct for.
       each_step: whether neurons that repeat get a correction for each step.
 
@@ -69,8 +70,8 @@ def correct(
 
 @lru_cache(maxsize=8)
 def _found(model: Model, steps: int, batch: int, each_step: bool):
-    """All corrections in one simulation: a population takes all steps before the next;
-    `[steps, C]`, one row of them on each device."""
+    """All corrections in one simulation, `[steps, C]`, one row of them on each device;
+    where they are those of a mean, a population takes all steps before the next."""
     network = model.network
 
     def function(spiking, inputs):
@@ -112,8 +113,9 @@ def _found(model: Model, steps: int, batch: int, each_step: bool):
             return after, spikes, None
 
         circuit, leaves = prepare(model, spiking), network.leaves(inputs)
-        how = {"order": Plan(steps, len(leaves[0])), "respond": respond}
-        _, rows = unroll(model, circuit, leaves, steps, lambda *_: found, **how)
+        order = Plan(1 if each_step else steps, len(leaves[0]))
+        how = {"order": order, "respond": respond}
+        _, rows = unroll(model, circuit, leaves, steps, lambda *_: dict(found), **how)
         return {name: row[None] for name, row in rows.items()}
 
     return function

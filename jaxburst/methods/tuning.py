@@ -347,7 +347,7 @@ class _Bench:
             ratio = settings["ratio"]
             neuron = Refining(15, ratio, settings["silence"] * ratio / 2)
             rounding, images, steps = settings["rounding"], 200, self.steps
-        else:  # whose corrections are slower: one simulation per layer
+        else:  # later steps mend what the first two do not
             neuron = Burst(15, signed=True)
             rounding, images, steps = 0.5, 100, min(self.steps, 2)
         model = Model(self.network, neuron)
