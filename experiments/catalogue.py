@@ -65,8 +65,8 @@ class Code:
       unit: what its hardware is charged by.
       settings: those to choose from.
       slots: of a time step, given the setting.
+      waits: whether one step stands for a window, whose other slots are priced apart.
       alike: the code that sends the same numbers, as other spikes.
-      before: steps of a first run that silences neurons (SRP); they count.
       preset: the setting that `jb.presets` has, measured in full whatever is chosen.
       spikes: whether it is one; else it is priced as a conventional network of as many
         bits as its activations need.
@@ -77,8 +77,8 @@ class Code:
     unit: str
     settings: tuple[dict, ...] = ({},)
     slots: Callable[..., int] = lambda **_: 1
+    waits: bool = False
     alike: str | None = None
-    before: int = 0
     preset: dict | None = None
     spikes: bool = True
 
@@ -149,9 +149,15 @@ def descending(draw, *, decay, first):
     return draw.convert(SignDescent(decay), draw.thresholds(1 / first, 100))
 
 
-def phases(draw, *, period):
-    """Weighted spikes: thresholds of the numbers that a period can say."""
-    return draw.convert(Phase(period), draw.thresholds(2**period - 1))
+def phases(draw, *, period, steps=1):
+    """Weighted spikes: thresholds of the numbers that some periods can say."""
+    return draw.convert(Phase(period), draw.thresholds(2**period - 1, steps=steps))
+
+
+def silencing(draw, *, before, **how):
+    """Those of a first run that fired too much (SRP), which counts."""
+    del before  # of a run, not of the weights
+    return repeating(draw, neuron=Burst(1), **how)
 
 
 def quantised(draw, *, bits):
@@ -165,6 +171,7 @@ def some(name: str, *values, **others) -> tuple[dict, ...]:
 
 
 RANGES = some("percentile", 99.9, 99.0) + some("steps", 8)
+LONGER = RANGES + some("steps", 32)
 WINDOWS = some("levels", 7, 15, 31)
 from_zero = partial(repeating, initial=0.0)
 signed = partial(Burst, signed=True)
@@ -184,13 +191,13 @@ CODES = {
         Code(partial(changing, neuron=Refining(15, silence=0), rows=4), 4, "digits",
              some("levels", 2, 4, 7)),
     "radix":
-        Code(changing, 1, "digits", WINDOWS, lambda levels: levels.bit_length()),
+        Code(changing, 1, "digits", WINDOWS, lambda levels: levels.bit_length(), True),
     "parallel, after Hao":
-        Code(changing, 1, "quanta", WINDOWS, lambda levels: levels, "radix"),
+        Code(changing, 1, "quanta", WINDOWS, lambda levels: levels, True, "radix"),
     "first spike":
-        Code(changing, 1, "events", WINDOWS, lambda levels: levels, "radix"),
+        Code(changing, 1, "events", WINDOWS, lambda levels: levels, True, "radix"),
     "first spike, exact":
-        Code(exact, 1, "events", slots=lambda: 2**16 - 1),
+        Code(exact, 1, "events", slots=lambda: 2**16 - 1, waits=True),
     "one spike, after Hwang and Kung":
         Code(single, 1, "events",
              ({"slots": 8, "base": 2.0}, {"slots": 9, "base": 1.5},
@@ -198,7 +205,7 @@ CODES = {
              lambda slots, base: slots),
     "few spikes":
         Code(partial(changing, initial=0.0), 1, "digits",
-             some("levels", 15, 31, 63), lambda levels: levels.bit_length()),
+             some("levels", 15, 31, 63), lambda levels: levels.bit_length(), True),
     "once, two digits":
         Code(partial(changing, neuron=SigmaDelta(digits=2)), 1, "digits",
              some("levels", 8, 16)),
@@ -206,7 +213,8 @@ CODES = {
         Code(partial(changing, neuron=SigmaDelta(digits=1), rows=3), 4, "digits",
              some("levels", 8, 16)),
     "hierarchical thresholds, after H-MT":
-        Code(repeating, 4, "digits", some("neuron", Burst(15), Burst(63))),
+        Code(partial(repeating, correct=1), 4, "digits",
+             some("neuron", Burst(15), Burst(31), Burst(63))),
     "signed bursts, each step corrected (FTBC)":
         Code(partial(repeating, neuron=signed(5), correct=4, each=True), 4, "quanta",
              some("steps", 1, 4)),
@@ -218,36 +226,38 @@ CODES = {
         Code(partial(repeating, correct=2), 8, "digits",
              some("steps", 1, 4, neuron=MultiThreshold(8))
              + some("neuron", MultiThreshold(128))),
-    "signed bursts (SNM)":
+    "signed bursts, means corrected":
         Code(partial(repeating, correct=2), 8, "quanta",
              some("steps", 1, 8, neuron=signed(5)) + some("neuron", signed(10))),
-    "bursts, means corrected (AdaFire)":
-        Code(partial(repeating, neuron=Burst(5), correct=8), 16, "quanta",
-             some("steps", 1, 8)),
+    "bursts, means corrected, after AdaFire":
+        Code(partial(repeating, neuron=Burst(5)), 16, "quanta",
+             some("correct", 2, 4) + some("correct", 8, 16, steps=8)),
     "sign descent (signGD)":
         Code(descending, 48, "quanta",
              ({"decay": 0.95, "first": 0.15}, {"decay": 0.9, "first": 0.25})),
     "phase, after Kim":
-        Code(phases, 128, "quanta", some("period", 4, 8)),
+        Code(phases, 64, "quanta",
+             some("period", 4, 8) + some("period", 4, steps=4)),
     "bursts (the paper)":
         Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
     "bursts that grow, after Park":
-        Code(partial(from_zero, percentile=99.9), 128, "digits",
+        Code(partial(from_zero, percentile=99.9), 64, "digits",
              some("neuron", Growing(2), Growing(4), Growing(8))),
     "bursts, SpiCalib":
-        Code(partial(from_zero, neuron=Burst(5, allowance=16)), 32, "quanta", RANGES),
-    "signed spikes (ST-BIF)":
+        Code(partial(from_zero, steps=8), 32, "quanta",
+             some("neuron", *(Burst(5, allowance=n) for n in (2, 4, 8, 16)))),
+    "signed spikes (SNM, ST-BIF)":
         Code(partial(repeating, neuron=signed(1)), 32, "quanta", RANGES),
     "integrate-and-fire, means corrected (SNNC)":
         Code(partial(repeating, neuron=Burst(1)), 64, "quanta",
-             some("steps", 8, correct=8) + some("steps", 32, correct=32)),
+             tuple({"steps": n, "correct": n} for n in (8, 16, 32, 64))),
     "integrate-and-fire, some silenced (SRP)":
-        Code(partial(repeating, neuron=Burst(1)), 64, "quanta", RANGES, before=4),
+        Code(silencing, 64, "quanta", some("before", 4, 8, 16, 32, steps=8)),
     "integrate-and-fire from θ/2 (OPI)":
-        Code(partial(repeating, neuron=Burst(1)), 64, "quanta", RANGES),
+        Code(partial(repeating, neuron=Burst(1)), 64, "quanta", LONGER),
     "integrate-and-fire":
-        Code(partial(from_zero, neuron=Burst(1)), 64, "quanta", RANGES),
+        Code(partial(from_zero, neuron=Burst(1)), 64, "quanta", LONGER),
 }
 # fmt: on
 """Parallel, radix and first spike are told apart by what they send: the numbers are the
-same, and measured once."""
+same, and measured once. A mean is corrected after as many steps as one is fitted to."""

@@ -32,6 +32,7 @@ import jaxburst as jb
 from jaxburst.batching import gather
 from jaxburst.circuit import prepared
 from jaxburst.methods.silencing import silenced_of
+from jaxburst.neurons import Radix
 from jaxburst.run import compiler_options, trace_of
 
 NETWORKS = ("resnet20-cifar10", "vgg9-cifar100", "vgg9-cifar10", "resnet56-cifar10")
@@ -43,10 +44,10 @@ PICTURED = (
     "once",
     "refining",
     "quantised ANN",
-    "signed bursts (SNM)",
+    "signed bursts, means corrected",
     "differential, after DCGS",
     "bursts (the paper)",
-    "signed spikes (ST-BIF)",
+    "signed spikes (SNM, ST-BIF)",
     "integrate-and-fire from θ/2 (OPI)",
 )
 """In `methods.png`, where all could not be told apart."""
@@ -199,7 +200,8 @@ def measured(
     and test images only."""
     model, spiking = code.make(bench.draws[draw], **setting)
     split, own = bench.parts[part][:count], bench.ann[part][:count, None]
-    logits, traffic = record(model, spiking, split.inputs, steps, code.before)
+    before = setting.get("before", 0)
+    logits, traffic = record(model, spiking, split.inputs, steps, before)
     classes, labels = logits.argmax(-1), split.labels[:, None]
     # Less whether the trained network is right.
     apart = (classes == labels) - 1.0 * (own == labels)
@@ -221,7 +223,7 @@ def measured(
     }
     curves = jb.evaluation.Curves(row["accuracy"], counted, len(classes))
     row["joules"] = priced(code, model, curves)
-    if steps > 1 and not code.before:
+    if steps > 1 and not before:
         some = bench.parts["held"].inputs[:500]
         margins = jb.anytime.settle(model, spiking, some, steps, agreement=0.99)
         spent = operations(bench.network, traffic)
@@ -255,7 +257,7 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         if i in full:
             plans = [(0, first, code.steps)]
             last = main[1] if code.steps > LONG else code.steps
-            last = max(last, code.before + 1)
+            last = max(last, setting.get("before", 0) + 1)
             plans += [(d, others, last) for d in range(1, bench.config.draws)]
         draws = [
             keep(
@@ -266,7 +268,11 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         ]
         when = {main[1], *(steps for j, steps in goals.values() if j == i)}
         when |= set(common.sampled(code.steps).tolist()) if i in full else set()
-        rows[str(setting)] = kept(draws, code.unit, main[1], sorted(when))
+        rows[str(setting)] = own = kept(draws, code.unit, main[1], sorted(when))
+        if code.waits:
+            slots = code.slots(**setting) - 1
+            for model, joules in waited(bench.network).items():
+                own["joules"][model] += slots * joules
     return {
         "unit": code.unit,
         "slots": code.slots(**code.settings[main[0]]),
@@ -298,6 +304,13 @@ def kept(draws: list[dict], unit: str, step: int, times: list[int]) -> dict:
     row["joules"] = {name: spent[t] for name, spent in first["joules"][unit].items()}
     row["draws"] = [thinned(draw["shared"]) for draw in draws]
     return row | {name: first[name] for name in {"anytime"} & set(first)}
+
+
+def lossless(points: float, within: float) -> str:
+    """Whether an interval includes 0; a wide one tells nothing."""
+    if abs(points) > within:
+        return "no"
+    return "yes" if within <= GOALS[0] else "not resolved"
 
 
 def spread(row: dict, i: int) -> float:
@@ -333,6 +346,15 @@ def priced(code: Code, model, curves) -> dict:
         }
         for unit in (UNITS if code.spikes else [code.unit])
     }
+
+
+def waited(network) -> dict[str, float]:
+    """Joules of all neurons' updates in one slot of a window, by every cost model."""
+    one, two = (jb.Model(network, Radix(slots)) for slots in (1, 2))
+    none = {name: np.zeros(1) for name in network.senders}
+    costs = jb.energy.PRESETS.values()
+    spent = [[jb.energy.joules(m, none, cost=c)[0] for c in costs] for m in (one, two)]
+    return dict(zip(jb.energy.PRESETS, np.subtract(*spent[::-1]).tolist(), strict=True))
 
 
 def stopped(logits, spent, labels, margins) -> dict:
@@ -412,6 +434,13 @@ def measure(config: Config, run: common.Kept) -> dict:
 # Tables and figures.
 
 
+def stops(early: dict, images: int) -> str:
+    """Accuracy with its 95 % interval, and steps, with an early stop."""
+    right = early["accuracy"]
+    within = 196 * (right * (1 - right) / images) ** 0.5
+    return f"{100 * right:.2f} ± {within:.2f} at {early['steps']:.2f}"
+
+
 def at(row: dict, goal: float | None = None) -> tuple[dict, int]:
     """The setting for a goal, and where its time step is in the setting's `times`."""
     chosen = row["goals"][str(goal)] if goal else row["main"]
@@ -455,12 +484,12 @@ def table(title: str, record: dict) -> str:
             name if "0.5" in row["goals"] else f"{name} ¹",
             str(steps), str(row["slots"] * (steps + ann["depth"])),
             f"{course['images']:,}", f"{100 * course['accuracy'][i]:.2f}",
-            f"{points:+.2f} ± {within:.2f}", "yes" if abs(points) <= within else "no",
+            f"{points:+.2f} ± {within:.2f}", lossless(points, within),
             f"{spread(course, i):.2f}", f"{100 * course['agreement']:.1f}",
             *(f"{x:.2f}" for x in course["operations"][i]),
             *(f"{x / ann['neurons']:.2f}" for x in course["sent"]),
             *(f"{joules[m] / ann['joules']['no'][m]:.2f}" for m in models),
-            f"{early['accuracy']:.2%} at {early['steps']:.2f}" if early else "",
+            stops(early, course["images"]) if early else "",
         ])  # fmt: skip
     counts = {len(at(row)[0]["draws"]) for row in record["rows"].values()}
     sides = ["changes", "whole"]
@@ -477,13 +506,14 @@ def table(title: str, record: dict) -> str:
         "point on held-out training images (¹ none does; the one that loses least). "
         "Accuracy in %; difference from the trained network in points on the same test "
         "images, first draw of calibration images, ± 95 % over images; lossless: the "
-        "interval includes 0. ± draws: standard deviation of the accuracy over "
+        "interval includes 0 (not resolved: and is wider than half a point). ± draws: "
+        "standard deviation of the accuracy over "
         f"{', '.join(map(str, sorted(counts)))} draws, on the images that all of them "
         "met (in part because these are few). Time: until the answer, in slots, a step "
         "for each layer included. Digits are signed binary. Energies over the "
         "trained network's without reuse, each code in the unit that its hardware is "
         "charged by; the quantised network's with zeros skipped. Early stop: accuracy "
-        "and mean time step where each image stops when it is settled.\n\n"
+        "(95 %, not paired) and mean time step where each image stops when settled.\n\n"
         + common.markdown(["pixels that change", *labels], streams)
         + "\n\nPer MAC, of what a frame changes (sigma-delta), and of the whole frame "
         "sent once."
