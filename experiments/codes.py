@@ -175,8 +175,10 @@ def choose(code: Code, found: list[dict]) -> dict:
     unit, points = UNITS.index(code.unit), []
     for i, one in enumerate(found):
         curve = zip(one["difference"], one["operations"], strict=True)
+        before = code.settings[i].get("before", 0)  # silences, and does not answer
         for t, (gained, spent) in enumerate(curve, 1):
-            points.append((i, t, -100 * gained, spent[unit]))
+            if t > before:
+                points.append((i, t, -100 * gained, spent[unit]))
     goals = {}
     for goal in GOALS:
         fits = [one for one in points if one[2] <= goal + 1e-9]
