@@ -259,7 +259,6 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         if i in full:
             plans = [(0, first, code.steps)]
             last = main[1] if code.steps > LONG else code.steps
-            last = max(last, setting.get("before", 0) + 1)
             plans += [(d, others, last) for d in range(1, bench.config.draws)]
         draws = [
             keep(
