@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import nets
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -175,6 +176,22 @@ def test_codes(run, tiny_cifar, untrained, tmp_path, capsys):
     for figure in ("codes", "methods"):
         data = (tmp_path / f"here/{figure}.png").read_bytes()
         assert data.startswith(b"\x89PNG")
+
+
+def test_windows_pay_for_their_slots(monkeypatch):
+    """What is simulated in one step is priced as neurons that wait for all slots."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    waited = runpy.run_path(str(EXPERIMENTS / "codes.py"))["waited"]
+    network = nets.case("vgg").network
+    sent = {name: np.full(1, 7.0) for name in network.senders}
+    for name, joules in waited(network).items():
+        cost = jb.energy.PRESETS[name]
+        once, window = (
+            jb.energy.joules(jb.Model(network, neuron), sent, cost=cost, unit="events")
+            for neuron in (jb.neurons.SigmaDelta(20), jb.neurons.FirstSpike(20))
+        )
+        assert joules > 0 or name == "horowitz_fp32"
+        np.testing.assert_allclose(once + 19 * joules, window, rtol=1e-12)
 
 
 def test_codes_are_all_described():
