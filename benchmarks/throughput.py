@@ -199,8 +199,9 @@ def ann(model, circuit, images) -> jax.Array:
     In `circuit` every threshold is 1, so that activations are what travels.
     """
 
-    def relu(node, threshold, state, current, t, f):
-        return state, jax.nn.relu(current)
+    def relu(name, neuron, threshold, state, arriving, f):
+        currents, _ = arriving
+        return state, jax.nn.relu(currents), None
 
     def outputs(state, info):
         return info.outputs[0]
