@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxburst.checks import is_whole, refuse
-from jaxburst.graph import RELU, Function
+from jaxburst.graph import RELU, Function, over
 
 
 class Threshold(NamedTuple):
@@ -209,6 +209,19 @@ class Neuron(abc.ABC):
     def conserves(self) -> bool:
         """Whether `v_T + θ Σn = v_0 + ΣI` at every time."""
         return False
+
+
+def potential_at_rest(threshold: Threshold, shape, dtype) -> jax.Array:
+    """`v_0 = initial θ`, of neurons that integrate, `[B, ...]`.
+
+    Example:
+      >>> threshold = Threshold(jnp.array(2.0), jnp.array(0.5), jnp.array(0.0))
+      >>> potential_at_rest(threshold, (1, 2), jnp.float32).tolist()
+      [[1.0, 1.0]]
+    """
+    none = jnp.zeros(shape, dtype)
+    start = over(threshold.theta, none) * over(threshold.initial, none)
+    return none + start.astype(dtype)
 
 
 def check_gamma(kind: str, gamma: int | None) -> None:

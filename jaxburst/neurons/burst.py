@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxburst.checks import instance, one_of, refuse, whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, check_gamma
+from jaxburst.neurons.base import Neuron, Threshold, check_gamma, potential_at_rest
 
 
 class History(NamedTuple):
@@ -192,15 +192,12 @@ class Burst(Neuron):
 
     def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Membrane:
         """`v_0 = initial θ`, and no spikes."""
-        potential = jnp.zeros(shape, dtype)
-        start = over(threshold.theta, potential) * over(threshold.initial, potential)
+        potential = potential_at_rest(threshold, shape, dtype)
         counts, history = jnp.zeros(shape, jnp.int32), None
         if self.allowance is not None:
             history = History(jnp.zeros((), jnp.int32), counts, counts)
         sent = counts if self.counts or f.cap is not None else None
-        return Membrane(
-            potential + start.astype(dtype), sent, history, jnp.array(False)
-        )
+        return Membrane(potential, sent, history, jnp.array(False))
 
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold
+from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest
 
 
 class Growth(NamedTuple):
@@ -88,9 +88,8 @@ class Growing(Neuron):
     def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Growth:
         """`v_0 = initial θ`, and no spikes."""
         none = jnp.zeros(shape, dtype)
-        start = over(threshold.theta, none) * over(threshold.initial, none)
         sent = none if f.cap is not None else None
-        return Growth(none + start.astype(dtype), none + 1, sent)
+        return Growth(potential_at_rest(threshold, shape, dtype), none + 1, sent)
 
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""

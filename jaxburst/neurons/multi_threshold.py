@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold
+from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest
 from jaxburst.neurons.sigma_delta import Said
 
 
@@ -74,9 +74,8 @@ class MultiThreshold(Neuron):
 
     def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Said:
         """`v_0 = initial θ`, and nothing sent."""
-        none = jnp.zeros(shape, dtype)
-        start = over(threshold.theta, none) * over(threshold.initial, none)
-        return Said(none + start.astype(dtype), none)
+        start = potential_at_rest(threshold, shape, dtype)
+        return Said(start, jnp.zeros(shape, dtype))
 
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""

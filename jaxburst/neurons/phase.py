@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold
+from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest
 from jaxburst.neurons.sigma_delta import Said
 
 
@@ -81,9 +81,8 @@ class Phase(Neuron):
 
     def rest(self, threshold: Threshold, shape, dtype, f=RELU) -> Said:
         """`v_0 = initial θ`, and no spikes."""
-        none = jnp.zeros(shape, dtype)
-        start = over(threshold.theta, none) * over(threshold.initial, none)
-        return Said(none + start.astype(dtype), none if f.cap is not None else None)
+        sent = jnp.zeros(shape, dtype) if f.cap is not None else None
+        return Said(potential_at_rest(threshold, shape, dtype), sent)
 
     def step(self, threshold, state, current, t, f=RELU):
         """Advances by one time step; arguments as `Neuron.step`."""
