@@ -237,7 +237,7 @@ CODES = {
              ({"decay": 0.95, "first": 0.15}, {"decay": 0.9, "first": 0.25})),
     "phase, after Kim":
         Code(phases, 64, "quanta",
-             some("period", 4, 8) + some("period", 4, steps=4)),
+             some("period", 2, 4, steps=4) + some("period", 2, steps=8)),
     "bursts (the paper)":
         Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
     "bursts that grow, after Park":
