@@ -68,6 +68,7 @@ class Code:
       waits: whether one step stands for a window, whose other slots are priced apart.
       alike: the code that sends the same numbers, as other spikes.
       preset: the setting that `jb.presets` has, measured in full whatever is chosen.
+      plain: whether it sends plain binary digits; the signed ones counted are fewer.
       spikes: whether it is one; else it is priced as a conventional network of as many
         bits as its activations need.
     """
@@ -80,6 +81,7 @@ class Code:
     waits: bool = False
     alike: str | None = None
     preset: dict | None = None
+    plain: bool = False
     spikes: bool = True
 
 
@@ -191,7 +193,8 @@ CODES = {
         Code(partial(changing, neuron=Refining(15, silence=0), rows=4), 4, "digits",
              some("levels", 2, 4, 7)),
     "radix":
-        Code(changing, 1, "digits", WINDOWS, lambda levels: levels.bit_length(), True),
+        Code(changing, 1, "digits", WINDOWS, lambda levels: levels.bit_length(), True,
+             plain=True),
     "parallel, after Hao":
         Code(changing, 1, "quanta", WINDOWS, lambda levels: levels, True, "radix"),
     "first spike":
@@ -205,7 +208,8 @@ CODES = {
              lambda slots, base: slots),
     "few spikes":
         Code(partial(changing, initial=0.0), 1, "digits",
-             some("levels", 15, 31, 63), lambda levels: levels.bit_length(), True),
+             some("levels", 15, 31, 63), lambda levels: levels.bit_length(), True,
+             plain=True),
     "once, two digits":
         Code(partial(changing, neuron=SigmaDelta(digits=2)), 1, "digits",
              some("levels", 8, 16)),
@@ -214,7 +218,7 @@ CODES = {
              some("levels", 8, 16)),
     "hierarchical thresholds, after H-MT":
         Code(partial(repeating, correct=1), 4, "digits",
-             some("neuron", Burst(15), Burst(31), Burst(63))),
+             some("neuron", Burst(15), Burst(31), Burst(63)), plain=True),
     "signed bursts, each step corrected (FTBC)":
         Code(partial(repeating, neuron=signed(5), correct=4, each=True), 4, "quanta",
              some("steps", 1, 4)),

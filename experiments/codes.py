@@ -19,7 +19,7 @@ are left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -460,35 +460,84 @@ def line(name: str, row: dict) -> str:
     )
 
 
+def measured_in_full(record: dict) -> Iterator[tuple[str, dict, str]]:
+    """Of every code what its row is called, the row, and a setting: the one chosen for
+    half a point, and the preset's."""
+    for name, row in record["rows"].items():
+        for setting, course in row["settings"].items():
+            if setting == row["main"]["setting"]:
+                yield name, row, setting
+            elif len(course["draws"]) > 1:
+                yield f"{name}, preset", row, setting
+
+
+def difference(row: dict, course: dict) -> tuple[str, int]:
+    """Points with their interval, and where the time step is in `times`."""
+    i = course["times"].index(row["main"]["steps"])
+    mark = "" if "0.5" in row["goals"] else " ¹"
+    points = f"{apart(course)[i]:+.2f}".replace("-", "−")
+    return f"{points} ± {interval(course, i):.2f}{mark}", i
+
+
+def spent(name: str, row: dict, counts: list) -> list[str]:
+    """In each unit; signed digits of a code that sends plain ones are fewer."""
+    code = CODES[name.removesuffix(", preset")]
+    numbers = [f"{count:.2f}" for count in counts]
+    numbers[2] = ("≥ " if code.plain else "") + numbers[2]
+    return [
+        number if code.spikes or unit == row["unit"] else ""
+        for number, unit in zip(numbers, UNITS, strict=True)
+    ]
+
+
+def overview(records: dict) -> str:
+    """Markdown of all networks: points, and what is paid."""
+    head, cells = ["code", "paid in"], {}
+    for k, (title, record) in enumerate(records.items()):
+        head += [f"{title}, {record['ann']['accuracy']:.2%}", "cost"]
+        for name, row, setting in measured_in_full(record):
+            course = row["settings"][setting]
+            points, i = difference(row, course)
+            cost = spent(name, row, course["operations"][i])
+            own = cells.setdefault(name, [row["unit"]] + 2 * len(records) * [""])
+            own[1 + 2 * k] = f"{points} (T = {row['main']['steps']})"
+            own[2 + 2 * k] = cost[UNITS.index(row["unit"])]
+    names = [name for code in CODES for name in (f"{code}, preset", code)]
+    lines = [[name, *cells[name]] for name in names if name in cells]
+    return common.markdown(head, lines) + "\n\n" + NOTE
+
+
+NOTE = (
+    "Each at the cheapest setting and time step that lose at most half a point on "
+    "held-out training images (¹ none does; the one that loses least). Points from the "
+    "trained network on the same test images, first draw of calibration images, ± 95 % "
+    "over images. Cost: operations per MAC of the trained network, in the unit that "
+    "the hardware of the code pays (≥: counted in signed digits; it sends plain ones)."
+)
+
+
 def table(title: str, record: dict) -> str:
-    """Markdown of one network."""
+    """Markdown of one network: what is sent, and what that takes."""
     ann = record["ann"]
     models = list(ann["joules"]["no"])
-    head = ["code", "T", "time", "images", "accuracy", "difference", "lossless",
-            "± draws", "agreement", *(f"{u} per MAC" for u in UNITS),
-            *(f"{u} per neuron" for u in UNITS), *models, "early stop"]  # fmt: skip
-    lines = []
-    every = [
-        (name, setting, course, row)
-        for name, row in record["rows"].items()
-        for setting, course in row["settings"].items()
-        if setting == row["main"]["setting"] or len(course["draws"]) > 1
-    ]
-    for name, setting, course, row in every:
-        steps = row["main"]["steps"]
-        i = course["times"].index(steps)
-        if setting != row["main"]["setting"]:
-            name = f"{name}, preset"
-        joules, early = course["joules"], course.get("anytime")
-        points, within = apart(course)[i], interval(course, i)
-        lines.append([
-            name if "0.5" in row["goals"] else f"{name} ¹",
-            str(steps), str(row["slots"] * (steps + ann["depth"])),
-            f"{course['images']:,}", f"{100 * course['accuracy'][i]:.2f}",
-            f"{points:+.2f} ± {within:.2f}", lossless(points, within),
-            f"{spread(course, i):.2f}", f"{100 * course['agreement']:.1f}",
-            *(f"{x:.2f}" for x in course["operations"][i]),
-            *(f"{x / ann['neurons']:.2f}" for x in course["sent"]),
+    sent, takes = [], []
+    for name, row, setting in measured_in_full(record):
+        course, early = (
+            row["settings"][setting],
+            row["settings"][setting].get("anytime"),
+        )
+        points, i = difference(row, course)
+        steps, joules = row["main"]["steps"], course["joules"]
+        sent.append([
+            name, str(steps), f"{course['images']:,}", points,
+            lossless(apart(course)[i], interval(course, i)), f"{spread(course, i):.2f}",
+            *spent(name, row, course["operations"][i]),
+        ])  # fmt: skip
+        takes.append([
+            name, setting.strip("{}").replace("'", ""),
+            f"{row['slots'] * (steps + ann['depth']):,}",
+            f"{100 * course['accuracy'][i]:.2f}", f"{100 * course['agreement']:.1f}",
+            *spent(name, row, [x / ann["neurons"] for x in course["sent"]]),
             *(f"{joules[m] / ann['joules']['no'][m]:.2f}" for m in models),
             stops(early, course["images"]) if early else "",
         ])  # fmt: skip
@@ -500,21 +549,34 @@ def table(title: str, record: dict) -> str:
     ]
     labels = [f"{unit} of {side}" for side in sides for unit in UNITS]
     return (
-        f"{title}, ANN {ann['accuracy']:.2%} of {ann['images']:,} test images "
-        f"({ann['held']:.1%} of the training images of the choice)\n\n"
-        + common.markdown(head, lines)
-        + f"\n\nEach at the cheapest setting and time step that lose at most half a "
-        "point on held-out training images (¹ none does; the one that loses least). "
-        "Accuracy in %; difference from the trained network in points on the same test "
-        "images, first draw of calibration images, ± 95 % over images; lossless: the "
-        "interval includes 0 (not resolved: and is wider than half a point). ± draws: "
-        "standard deviation of the accuracy over "
+        f"## {title}\n\nThe trained network: {ann['accuracy']:.2%} of "
+        f"{ann['images']:,} test images ({ann['held']:.1%} of the training images of "
+        "the choice). Per MAC:\n\n"
+        + common.markdown(
+            ["code", "T", "images", "points", "lossless", "± draws", *UNITS], sent
+        )
+        + "\n\nLossless: the interval includes 0 (not resolved: and is wider than half "
+        "a point). ± draws: standard deviation of the accuracy over "
         f"{', '.join(map(str, sorted(counts)))} draws, on the images that all of them "
-        "met (in part because these are few). Time: until the answer, in slots, a step "
-        "for each layer included. Digits are signed binary. Energies over the "
-        "trained network's without reuse, each code in the unit that its hardware is "
-        "charged by; the quantised network's with zeros skipped. Early stop: accuracy "
-        "(95 %, not paired) and mean time step where each image stops when settled.\n\n"
+        "met (in part because these are few).\n\n"
+        + common.markdown(
+            [
+                "code",
+                "setting",
+                "time",
+                "accuracy",
+                "agreement",
+                *(f"{unit} per neuron" for unit in UNITS),
+                *models,
+                "early stop",
+            ],
+            takes,
+        )  # fmt: skip
+        + "\n\nAccuracy in %. Time: until the answer, in slots, a step for each layer "
+        "included. Energies over the trained network's without reuse, each code in the "
+        "unit that its hardware is charged by; the quantised network's with zeros "
+        "skipped. Early stop: accuracy (95 %, not paired) and mean time step where "
+        "each image stops when settled.\n\n"
         + common.markdown(["pixels that change", *labels], streams)
         + "\n\nPer MAC, of what a frame changes (sigma-delta), and of the whole frame "
         "sent once."
@@ -523,7 +585,10 @@ def table(title: str, record: dict) -> str:
 
 def text(record: dict) -> str:
     """All tables."""
-    return "\n\n".join(map(table, *zip(*record["networks"].items(), strict=True)))
+    records = record["networks"]
+    return "\n\n".join(
+        [overview(records), *map(table, *zip(*records.items(), strict=True))]
+    )
 
 
 def draw(record: dict, folder: Path) -> None:

@@ -194,6 +194,20 @@ def test_windows_pay_for_their_slots(monkeypatch):
         np.testing.assert_allclose(once + 19 * joules, window, rtol=1e-12)
 
 
+def test_tables_of_codes_say_what_was_measured(monkeypatch):
+    """Those of the record are made from it, and those of the documentation are theirs."""
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    text = runpy.run_path(str(EXPERIMENTS / "codes.py"))["text"]
+    folder = EXPERIMENTS.parent / "results/codes"
+    tables = (folder / "codes.md").read_text()
+    assert text(json.loads((folder / "codes.json").read_text())) == tables.rstrip()
+    page = (EXPERIMENTS.parent / "docs/codes.md").read_text()
+    measured = [t for t in re.findall(r"(?:^\|.*\n)+", page, re.M) if "±" in t]
+    assert len(measured) == 2
+    for one in measured:
+        assert one in tables
+
+
 def test_codes_are_all_described():
     """Every kind of neuron is in the table of the documentation."""
     table = (EXPERIMENTS.parent / "docs/codes.md").read_text()
