@@ -245,8 +245,9 @@ CODES = {
     "bursts (the paper)":
         Code(partial(from_zero, neuron=Burst(5)), 32, "quanta", RANGES),
     "bursts that grow, after Park":
-        Code(partial(from_zero, percentile=99.9), 64, "digits",
-             some("neuron", Growing(2), Growing(4), Growing(8))),
+        Code(repeating, 64, "digits",
+             some("neuron", Growing(2), Growing(4), steps=8)
+             + some("neuron", Growing(2), steps=16)),
     "bursts, SpiCalib":
         Code(partial(from_zero, steps=8), 32, "quanta",
              some("neuron", *(Burst(5, allowance=n) for n in (2, 4, 8, 16)))),
