@@ -435,10 +435,15 @@ def measure(config: Config, run: common.Kept) -> dict:
 # Tables and figures.
 
 
+def by_itself(right: float, images: int) -> float:
+    """Half of the 95 % interval of an accuracy by itself, in points."""
+    return 196 * (right * (1 - right) / images) ** 0.5
+
+
 def stops(early: dict, images: int) -> str:
     """Accuracy with its 95 % interval, and steps, with an early stop."""
     right = early["accuracy"]
-    within = 196 * (right * (1 - right) / images) ** 0.5
+    within = by_itself(right, images)
     return f"{100 * right:.2f} ± {within:.2f} at {early['steps']:.2f}"
 
 
@@ -677,35 +682,42 @@ def accuracies(
 
 
 def goals(title: str, record: dict, units, look: dict) -> common.Panel:
-    """What the settings that were chosen for each goal cost, and lose on test images,
-    of the codes that are charged by one of these units."""
+    """What the settings that were chosen for each goal cost, and lose on test images
+    (bars of 95 %), of the codes that are charged by one of these units."""
     curves = []
     for name, row in record["rows"].items():
         met = [at(row, goal) for goal in GOALS if str(goal) in row["goals"]]
         if row["unit"] in units and met:
             k = UNITS.index(row["unit"])
-            points = sorted((one["operations"][i][k], -apart(one)[i]) for one, i in met)
-            curve = zip(*points, strict=True)
-            curves.append((*curve, look[name] | {"label": name}))
+            points = sorted(
+                (one["operations"][i][k], -apart(one)[i], interval(one, i))
+                for one, i in met
+            )
+            cost, lost, within = zip(*points, strict=True)
+            bars = {"yerr": within, "elinewidth": 0.5, "label": name}
+            curves.append((cost, lost, look[name] | bars))
     labels = "operations per MAC of the ANN", "points lost on test images"
     task = f"{title}: paid in {' or '.join(units[::-1])}", *labels, curves, True
-    return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -0.5), "xmargin": 0.3})
+    return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -1), "xmargin": 0.3})
 
 
 def anytime(title: str, record: dict, look: dict) -> Callable:
-    """From a fixed number of steps to as many as each image needs."""
+    """From a fixed number of steps to as many as each image needs, with bars of 95 %;
+    the trained network's accuracy on all images, and the difference on the same."""
     ann, curves, costs = 100 * record["ann"]["accuracy"], [], [1.0]
     for name, row in record["rows"].items():
         course, k = at(row)[0], UNITS.index(row["unit"])
-        accuracy = 100 * np.array(course["accuracy"])
+        accuracy = ann + apart(course)
         if "anytime" not in course or accuracy.max() < ann - 6:
             continue
         cost, own = np.array(course["operations"])[:, k], course["anytime"]
         costs += cost[accuracy > ann - 6].tolist()
         label = f"{name}: {own['steps']:.1f} of {course['times'][-1]} steps"
-        mark = look[name] | {"ms": 10, "ls": "", "label": label}
+        mark = look[name] | {"ms": 10, "ls": "", "label": label, "elinewidth": 0.8}
+        mark |= {"yerr": by_itself(own["accuracy"], course["images"])}
+        height = ann + 100 * (own["accuracy"] - course["own"])
         curves.append((cost, accuracy, look[name] | doubling(course)))
-        curves.append((own["operations"][k], 100 * own["accuracy"], mark))
+        curves.append((own["operations"][k], height, mark))
     limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
     task = f"{title}: all images as long (lines), or each as it needs"
     task = task, "operations per MAC, in the unit of each code", "accuracy (%)", curves
