@@ -226,13 +226,14 @@ CODES = {
         Code(partial(changing, rows=4), 8, "digits",
              some("levels", 4, 8, neuron=Differential(8))
              + some("levels", 16, neuron=Differential(128))),
-    "several thresholds, one a step, after ECMT":
-        Code(partial(repeating, correct=2), 8, "digits",
-             some("steps", 1, 4, neuron=MultiThreshold(8))
-             + some("neuron", MultiThreshold(128))),
     "signed bursts, means corrected":
         Code(partial(repeating, correct=2), 8, "quanta",
              some("steps", 1, 8, neuron=signed(5)) + some("neuron", signed(10))),
+    "several thresholds, one a step, after ECMT":
+        Code(repeating, 16, "digits",
+             ({"neuron": MultiThreshold(8), "steps": 4, "correct": 2},
+              {"neuron": MultiThreshold(8), "steps": 8, "correct": 8},
+              {"neuron": MultiThreshold(128), "correct": 8})),
     "bursts, means corrected, after AdaFire":
         Code(partial(repeating, neuron=Burst(5)), 16, "quanta",
              some("correct", 2, 4) + some("correct", 8, 16, steps=8)),
