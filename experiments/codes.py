@@ -465,18 +465,18 @@ def line(name: str, row: dict) -> str:
     )
 
 
-def measured_in_full(record: dict) -> Iterator[tuple[str, dict, str]]:
-    """Of every code what its row is called, the row, and a setting: the one chosen for
-    half a point, and the preset's."""
+def measured_in_full(record: dict) -> Iterator[tuple[str, dict, str, dict]]:
+    """Of every code what its line is called, its row, and a setting with its course:
+    the one chosen for half a point, and the preset's."""
     for name, row in record["rows"].items():
         for setting, course in row["settings"].items():
             if setting == row["main"]["setting"]:
-                yield name, row, setting
+                yield name, row, setting, course
             elif len(course["draws"]) > 1:
-                yield f"{name}, preset", row, setting
+                yield f"{name}, preset", row, setting, course
 
 
-def difference(row: dict, course: dict) -> tuple[str, int]:
+def points_of(row: dict, course: dict) -> tuple[str, int]:
     """Points with their interval, and where the time step is in `times`."""
     i = course["times"].index(row["main"]["steps"])
     mark = "" if "0.5" in row["goals"] else " ¹"
@@ -484,7 +484,7 @@ def difference(row: dict, course: dict) -> tuple[str, int]:
     return f"{points} ± {interval(course, i):.2f}{mark}", i
 
 
-def spent(name: str, row: dict, counts: list) -> list[str]:
+def in_units(name: str, row: dict, counts: list) -> list[str]:
     """In each unit; signed digits of a code that sends plain ones are fewer."""
     code = CODES[name.removesuffix(", preset")]
     numbers = [f"{count:.2f}" for count in counts]
@@ -500,10 +500,9 @@ def overview(records: dict) -> str:
     head, cells = ["code", "paid in"], {}
     for k, (title, record) in enumerate(records.items()):
         head += [f"{title}, {record['ann']['accuracy']:.2%}", "cost"]
-        for name, row, setting in measured_in_full(record):
-            course = row["settings"][setting]
-            points, i = difference(row, course)
-            cost = spent(name, row, course["operations"][i])
+        for name, row, _, course in measured_in_full(record):
+            points, i = points_of(row, course)
+            cost = in_units(name, row, course["operations"][i])
             own = cells.setdefault(name, [row["unit"]] + 2 * len(records) * [""])
             own[1 + 2 * k] = f"{points} (T = {row['main']['steps']})"
             own[2 + 2 * k] = cost[UNITS.index(row["unit"])]
@@ -526,24 +525,21 @@ def table(title: str, record: dict) -> str:
     ann = record["ann"]
     models = list(ann["joules"]["no"])
     sent, takes = [], []
-    for name, row, setting in measured_in_full(record):
-        course, early = (
-            row["settings"][setting],
-            row["settings"][setting].get("anytime"),
-        )
-        points, i = difference(row, course)
-        steps, joules = row["main"]["steps"], course["joules"]
+    for name, row, setting, course in measured_in_full(record):
+        points, i = points_of(row, course)
+        steps, early = row["main"]["steps"], course.get("anytime")
+        share = {m: x / ann["joules"]["no"][m] for m, x in course["joules"].items()}
         sent.append([
             name, str(steps), f"{course['images']:,}", points,
             lossless(apart(course)[i], interval(course, i)), f"{spread(course, i):.2f}",
-            *spent(name, row, course["operations"][i]),
+            *in_units(name, row, course["operations"][i]),
         ])  # fmt: skip
         takes.append([
             name, setting.strip("{}").replace("'", ""),
             f"{row['slots'] * (steps + ann['depth']):,}",
             f"{100 * course['accuracy'][i]:.2f}", f"{100 * course['agreement']:.1f}",
-            *spent(name, row, [x / ann["neurons"] for x in course["sent"]]),
-            *(f"{joules[m] / ann['joules']['no'][m]:.2f}" for m in models),
+            *in_units(name, row, [x / ann["neurons"] for x in course["sent"]]),
+            *(f"{share[m]:.2f}" for m in models),
             stops(early, course["images"]) if early else "",
         ])  # fmt: skip
     counts = {len(at(row)[0]["draws"]) for row in record["rows"].values()}
@@ -553,39 +549,28 @@ def table(title: str, record: dict) -> str:
         for row in record["streams"]
     ]
     labels = [f"{unit} of {side}" for side in sides for unit in UNITS]
-    return (
-        f"## {title}\n\nThe trained network: {ann['accuracy']:.2%} of "
-        f"{ann['images']:,} test images ({ann['held']:.1%} of the training images of "
-        "the choice). Per MAC:\n\n"
-        + common.markdown(
-            ["code", "T", "images", "points", "lossless", "± draws", *UNITS], sent
-        )
-        + "\n\nLossless: the interval includes 0 (not resolved: and is wider than half "
-        "a point). ± draws: standard deviation of the accuracy over "
+    first = ["code", "T", "images", "points", "lossless", "± draws", *UNITS]
+    second = ["code", "setting", "time", "accuracy", "agreement"]
+    second += [*(f"{unit} per neuron" for unit in UNITS), *models, "early stop"]
+    return "\n\n".join([
+        f"## {title}",
+        f"The trained network: {ann['accuracy']:.2%} of {ann['images']:,} test images "
+        f"({ann['held']:.1%} of the training images of the choice). Per MAC:",
+        common.markdown(first, sent),
+        "Lossless: the interval includes 0 (not resolved: and is wider than half a "
+        "point). ± draws: standard deviation of the accuracy over "
         f"{', '.join(map(str, sorted(counts)))} draws, on the images that all of them "
-        "met (in part because these are few).\n\n"
-        + common.markdown(
-            [
-                "code",
-                "setting",
-                "time",
-                "accuracy",
-                "agreement",
-                *(f"{unit} per neuron" for unit in UNITS),
-                *models,
-                "early stop",
-            ],
-            takes,
-        )  # fmt: skip
-        + "\n\nAccuracy in %. Time: until the answer, in slots, a step for each layer "
+        "met (in part because these are few).",
+        common.markdown(second, takes),
+        "Accuracy in %. Time: until the answer, in slots, a step for each layer "
         "included. Energies over the trained network's without reuse, each code in the "
         "unit that its hardware is charged by; the quantised network's with zeros "
         "skipped. Early stop: accuracy (95 %, not paired) and mean time step where "
-        "each image stops when settled.\n\n"
-        + common.markdown(["pixels that change", *labels], streams)
-        + "\n\nPer MAC, of what a frame changes (sigma-delta), and of the whole frame "
-        "sent once."
-    )
+        "each image stops when settled.",
+        common.markdown(["pixels that change", *labels], streams),
+        "Per MAC, of what a frame changes (sigma-delta), and of the whole frame sent "
+        "once.",
+    ])  # fmt: skip
 
 
 def text(record: dict) -> str:
