@@ -14,7 +14,7 @@ from nets import LAYERS, case
 
 from jaxburst import neurons
 from jaxburst.graph import Function
-from jaxburst.methods import silenced
+from jaxburst.methods import shifted, silenced
 from jaxburst.neurons import (
     Burst,
     Differential,
@@ -543,3 +543,45 @@ def test_no_code_is_forgotten():
     }
     tested = {type(neuron) for neuron, *_ in CODES.values()}
     assert kinds - tested == {neurons.Neuron, Burst}
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_shifted_neurons_send_one_spike_more_or_less(name):
+    """COS against NumPy, and its theorem: of the same input, just one."""
+    it, (layers, _) = case(name), LAYERS[name]
+    before, steps, moved = 5, 8, []
+    thresholds = it.thresholds(Burst(1), "channel", 0.4)
+    flat = [np.ravel(value) for value in thresholds.values()]
+
+    def layer(theta, initial, current):
+        potential, most, least, sent = initial * theta, -np.inf, np.inf, 0
+        for now in current[:before]:
+            charged = potential + now
+            fires = charged >= theta
+            most = np.maximum(most, np.where(fires, -np.inf, charged))
+            least = np.minimum(least, np.where(fires, charged, np.inf))
+            potential, sent = charged - theta * fires, sent + fires
+        up = np.where(sent == before, theta, np.maximum(theta, 1.001 * theta - most))
+        down = np.maximum(theta, least - 0.999 * theta)
+        few, many = potential >= theta, (potential < 0) & (sent > 0)
+        start = initial * theta + few * up - many * np.where(many, down, 0)
+        spikes = oracle.fire(Burst(1), theta, start, current)
+        more = spikes[:before].sum(0) - sent
+        np.testing.assert_array_equal(more, (few & (sent < before)) - 1.0 * many)
+        moved.append((few.any(), many.any()))
+        return spikes, np.ones(len(spikes))
+
+    shown = np.ones((steps, *[1] * it.inputs.ndim))
+    logits, trains, _ = in_numpy(it, layers, layer, flat, 0.5, shown)
+    assert np.any(moved, 0).all(), "some are shifted, up and down"
+    spiking = it.spiking(Burst(1), "channel", 0.5, 0.4)
+    found = shifted(it.model(Burst(1)), spiking, it.inputs, steps, before=before)
+    times = np.arange(1, steps + 1).reshape(-1, 1, 1)
+    np.testing.assert_allclose(found.logits, logits / times, rtol=0, atol=1e-12)
+    for one, train in zip(it.network.neurons, trains, strict=True):
+        quanta = train.reshape(*train.shape[:2], -1).sum(2)
+        np.testing.assert_array_equal(found.events[one], quanta)
+    with pytest.raises(ValueError, match="shifted: .* presented its input once"):
+        shifted(it.model(SigmaDelta()), spiking, it.inputs, steps)
+    with pytest.raises(ValueError, match="shifted: before: at most the 8 steps"):
+        shifted(it.model(Burst(1)), spiking, it.inputs, steps, before=9)

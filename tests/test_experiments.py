@@ -195,7 +195,7 @@ def test_windows_pay_for_their_slots(monkeypatch):
 
 
 def test_tables_of_codes_say_what_was_measured(monkeypatch):
-    """Those of the record are made from it, and those of the documentation are theirs."""
+    """Those of the record are made from it, and those of the docs are theirs."""
     monkeypatch.syspath_prepend(EXPERIMENTS)
     text = runpy.run_path(str(EXPERIMENTS / "codes.py"))["text"]
     folder = EXPERIMENTS.parent / "results/codes"

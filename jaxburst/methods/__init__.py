@@ -8,6 +8,7 @@ from jaxburst.methods.corrections import correct
 from jaxburst.methods.direct import direct
 from jaxburst.methods.polishing import polish
 from jaxburst.methods.rounding import quantise, rounded
+from jaxburst.methods.shifting import shifted
 from jaxburst.methods.silencing import silenced
 from jaxburst.methods.tuning import tune
 from jaxburst.normalise import normalise
@@ -27,6 +28,7 @@ __all__ = [
     "presets",
     "quantise",
     "rounded",
+    "shifted",
     "silenced",
     "tune",
 ]

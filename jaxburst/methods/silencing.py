@@ -5,6 +5,8 @@ trace = silenced(model, spiking, inputs, steps=8, before=4)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,7 @@ from jaxburst.circuit import Info, answer, prepare
 from jaxburst.convert import Spiking
 from jaxburst.graph import over
 from jaxburst.model import Model
+from jaxburst.network import Network
 from jaxburst.run import Trace, jitted, unroll
 
 
@@ -49,11 +52,7 @@ def silenced(
     """
     leaves = model.network.leaves(inputs)
     model.neuron.check_steps(before + steps)
-    if not model.neuron.repeats:
-        raise ValueError(
-            f"silenced: {model.neuron!r} is presented its input once, and has no "
-            "residual that could tell; use Burst(1)"
-        )
+    repeating("silenced", model)
     found = _silenced(model, spiking, leaves, steps, before)
     return found._replace(logits=model.network.outputs(found.logits))
 
@@ -65,15 +64,7 @@ def _silenced(model, spiking, leaves, steps: int, before: int) -> Trace:
 
 def silenced_of(model: Model, circuit, leaves: list, steps: int, before: int) -> Trace:
     """The same of a circuit; the outputs as a list."""
-    graph, own = model.network.graph, circuit.own
-
-    def observe(_, info: Info) -> Trace:
-        outputs = [
-            jnp.moveaxis(value, graph[name].batch_axis + 1, 1)
-            for name, value in zip(graph.outputs, info.outputs, strict=True)
-        ]
-        return Trace(outputs, info.traffic, {}, {})
-
+    own, observe = circuit.own, observer(model.network)
     state, first = unroll(model, circuit, leaves, before, observe)
     active = {}
     for name in model.network.neurons:
@@ -86,3 +77,26 @@ def silenced_of(model: Model, circuit, leaves: list, steps: int, before: int) ->
 
     _, second = unroll(model, circuit, leaves, steps, observe, respond=respond)
     return jax.tree.map(lambda *both: jnp.concatenate(both), first, second)
+
+
+def observer(network: Network) -> Callable:
+    """What `unroll` is to keep for a `Trace`: outputs and traffic."""
+    graph = network.graph
+
+    def observe(_, info: Info) -> Trace:
+        outputs = [
+            jnp.moveaxis(value, graph[name].batch_axis + 1, 1)
+            for name, value in zip(graph.outputs, info.outputs, strict=True)
+        ]
+        return Trace(outputs, info.traffic, {}, {})
+
+    return observe
+
+
+def repeating(method: str, model: Model) -> None:
+    """Refuses neurons that are not presented their input at every step."""
+    if not model.neuron.repeats:
+        raise ValueError(
+            f"{method}: {model.neuron!r} is presented its input once, and has no "
+            "residual that could tell; use Burst(1)"
+        )
