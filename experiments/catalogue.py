@@ -63,7 +63,8 @@ class Code:
       make: `make(draw, **setting)` gives `(model, spiking)`.
       steps: the most time steps it is given.
       unit: what its hardware is charged by.
-      settings: those to choose from.
+      settings: those to choose from; `before` are steps of a first run that does not
+        answer, `held` of one that each layer makes of what it hears.
       slots: of a time step, given the setting.
       waits: whether one step stands for a window, whose other slots are priced apart.
       alike: the code that sends the same numbers, as other spikes.
@@ -159,6 +160,12 @@ def phases(draw, *, period, steps=1):
 def silencing(draw, *, before, **how):
     """Those of a first run that fired too much (SRP), which counts."""
     del before  # of a run, not of the weights
+    return repeating(draw, neuron=Burst(1), **how)
+
+
+def shifting(draw, *, held, **how):
+    """Those of each layer that sent a spike too many or too few (COS)."""
+    del held  # of a run, not of the weights
     return repeating(draw, neuron=Burst(1), **how)
 
 
@@ -259,6 +266,8 @@ CODES = {
              tuple({"steps": n, "correct": n} for n in (8, 16, 32, 64))),
     "integrate-and-fire, some silenced (SRP)":
         Code(silencing, 64, "quanta", some("before", 4, 8, 16, 32, steps=8)),
+    "integrate-and-fire, some shifted (COS)":
+        Code(shifting, 32, "quanta", some("held", 4, 8, 16, steps=8)),
     "integrate-and-fire from θ/2 (OPI)":
         Code(partial(repeating, neuron=Burst(1)), 64, "quanta", LONGER),
     "integrate-and-fire":

@@ -31,6 +31,7 @@ from catalogue import CODES, Code, Draw, once
 import jaxburst as jb
 from jaxburst.batching import gather
 from jaxburst.circuit import prepared
+from jaxburst.methods.shifting import shifted_of
 from jaxburst.methods.silencing import silenced_of
 from jaxburst.neurons import Radix
 from jaxburst.run import compiler_options, trace_of
@@ -115,7 +116,7 @@ def source(title: str, config: Config) -> common.Source:
 
 
 @lru_cache(maxsize=8)
-def _running(model, steps: int, before: int):
+def _running(model, steps: int, before: int, held: int):
     """Logits `[B, T, C]` and traffic `{name: [B, T]}`, to be stacked on the host: here
     the populations would be gone through once more for each unit."""
 
@@ -123,6 +124,8 @@ def _running(model, steps: int, before: int):
         leaves = model.network.leaves(batch)
         if before:
             trace = silenced_of(model, circuit, leaves, steps - before, before)
+        elif held:
+            trace = shifted_of(model, circuit, leaves, steps, held)
         else:
             trace = trace_of(model, circuit, leaves, steps)
         counts = jax.tree.map(lambda own: own.swapaxes(0, 1), trace.traffic)
@@ -131,9 +134,10 @@ def _running(model, steps: int, before: int):
     return function
 
 
-def record(model, spiking, inputs, steps: int, before: int = 0):
-    """Logits `[N, T, C]`, and what is sent at each step `{name: [N, T, 3]}`."""
-    task = _running(model, steps, before), prepared(model, spiking), inputs, 100
+def record(model, spiking, inputs, steps: int, before: int = 0, held: int = 0):
+    """Logits `[N, T, C]`, and what is sent at each step `{name: [N, T, 3]}`, with a
+    first run of all layers, or of each."""
+    task = _running(model, steps, before, held), prepared(model, spiking), inputs, 100
     logits, traffic = gather(*task, options=compiler_options(model.network))
     return logits, {name: np.stack(own, -1) for name, own in traffic.items()}
 
@@ -175,9 +179,10 @@ def choose(code: Code, found: list[dict]) -> dict:
     unit, points = UNITS.index(code.unit), []
     for i, one in enumerate(found):
         curve = zip(one["difference"], one["operations"], strict=True)
-        before = code.settings[i].get("before", 0)  # silences, and does not answer
+        setting = code.settings[i]
+        least = max(setting.get("before", 0) + 1, setting.get("held", 1))
         for t, (gained, spent) in enumerate(curve, 1):
-            if t > before:
+            if t >= least:
                 points.append((i, t, -100 * gained, spent[unit]))
     goals = {}
     for goal in GOALS:
@@ -202,8 +207,8 @@ def measured(
     and test images only."""
     model, spiking = code.make(bench.draws[draw], **setting)
     split, own = bench.parts[part][:count], bench.ann[part][:count, None]
-    before = setting.get("before", 0)
-    logits, traffic = record(model, spiking, split.inputs, steps, before)
+    first = {name: setting[name] for name in ("before", "held") if name in setting}
+    logits, traffic = record(model, spiking, split.inputs, steps, **first)
     classes, labels = logits.argmax(-1), split.labels[:, None]
     # Less whether the trained network is right.
     apart = (classes == labels) - 1.0 * (own == labels)
@@ -225,7 +230,7 @@ def measured(
     }
     curves = jb.evaluation.Curves(row["accuracy"], counted, len(classes))
     row["joules"] = priced(code, model, curves)
-    if steps > 1 and not before:
+    if steps > 1 and not first:
         some = bench.parts["held"].inputs[:500]
         margins = jb.anytime.settle(model, spiking, some, steps, agreement=0.99)
         spent = operations(bench.network, traffic)
@@ -270,12 +275,12 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         when = {main[1], *(steps for j, steps in goals.values() if j == i)}
         when |= set(common.sampled(code.steps).tolist()) if i in full else set()
         rows[str(setting)] = own = kept(draws, code.unit, main[1], sorted(when))
-        if code.waits:
-            slots = code.slots(**setting) - 1
-            for model, joules in waited(bench.network).items():
-                own["joules"][model] += slots * joules
+        more = setting.get("held", 0) + code.waits * (code.slots(**setting) - 1)
+        for model, joules in waited(bench.network).items() if more else ():
+            own["joules"][model] += more * joules
     return {
         "unit": code.unit,
+        "held": code.settings[main[0]].get("held", 0),
         "slots": code.slots(**code.settings[main[0]]),
         "main": {"setting": str(code.settings[main[0]]), "steps": main[1]},
         "goals": {
@@ -350,7 +355,8 @@ def priced(code: Code, model, curves) -> dict:
 
 
 def waited(network) -> dict[str, float]:
-    """Joules of all neurons' updates in one slot of a window, by every cost model."""
+    """Joules of all neurons' updates in one slot of a window, or in one step of a first
+    run whose spikes go nowhere, by every cost model."""
     one, two = (jb.Model(network, Radix(slots)) for slots in (1, 2))
     none = {name: np.zeros(1) for name in network.senders}
     costs = jb.energy.PRESETS.values()
@@ -527,7 +533,8 @@ def table(title: str, record: dict) -> str:
     sent, takes = [], []
     for name, row, setting, course in measured_in_full(record):
         points, i = points_of(row, course)
-        steps, early = row["main"]["steps"], course.get("anytime")
+        steps, held = row["main"]["steps"], row.get("held", 0)
+        early = course.get("anytime")
         share = {m: x / ann["joules"]["no"][m] for m, x in course["joules"].items()}
         sent.append([
             name, str(steps), f"{course['images']:,}", points,
@@ -536,7 +543,7 @@ def table(title: str, record: dict) -> str:
         ])  # fmt: skip
         takes.append([
             name, setting.strip("{}").replace("'", ""),
-            f"{row['slots'] * (steps + ann['depth']):,}",
+            f"{row['slots'] * (steps + ann['depth']) + held * ann['depth']:,}",
             f"{100 * course['accuracy'][i]:.2f}", f"{100 * course['agreement']:.1f}",
             *in_units(name, row, [x / ann["neurons"] for x in course["sent"]]),
             *(f"{share[m]:.2f}" for m in models),
