@@ -69,6 +69,7 @@ class Code:
       waits: whether one step stands for a window, whose other slots are priced apart.
       alike: the code that sends the same numbers, as other spikes.
       preset: the setting that `jb.presets` has, measured in full whatever is chosen.
+      at: the time step that goes with it.
       plain: whether it sends plain binary digits; the signed ones counted are fewer.
       spikes: whether it is one; else it is priced as a conventional network of as many
         bits as its activations need.
@@ -82,6 +83,7 @@ class Code:
     waits: bool = False
     alike: str | None = None
     preset: dict | None = None
+    at: int = 1
     plain: bool = False
     spikes: bool = True
 
@@ -193,7 +195,7 @@ CODES = {
     "once, by digits":
         Code(within, 1, "digits", some("digits", 0.65)),
     "refining":
-        Code(refining, 4, "digits"),
+        Code(refining, 4, "digits", preset={}, at=3),
     "quantised ANN":
         Code(quantised, 1, "events", some("bits", 3, 4, 5, 6), spikes=False),
     "refining, no silence":

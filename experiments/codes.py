@@ -471,58 +471,57 @@ def line(name: str, row: dict) -> str:
     )
 
 
-def measured_in_full(record: dict) -> Iterator[tuple[str, dict, str, dict]]:
-    """Of every code what its line is called, its row, and a setting with its course:
-    the one chosen for half a point, and the preset's."""
+def lines(record: dict) -> Iterator[tuple[str, dict, str, int]]:
+    """Of every code what a line is called, its row, a setting and a time step: those
+    chosen for half a point, and those of the preset."""
     for name, row in record["rows"].items():
-        for setting, course in row["settings"].items():
-            if setting == row["main"]["setting"]:
-                yield name, row, setting, course
-            elif len(course["draws"]) > 1:
-                yield f"{name}, preset", row, setting, course
+        chosen, code = (row["main"]["setting"], row["main"]["steps"]), CODES[name]
+        preset = str(code.preset), code.at
+        if code.preset is not None and preset != chosen:
+            yield f"{name}, preset", row, *preset
+        yield name, row, *chosen
 
 
-def points_of(row: dict, course: dict) -> tuple[str, int]:
-    """Points with their interval, and where the time step is in `times`."""
-    i = course["times"].index(row["main"]["steps"])
+def points_of(row: dict, course: dict, i: int) -> str:
+    """Points with their interval."""
     mark = "" if "0.5" in row["goals"] else " ¹"
     points = f"{apart(course)[i]:+.2f}".replace("-", "−")
-    return f"{points} ± {interval(course, i):.2f}{mark}", i
+    return f"{points} ± {interval(course, i):.2f}{mark}"
 
 
-def in_units(name: str, row: dict, counts: list) -> list[str]:
+def in_units(name: str, counts: list) -> list[str]:
     """In each unit; signed digits of a code that sends plain ones are fewer."""
     code = CODES[name.removesuffix(", preset")]
     numbers = [f"{count:.2f}" for count in counts]
     numbers[2] = ("≥ " if code.plain else "") + numbers[2]
     return [
-        number if code.spikes or unit == row["unit"] else ""
+        number if code.spikes or unit == code.unit else "–"
         for number, unit in zip(numbers, UNITS, strict=True)
     ]
 
 
 def overview(records: dict) -> str:
-    """Markdown of all networks: points, and what is paid."""
+    """Markdown of all networks: points, and what is sent."""
     head, cells = ["code", "paid in"], {}
     for k, (title, record) in enumerate(records.items()):
-        head += [f"{title}, {record['ann']['accuracy']:.2%}", "cost"]
-        for name, row, _, course in measured_in_full(record):
-            points, i = points_of(row, course)
-            cost = in_units(name, row, course["operations"][i])
+        head += [f"{title}, {record['ann']['accuracy']:.2%}", " / ".join(UNITS)]
+        for name, row, setting, steps in lines(record):
+            course = row["settings"][setting]
+            i = course["times"].index(steps)
             own = cells.setdefault(name, [row["unit"]] + 2 * len(records) * [""])
-            own[1 + 2 * k] = f"{points} (T = {row['main']['steps']})"
-            own[2 + 2 * k] = cost[UNITS.index(row["unit"])]
+            own[1 + 2 * k] = f"{points_of(row, course, i)} (T = {steps})"
+            own[2 + 2 * k] = " / ".join(in_units(name, course["operations"][i]))
     names = [name for code in CODES for name in (f"{code}, preset", code)]
-    lines = [[name, *cells[name]] for name in names if name in cells]
-    return common.markdown(head, lines) + "\n\n" + NOTE
+    rows = [[name, *cells[name]] for name in names if name in cells]
+    return common.markdown(head, rows) + "\n\n" + NOTE
 
 
 NOTE = (
     "Each at the cheapest setting and time step that lose at most half a point on "
     "held-out training images (¹ none does; the one that loses least). Points from the "
     "trained network on the same test images, first draw of calibration images, ± 95 % "
-    "over images. Cost: operations per MAC of the trained network, in the unit that "
-    "the hardware of the code pays (≥: counted in signed digits; it sends plain ones)."
+    "over images. Then what reaches a synapse, per MAC of the trained network (≥: "
+    "counted in signed digits; it sends plain ones)."
 )
 
 
@@ -531,21 +530,23 @@ def table(title: str, record: dict) -> str:
     ann = record["ann"]
     models = list(ann["joules"]["no"])
     sent, takes = [], []
-    for name, row, setting, course in measured_in_full(record):
-        points, i = points_of(row, course)
-        steps, held = row["main"]["steps"], row.get("held", 0)
-        early = course.get("anytime")
-        share = {m: x / ann["joules"]["no"][m] for m, x in course["joules"].items()}
+    for name, row, setting, steps in lines(record):
+        course, depth = row["settings"][setting], ann["depth"]
+        i = course["times"].index(steps)
         sent.append([
-            name, str(steps), f"{course['images']:,}", points,
+            name, str(steps), f"{course['images']:,}", points_of(row, course, i),
             lossless(apart(course)[i], interval(course, i)), f"{spread(course, i):.2f}",
-            *in_units(name, row, course["operations"][i]),
+            *in_units(name, course["operations"][i]),
         ])  # fmt: skip
+        if steps != row["main"]["steps"]:
+            continue  # the record has the rest for the step that was chosen
+        share = {m: x / ann["joules"]["no"][m] for m, x in course["joules"].items()}
+        time = row["slots"] * (steps + depth) + row.get("held", 0) * depth
+        early = course.get("anytime")
         takes.append([
-            name, setting.strip("{}").replace("'", ""),
-            f"{row['slots'] * (steps + ann['depth']) + held * ann['depth']:,}",
+            name, setting.strip("{}").replace("'", ""), f"{time:,}",
             f"{100 * course['accuracy'][i]:.2f}", f"{100 * course['agreement']:.1f}",
-            *in_units(name, row, [x / ann["neurons"] for x in course["sent"]]),
+            *in_units(name, [x / ann["neurons"] for x in course["sent"]]),
             *(f"{share[m]:.2f}" for m in models),
             stops(early, course["images"]) if early else "",
         ])  # fmt: skip
@@ -603,8 +604,8 @@ def draw(record: dict, folder: Path) -> None:
     panels = [goals(*one, units, look) for one in rows for units in PAID]
     title = "least cost for a loss of 1, 0.5 and 0.2 points on training images"
     common.picture(folder / "goals.png", panels, 2, title, size=(5.5, 4.6))
-    panels = [anytime(*one, look) for one in rows]
-    common.picture(folder / "anytime.png", panels, 1, size=(8, 4.4))
+    panels = [anytime(*one, unit, look) for one in rows for unit in ENDS]
+    common.picture(folder / "anytime.png", panels, 2, size=(6.5, 4.4))
     panels = [changes(records, unit) for unit in UNITS]
     common.picture(folder / "streams.png", panels, 3, size=(4, 3.6), below=True)
 
@@ -693,12 +694,12 @@ def goals(title: str, record: dict, units, look: dict) -> common.Panel:
     return common.Panel(*task, levels=GOALS, limits={"ylim": (4, -1), "xmargin": 0.3})
 
 
-def anytime(title: str, record: dict, look: dict) -> Callable:
+def anytime(title: str, record: dict, unit: str, look: dict) -> Callable:
     """From a fixed number of steps to as many as each image needs, with bars of 95 %;
     the trained network's accuracy on all images, and the difference on the same."""
     ann, curves, costs = 100 * record["ann"]["accuracy"], [], [1.0]
     for name, row in record["rows"].items():
-        course, k = at(row)[0], UNITS.index(row["unit"])
+        course, k = at(row)[0], UNITS.index(unit)
         accuracy = ann + apart(course)
         if "anytime" not in course or accuracy.max() < ann - 6:
             continue
@@ -712,7 +713,7 @@ def anytime(title: str, record: dict, look: dict) -> Callable:
         curves.append((own["operations"][k], height, mark))
     limits = {"ylim": (ann - 6, ann + 1), "xlim": (min(costs) / 1.5, max(costs) * 1.5)}
     task = f"{title}: all images as long (lines), or each as it needs"
-    task = task, "operations per MAC, in the unit of each code", "accuracy (%)", curves
+    task = task, f"{unit} per MAC", "accuracy (%)", curves
     panel = common.Panel(*task, True, levels=[ann], limits=limits)
 
     def draw(axis) -> None:
@@ -720,6 +721,7 @@ def anytime(title: str, record: dict, look: dict) -> Callable:
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         if curves:
             axis.legend(**beside, fontsize=7, markerscale=0.6)
+            axis.get_legend().set_visible(unit == ENDS[-1])  # one is enough
 
     return draw
 
