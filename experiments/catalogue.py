@@ -228,7 +228,7 @@ CODES = {
     "hierarchical thresholds, after H-MT":
         Code(partial(repeating, correct=1), 4, "digits",
              some("neuron", Burst(15), Burst(31), Burst(63)), plain=True),
-    "signed bursts, each step corrected (FTBC)":
+    "signed bursts, each step corrected, after FTBC":
         Code(partial(repeating, neuron=signed(5), correct=4, each=True), 4, "quanta",
              some("steps", 1, 4)),
     "differential, after DCGS":
