@@ -192,12 +192,15 @@ def refuse(
     name: str, expected: str, value: Any, hint: str = "", error: type = ValueError
 ) -> NoReturn:
     """Raises the error of an argument, which says what it is in a few words."""
-    short = int | float | complex | str | bytes | type | None | np.generic
+    short = int | float | complex | str | bytes | type | None
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, short):
         found = repr(value)
     elif isinstance(value, np.ndarray | jax.Array):
         found = f"an array {value.dtype} {list(value.shape)}"
-    elif isinstance(value, tuple | list) and all(isinstance(x, short) for x in value):
+    elif isinstance(value, tuple | list) and all(
+        isinstance(x, short | np.generic) for x in value
+    ):
         found = repr(value)
     else:
         found = type(value).__name__

@@ -35,8 +35,9 @@ def correct(
     by population, each with those below already corrected. Neurons that repeat get one
     correction, right after `steps` steps, and a part of their current at each of them.
     Others get one for each of the first `steps` steps; and so do those that repeat with
-    `each_step`, where the spikes of every single step shall match. What a run does
-    beyond these steps is the neuron's own, see `Neuron.correction`.
+    `each_step`, where the spikes of every single step shall match. Since a shift moves
+    active neurons only, that of a step is made three times, each from the one before.
+    What a run does beyond these steps is the neuron's own, see `Neuron.correction`.
 
     Args:
       model, spiking: what is run, and its converted weights.

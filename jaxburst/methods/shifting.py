@@ -12,7 +12,7 @@ from jaxburst.checks import door
 from jaxburst.circuit import answer, prepare
 from jaxburst.convert import Spiking
 from jaxburst.graph import over
-from jaxburst.methods.silencing import observer, repeating
+from jaxburst.methods.silencing import integrate_and_fire, observer
 from jaxburst.model import Model
 from jaxburst.run import Plan, Trace, jitted, unroll
 
@@ -62,7 +62,7 @@ def shifted(
     """
     leaves = model.network.leaves(inputs)
     model.neuron.check_steps(steps)
-    repeating("shifted", model)
+    integrate_and_fire("shifted", model)
     if before > steps:
         raise ValueError(f"shifted: before: at most the {steps} steps, found {before}")
     found = _shifted(model, spiking, leaves, steps, before)

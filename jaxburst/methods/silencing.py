@@ -16,6 +16,7 @@ from jaxburst.convert import Spiking
 from jaxburst.graph import over
 from jaxburst.model import Model
 from jaxburst.network import Network
+from jaxburst.neurons import Burst
 from jaxburst.run import Trace, jitted, unroll
 
 
@@ -52,7 +53,7 @@ def silenced(
     """
     leaves = model.network.leaves(inputs)
     model.neuron.check_steps(before + steps)
-    repeating("silenced", model)
+    integrate_and_fire("silenced", model)
     found = _silenced(model, spiking, leaves, steps, before)
     return found._replace(logits=model.network.outputs(found.logits))
 
@@ -93,10 +94,10 @@ def observer(network: Network) -> Callable:
     return observe
 
 
-def repeating(method: str, model: Model) -> None:
-    """Refuses neurons that are not presented their input at every step."""
-    if not model.neuron.repeats:
+def integrate_and_fire(method: str, model: Model) -> None:
+    """Refuses neurons whose residual says something else, or nothing."""
+    if model.neuron != Burst(1):
         raise ValueError(
-            f"{method}: {model.neuron!r} is presented its input once, and has no "
-            "residual that could tell; use Burst(1)"
+            f"{method}: expected integrate-and-fire neurons, Burst(1), whose residual "
+            f"tells of a spike too many or too few, found {model.neuron!r}"
         )

@@ -224,6 +224,19 @@ def potential_at_rest(threshold: Threshold, shape, dtype) -> jax.Array:
     return none + start.astype(dtype)
 
 
+def within(cap: float, theta: jax.Array, times: jax.Array) -> jax.Array:
+    r"""`⌊times · cap / θ⌋`: how many quanta a number of caps holds, `[...]` as `θ`.
+
+    A whole number stays one, however it is rounded.
+
+    Example:
+      >>> within(6.0, jnp.array(1.2), jnp.arange(1, 5)).tolist()
+      [5.0, 10.0, 15.0, 20.0]
+    """
+    most = times.astype(theta.dtype) * theta.dtype.type(cap) / theta
+    return jnp.floor(most * (1 + 4 * jnp.finfo(theta.dtype).eps))
+
+
 def check_gamma(kind: str, gamma: int | None) -> None:
     """Refuses what cannot be a largest number of spikes.
 
@@ -243,3 +256,23 @@ def check_gamma(kind: str, gamma: int | None) -> None:
             "None for no limit",
             gamma,
         )
+
+
+def check_digits(kind: str, gamma: int | None, digits: int | None) -> None:
+    """Refuses a largest spike that takes more signed powers of two than a spike may.
+
+    Raises:
+      ValueError: saying what was found.
+
+    Example:
+      >>> check_digits("SigmaDelta", 7, 2)  # 8 - 1
+      >>> check_digits("Growing", 6, 1)
+      Traceback (most recent call last):
+      ValueError: Growing: gamma: expected a power of two, ...found 6
+    """
+    if gamma is None or digits is None:
+        return
+    if (gamma ^ 3 * gamma).bit_count() <= digits:
+        return
+    few = "a power of two" if digits == 1 else f"a sum of {digits} signed powers of two"
+    refuse(f"{kind}: gamma", f"{few}, as all of its spikes are", gamma)

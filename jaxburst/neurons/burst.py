@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from jaxburst.checks import instance, one_of, refuse, whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, check_gamma, potential_at_rest
+from jaxburst.neurons.base import (
+    Neuron,
+    Threshold,
+    check_gamma,
+    potential_at_rest,
+    within,
+)
 
 
 class History(NamedTuple):
@@ -216,8 +222,7 @@ class Burst(Neuron):
                 low = jnp.maximum(low, float(-self.gamma))
         spikes = self._spikes(theta, charged, low)
         if f.cap is not None:
-            cap = theta.dtype.type(f.cap)
-            allowed = jnp.floor(t.astype(theta.dtype) * cap / theta)
+            allowed = within(f.cap, theta, t)
             spikes = jnp.minimum(spikes, allowed - state.sent.astype(charged.dtype))
         spikes = jax.lax.optimization_barrier(spikes)  # or XLA computes them twice
         potential, history = self._reset(theta, charged, spikes), None
@@ -257,8 +262,7 @@ class Burst(Neuron):
             bias = jnp.tensordot(taken / steps, bias, 1)
         sent = jnp.floor(initial + steps * (drive + over(bias, drive)) / theta)
         if f.cap is not None:
-            cap = drive.dtype.type(f.cap)
-            sent = jnp.minimum(sent, jnp.floor(steps * cap / theta))
+            sent = jnp.minimum(sent, within(f.cap, theta, t))
         return theta * jnp.maximum(sent, 0.0) / steps
 
     def _spikes(self, theta, charged, low):

@@ -26,11 +26,14 @@ class Differential(SigmaDelta):
 
     `Q` rounds to the nearest number of `digits` signed powers of two, by default one,
     and gives at most `gamma`: thresholds θ, 2θ, ... γθ, and their negatives, of which
-    one fires. No more is taken back than was sent.
+    one fires. Ties go away from zero, those of the first step by `initial`. No more is
+    taken back than was sent: of a ReLU a spike that would, is halved instead, and cut
+    to a whole number.
 
     The hardware needs signed spikes of a few sizes and, at every synapse, the division
     by `t` that all layers know from the time alone; what max pooling passes on is no
-    whole number of quanta of its step.
+    whole number of quanta of its step, and counts as the next. A correction stays, as
+    that of `SigmaDelta` does.
 
     Assumed, for want of the authors' equations of every part: the membrane integrates
     the whole mean so far, so that its potential is :math:`t\, e_t`, and a potential
@@ -38,7 +41,7 @@ class Differential(SigmaDelta):
     fixed point of Gaussian statistics; here use `calibrate_mse`.
 
     Attributes:
-      gamma: the largest number of quanta of a spike, a power of two.
+      gamma: the largest number of quanta of a spike, itself of so many digits.
       digits: signed powers of two in a spike.
 
     Example:

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest
+from jaxburst.neurons.base import (
+    Neuron,
+    Threshold,
+    check_digits,
+    potential_at_rest,
+    within,
+)
 
 
 class Growth(NamedTuple):
@@ -45,8 +51,9 @@ class Growing(Neuron):
         v_t = u_t - \theta\, n_t
 
     with :math:`g_t = \min(2 g_{t-1}, \gamma)` after a spike, otherwise 1. Charge is
-    conserved. A population with a cap sends what a `Burst` may. The hardware needs
-    binary spikes, and a shift in every neuron, at either end of a synapse.
+    conserved. A population with a cap sends no spike that would be more than a
+    `Burst` may have sent. The hardware needs binary spikes, and a shift in every
+    neuron, at either end of a synapse.
 
     Assumed: the burst constant 2; a largest weight, by which the range of a population
     is divided; the input and constants at every step, as real numbers.
@@ -74,6 +81,7 @@ class Growing(Neuron):
 
     def __post_init__(self):
         whole("Growing: gamma", self.gamma, 1, 2**16)
+        check_digits("Growing", self.gamma, 1)
 
     @property
     def most(self) -> int:
@@ -97,9 +105,7 @@ class Growing(Neuron):
         charged, sent = state.potential + (current + bias), state.sent
         fires = charged >= state.size * theta
         if f.cap is not None:
-            fires &= sent + state.size <= jnp.floor(
-                t.astype(theta.dtype) * f.cap / theta
-            )
+            fires &= sent + state.size <= within(f.cap, theta, t)
         fires = jax.lax.optimization_barrier(fires)  # or XLA computes them twice
         spikes = jnp.where(fires, state.size, 0.0)
         size = jnp.where(fires, jnp.minimum(2 * state.size, float(self.gamma)), 1.0)

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest
+from jaxburst.neurons.base import (
+    Neuron,
+    Threshold,
+    check_digits,
+    potential_at_rest,
+    within,
+)
 from jaxburst.neurons.sigma_delta import Said
 
 
@@ -24,9 +30,9 @@ class MultiThreshold(Neuron):
 
     where :math:`n_t` is :math:`k_t` cut to a power of two of its sign, at most
     :math:`\gamma`, and :math:`N` counts what has been sent. What a spike leaves over
-    stays for the next. Charge is conserved. A population with a cap sends what a
-    `Burst` may. The hardware needs signed spikes of a few sizes, a shift at every
-    synapse, and a count of what was sent.
+    stays for the next. Charge is conserved. Of a population with a cap
+    :math:`k_t` is at most what a `Burst` may still send. The hardware needs signed
+    spikes of a few sizes, a shift at every synapse, and a count of what was sent.
 
     Assumed: of a ReLU the authors' compensated expectation, :math:`t\, f(m_t)` of the
     mean so far, is the ReLU of the sum; their networks have none. In their program
@@ -56,11 +62,7 @@ class MultiThreshold(Neuron):
 
     def __post_init__(self):
         whole("MultiThreshold: gamma", self.gamma, 1, 2**16)
-        if self.gamma & (self.gamma - 1):
-            raise ValueError(
-                "MultiThreshold: gamma: expected a power of two, as all thresholds "
-                f"are, found {self.gamma}"
-            )
+        check_digits("MultiThreshold", self.gamma, 1)
 
     @property
     def most(self) -> int:
@@ -83,8 +85,7 @@ class MultiThreshold(Neuron):
         charged = state.potential + (current + bias)
         due = jnp.maximum(jnp.floor(charged / theta), -state.sent)
         if f.cap is not None:
-            allowed = jnp.floor(t.astype(theta.dtype) * f.cap / theta)
-            due = jnp.minimum(due, allowed - state.sent)
+            due = jnp.minimum(due, within(f.cap, theta, t) - state.sent)
         size = jnp.minimum(jnp.abs(due), float(self.gamma))
         mantissa, _ = jnp.frexp(size)  # ½ .. 1, so that size / mantissa is exact
         power = jnp.where(size > 0, size / (2 * mantissa), jnp.zeros_like(size))

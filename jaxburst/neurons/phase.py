@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, over
-from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest
+from jaxburst.neurons.base import Neuron, Threshold, potential_at_rest, within
 from jaxburst.neurons.sigma_delta import Said
 
 
@@ -30,7 +30,7 @@ class Phase(Neuron):
     hardware needs one shift per layer and step.
 
     Assumed: the input and constants are presented at the first step of each period, as
-    real numbers.
+    real numbers; a correction is one of these constants, with the row of that step.
 
     Attributes:
       period: the `K` steps of a period.
@@ -92,8 +92,8 @@ class Phase(Neuron):
         weight = self.worth(t).astype(current.dtype)
         fires, sent = charged >= weight * theta, state.sent
         if f.cap is not None:
-            most = f.cap / theta * ((t - 1) // self.period + 1).astype(theta.dtype)
-            fires &= sent + weight <= most
+            periods = (t - 1) // self.period + 1
+            fires &= sent + weight <= within(f.cap, theta, periods)
         spikes = jax.lax.optimization_barrier(fires.astype(current.dtype))
         if f.cap is not None:
             sent = sent + weight * spikes

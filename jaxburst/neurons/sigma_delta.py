@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxburst.checks import whole
 from jaxburst.graph import RELU, Function, over
-from jaxburst.neurons.base import Neuron, Threshold, check_gamma
+from jaxburst.neurons.base import Neuron, Threshold, check_digits, check_gamma
 
 
 class Said(NamedTuple):
@@ -51,8 +51,10 @@ class SigmaDelta(Neuron):
         N_t = N_{t-1} + n_t
 
     At the first step it rounds by the `initial` of the threshold instead of ½. With
-    `digits` a spike is the number nearest to what is missing that so many signed powers
-    of two add up to. It is at most `gamma`, of either sign.
+    `digits` a spike is the number nearest to what is missing, :math:`f(v_t) / \theta -
+    N_{t-1}`, that so many signed powers of two add up to, the larger of two as near;
+    none is sent where the equation gives none, nor of less than 1 - `initial` at the
+    first step. It is at most `gamma`, of either sign.
 
     One step (`steps=1`) is the conventional network with its activations rounded to
     `θ`, each sent once, and none that is 0. With `digits` it is sent in a floating
@@ -88,6 +90,7 @@ class SigmaDelta(Neuron):
         check_gamma(kind, self.gamma)
         if self.digits is not None:
             whole(f"{kind}: digits", self.digits, 1)
+            check_digits(kind, self.gamma, self.digits)
 
     @property
     def most(self) -> int | None:

@@ -35,8 +35,8 @@ class Window(SigmaDelta, abc.ABC):
       (15, 4, 4)
     """
 
-    gamma: int | None = dataclasses.field(init=False, default=None)
-    digits: int | None = dataclasses.field(init=False, default=None)
+    gamma: int | None = dataclasses.field(init=False, default=None, repr=False)
+    digits: int | None = dataclasses.field(init=False, default=None, repr=False)
     slots: int = 8
 
     universal = False
@@ -183,10 +183,10 @@ class OneSpike(Window):
         p_1 = 1, \qquad p_{k+1} = \max(p_k + 1, \lfloor b\, p_k + \tfrac12 \rfloor)
 
     are the sizes of the slots, the largest first, for a base `b`. A neuron sends the
-    size nearest to its activation over the threshold; below the first by its `initial`
-    it stays silent. A smaller base says it more closely and takes more slots. The
-    hardware needs a factor that all layers share in every slot; with a base of 2 it is
-    a shift.
+    size nearest to its activation over the threshold, the larger of two as near; below
+    1 - `initial` it stays silent. A smaller base says it more closely and takes more
+    slots. The hardware needs a factor that all layers share in every slot; with a base
+    of 2 it is a shift.
 
     Assumed: sizes are whole numbers of quanta, and what the authors choose for each
     layer, their shift of thresholds and their base, is the nearest size, and one base.
