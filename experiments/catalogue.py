@@ -96,8 +96,9 @@ def repeating(
     thresholds = draw.thresholds(neuron.levels, percentile, steps)
     model, spiking = draw.convert(neuron, thresholds, initial)
     if correct:
+        some = draw.images[: min(100, 3200 // correct)]  # a layer holds all steps
         how = {"steps": correct, "each_step": each}
-        spiking = jb.methods.correct(model, spiking, draw.images[:100], **how)
+        spiking = jb.methods.correct(model, spiking, some, **how)
     return model, spiking
 
 

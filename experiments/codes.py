@@ -137,7 +137,8 @@ def _running(model, steps: int, before: int, held: int):
 def record(model, spiking, inputs, steps: int, before: int = 0, held: int = 0):
     """Logits `[N, T, C]`, and what is sent at each step `{name: [N, T, 3]}`, with a
     first run of all layers, or of each."""
-    task = _running(model, steps, before, held), prepared(model, spiking), inputs, 100
+    size = 50 if held else 100  # a layer holds all steps
+    task = _running(model, steps, before, held), prepared(model, spiking), inputs, size
     logits, traffic = gather(*task, options=compiler_options(model.network))
     return logits, {name: np.stack(own, -1) for name, own in traffic.items()}
 
