@@ -53,7 +53,8 @@ def shifted(
       The `Trace` of the second runs.
 
     Example:
-      >>> shifted(model, spiking, inputs, steps=8, before=4).logits.shape
+      >>> unary = jb.Model(network, jb.Burst(1))
+      >>> shifted(unary, spiking, inputs, steps=8, before=4).logits.shape
       (8, 2, 1)
 
     References:

@@ -44,7 +44,8 @@ def silenced(
       own alone.
 
     Example:
-      >>> silenced(model, spiking, inputs, steps=8, before=4).logits.shape
+      >>> unary = jb.Model(network, jb.Burst(1))
+      >>> silenced(unary, spiking, inputs, steps=8, before=4).logits.shape
       (12, 2, 1)
 
     References:
