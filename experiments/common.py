@@ -506,7 +506,8 @@ def _json(record: dict) -> str:
 
 def _laid(value, margin: str = "\n") -> str:
     text, inner = json.dumps(value, ensure_ascii=False), f"{margin} "
-    if not isinstance(value, dict | list) or "{" not in text[1:]:
+    inside = any(mark in text[1:] for mark in (": {", "[{", ", {"))
+    if not isinstance(value, dict | list) or not inside:
         return text
     cells = [_laid(one, inner) for one in (value.values() if text[0] == "{" else value)]
     if text[0] == "{":
