@@ -275,8 +275,12 @@ def examine(bench: Bench, name: str, keep: Callable) -> dict:
         ]
         when = {main[1], *(steps for j, steps in goals.values() if j == i)}
         when |= set(common.sampled(code.steps).tolist()) if i in full else set()
+        held, spent = setting.get("held", 0), draws[0]["operations"]
+        # The next layer has to hear so many steps, whenever the answer is read.
+        spent = [spent[held - 1]] * held + spent[held:]
+        draws[0] = draws[0] | {"operations": spent}
         rows[str(setting)] = own = kept(draws, code.unit, main[1], sorted(when))
-        more = setting.get("held", 0) + code.waits * (code.slots(**setting) - 1)
+        more = held + code.waits * (code.slots(**setting) - 1)
         for model, joules in waited(bench.network).items() if more else ():
             own["joules"][model] += more * joules
     return {
