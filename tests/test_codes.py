@@ -340,8 +340,9 @@ def test_silenced_neurons_are_those_that_fired_too_much(name):
     ):
         np.testing.assert_allclose(found.logits[part], logits, rtol=0, atol=1e-12)
         assert [found.events[name][part].sum() for name in it.network.neurons] == quanta
-    with pytest.raises(ValueError, match="silenced: expected integrate-and-fire"):
-        silenced(it.model(Burst(1, reset="zero")), spiking, it.inputs, steps)
+    for other in (SigmaDelta(), Burst(1, reset="zero")):
+        with pytest.raises(ValueError, match="silenced: expected integrate-and-fire"):
+            silenced(it.model(other), spiking, it.inputs, steps)
 
 
 def drives():
